@@ -1,0 +1,484 @@
+"""The settings of a run: one YAML file, checked against the types below.
+
+Every default is the paper's value (He et al., arXiv 1406.4729v4) unless its line says otherwise.
+A stage is handed its own section, never the whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sppdet.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BackboneName = Literal[
+    "alexnet", "vgg16", "squeezenet1_0", "squeezenet1_1", "resnet18", "resnet50", "zf5", "tiny"
+]
+Layer = Literal["pool5", "fc6", "fc7"]
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _ascending(values: list[int]) -> list[int]:
+    if values != sorted(set(values)):
+        raise ValueError("expected ascending values without repeats")
+    return values
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(values) != len(set(values)):
+        raise ValueError("expected every level once")
+    return values
+
+
+class Section(BaseModel):
+    """A part of the settings: frozen, strict about types, without unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class DataConfig(Section):
+    """Pictures and annotations."""
+
+    format: Literal["voc", "coco"] = "voc"
+    root: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
+    """One folder or several (such as VOC2007 and VOC2012)."""
+    images: Path | None = None
+    """COCO only: the folder of the pictures, if it isn't `root`."""
+    train: Annotated[list[str | None], BeforeValidator(_as_list), Field(min_length=1)]
+    """Name of the set (VOC) or annotation file (COCO), for all roots or one each; null: not this root."""
+    test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and _as_list(v))] = None
+    classes: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Class names in the order of their labels; auto: those of the training annotations, sorted."""
+    on_error: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="after")
+    def _sets_match_roots(self) -> DataConfig:
+        for key, sets in (("train", self.train), ("test", self.test)):
+            if sets is not None and len(sets) not in (1, len(self.root)):
+                raise ValueError(f"{key} names {len(sets)} sets for {len(self.root)} roots")
+        if self.classes != "auto" and len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name stands twice")
+        return self
+
+    def sets(self, split: Literal["train", "test"]) -> list[str | None]:
+        """One set name per root."""
+        names = self.train if split == "train" else self.test
+        if names is None:
+            raise ConfigError(f"data.{split}: no set is named; expected one to evaluate on")
+        return names if len(names) == len(self.root) else names * len(self.root)
+
+
+class ProposalsConfig(Section):
+    """Selective search, or boxes that others computed."""
+
+    engine: Literal["opencv", "stored"] = "opencv"
+    mode: Literal["fast", "quality"] = "fast"
+    max_boxes: PositiveInt = 2000
+    min_size: PositiveInt = 20
+    """Least width and height, in pixels of the resized picture."""
+    image_width: PositiveInt = 500
+    """Pictures are resized to this width for the search; boxes are mapped back."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the pseudo-random order; apart from the run's, so that runs can share their proposals."""
+    path: Path | None = None
+    """engine stored: a .mat or .npz file, or a folder of .npz files, one per picture."""
+
+    @model_validator(mode="after")
+    def _stored_has_path(self) -> ProposalsConfig:
+        if (self.engine == "stored") != (self.path is not None):
+            raise ValueError("path: expected with engine: stored, and only there")
+        return self
+
+
+class BackboneConfig(Section):
+    """The convolutional layers."""
+
+    name: BackboneName = "zf5"
+    weights: str = "imagenet"
+    """imagenet (fetched by torchvision), none (random) or a .safetensors/.pth file."""
+
+
+class FeaturesConfig(Section):
+    """Feature maps and the choice of windows on them."""
+
+    store: bool = True
+    """Keep the training pictures' maps (float16) on disk; otherwise they are computed when needed."""
+    canonical_size: PositiveInt = 224
+    """A window is pooled at the scale that brings its area nearest to the square of this."""
+    max_side: PositiveInt = 2400
+    """Cap on the longer side of a resized picture (ours, for panoramas)."""
+
+
+class HeadConfig(Section):
+    """The fully connected layers fc6 and fc7 (one width: fc6 alone)."""
+
+    widths: Annotated[list[PositiveInt], Field(min_length=1, max_length=2)] = [4096, 4096]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning of the fully connected layers."""
+
+    batches: PositiveInt = 300_000
+    batch_size: PositiveInt = 128
+    positive_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    positive_iou: Fraction = 0.5
+    negative_iou: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.1, 0.5]
+    """Negatives have their greatest IoU in [first, second)."""
+    lr: PositiveFloat = 1e-4
+    drop_after: Fraction = 5 / 6
+    """The learning rate is divided by 10 after this part of the batches (paper: 250k of 300k)."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    flip: bool = True
+    scale: Literal["best", "random"] = "best"
+    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Part of the training pictures on which the snapshot is chosen (ours; the paper doesn't say)."""
+    snapshots: PositiveInt = 20
+    """How many snapshots are compared, evenly spaced."""
+    pool_images: PositiveInt = 32
+    """Windows of this many pictures are pooled and shuffled together (ours)."""
+    pool_windows: PositiveInt = 64
+    """Windows drawn from each of them (ours)."""
+
+
+class SvmConfig(Section):
+    """One linear SVM a class, with hard negatives."""
+
+    layer: Literal["auto", "pool5", "fc6", "fc7"] = "auto"
+    """auto: the last layer there is, fc7 with the default head, pool5 with head: none."""
+    C: PositiveFloat = 1e-3
+    positive_weight: PositiveFloat = 2.0
+    bias: PositiveFloat = 10.0
+    """Value of the constant feature."""
+    target_norm: PositiveFloat = 20.0
+    """Features are scaled so that this is their mean norm."""
+    norm_images: PositiveInt = 200
+    norm_windows: PositiveInt = 200
+    negative_iou: Fraction = 0.3
+    """Negatives have IoU < this with every ground truth of the class."""
+    negative_nms: Fraction = 0.7
+    """Negatives with a greater IoU with an earlier one of the same picture are dropped; 1: none."""
+    hard_threshold: float = -1.0001
+    evict_threshold: float = -1.2
+    retrain_after: PositiveInt = 2000
+    passes: PositiveInt = 1
+    tolerance: PositiveFloat = 1e-2
+    """liblinear's stopping tolerance."""
+    max_iterations: PositiveInt = 2000
+
+
+class BboxConfig(Section):
+    """Ridge regression of box deltas, per class."""
+
+    layer: Layer = "pool5"
+    ridge: PositiveFloat = 1000.0
+    """λ for features of mean norm `svm.target_norm` (R-CNN; the released SPP-net has 4000)."""
+    min_iou: Fraction = 0.5
+    whiten_epsilon: PositiveFloat = 1e-3
+    max_examples: PositiveInt = 20_000
+    """Examples a class at most, drawn at random (bounds the memory; ours)."""
+
+
+class DetectConfig(Section):
+    """From scores to detections."""
+
+    nms: Fraction = 0.3
+    min_score: float = -1.5
+    max_per_class: PositiveInt = 100
+
+
+class EvalConfig(Section):
+    """The default metric."""
+
+    metric: Literal["voc07", "voc10", "coco"] = "voc07"
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    data: DataConfig
+    proposals: ProposalsConfig = ProposalsConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    scales: Annotated[
+        list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)
+    ] = [480, 576, 688, 864, 1200]
+    """Shorter sides of the resized pictures, in pixels."""
+    spp_levels: Annotated[
+        list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)
+    ] = [6, 3, 2, 1]
+    """Bins a side."""
+    features: FeaturesConfig = FeaturesConfig()
+    head: Annotated[HeadConfig | None, BeforeValidator(_none)] = HeadConfig()
+    finetune: Annotated[FinetuneConfig | None, BeforeValidator(_none)] = FinetuneConfig()
+    svm: SvmConfig = SvmConfig()
+    bbox: Annotated[BboxConfig | None, BeforeValidator(_none)] = BboxConfig()
+    detect: DetectConfig = DetectConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Threads that decode pictures and search for proposals; auto: one per core."""
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 5.0
+    """How much of a stage an interruption may cost; 0: as little as possible."""
+    store: Path | None = None
+    """Folder of proposals and feature maps; runs that name the same one share them."""
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Config:
+        layers = self.layers()
+        wanted = {"svm.layer": self.svm.layer}
+        if self.bbox is not None:
+            wanted["bbox.layer"] = self.bbox.layer
+        for key, layer in wanted.items():
+            if layer not in (*layers, "auto"):
+                raise ValueError(f"{key}: {layer} needs a head; there is {', '.join(layers)}")
+        if self.head is None and self.finetune is not None and self.finetune != FinetuneConfig():
+            raise ValueError("finetune: with head: none there is nothing to fine-tune")
+        if self.head is not None and self.finetune is None and not self._head_is_pretrained():
+            raise ValueError(
+                f"finetune: {self.backbone.name} with these weights has no fc6/fc7 to start from; "
+                "expected finetune settings or head: none"
+            )
+        return self
+
+    def _head_is_pretrained(self) -> bool:
+        return self.backbone.name in ("alexnet", "vgg16") and self.backbone.weights != "none"
+
+    def layers(self) -> list[Layer]:
+        """The layers whose features exist, in order."""
+        fc: list[Layer] = ["fc6", "fc7"]
+        return ["pool5", *fc[: len(self.head.widths) if self.head else 0]]
+
+    def svm_layer(self) -> Layer:
+        """`svm.layer`, with auto resolved."""
+        return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
+
+    def worker_count(self) -> int:
+        """`workers`, with auto resolved."""
+        return available_cores() if self.workers == "auto" else self.workers
+
+    def to_yaml(self) -> str:
+        """The resolved settings; reading them again gives an equal Config."""
+        raw = self.model_dump(mode="json")
+        for key in ("head", "finetune", "bbox"):
+            raw[key] = raw[key] or "none"
+        if self.head is None:
+            raw["finetune"] = "none"
+        raw["svm"]["layer"] = self.svm_layer()
+        return yaml.safe_dump(raw, sort_keys=False)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
+WEIGHT_NAMES = ("imagenet", "none")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a repeated key."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, its `base` files and the `overrides` ("svm.C=0.01"), and check the whole.
+
+    Paths in a file are relative to that file; paths in overrides are relative to the working folder.
+
+    Raises:
+        ConfigError: one line with file, key and what was expected.
+    """
+    raw = _read_with_bases(path, ())
+    known_from = str(path)
+    for item in overrides:
+        _apply_override(raw, item)
+        known_from = f"{path} with --set"
+    return check_config(raw, known_from)
+
+
+def check_config(raw: Mapping[str, Any], where: str) -> Config:
+    """Validate plain data; `where` starts the message of an error."""
+    problem = _unknown_key(raw, Config, ())
+    if problem:
+        raise ConfigError(f"{where}: {problem}")
+    try:
+        return Config.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve() if seen else path
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base: the files build on each other in a circle")
+    raw = read_yaml(path)
+    base = raw.pop("base", None)
+    _resolve_paths(raw, path.resolve().parent)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a YAML file")
+    return _merge(_read_with_bases(path.parent / base, (*seen, path.resolve())), raw)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, as plain data."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (safe)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
+    return raw
+
+
+def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
+    for *sections, key in PATH_KEYS:
+        holder: Any = raw
+        for section in sections:
+            holder = holder.get(section) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and holder.get(key) is not None:
+            value = holder[key]
+            if isinstance(value, str):
+                holder[key] = _absolute(value, folder)
+            elif isinstance(value, list):
+                holder[key] = [_absolute(v, folder) if isinstance(v, str) else v for v in value]
+    backbone = raw.get("backbone")
+    if isinstance(backbone, dict) and isinstance(backbone.get("weights"), str):
+        if backbone["weights"] not in WEIGHT_NAMES:
+            backbone["weights"] = _absolute(backbone["weights"], folder)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(path).expanduser())
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(raw: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {item}: expected key=value, such as svm.C=0.01")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {item}: the value is not YAML") from None
+    *sections, last = key.split(".")
+    patch: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        patch = {section: patch}
+    _resolve_paths(patch, Path.cwd())
+    merged = _merge(raw, patch)
+    raw.clear()
+    raw.update(merged)
+
+
+def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | None:
+    if not isinstance(raw, Mapping):
+        return None
+    for key, value in raw.items():
+        name = ".".join((*at, str(key)))
+        field = model.model_fields.get(str(key))
+        if field is None:
+            near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {'.'.join((*at, near[0]))}?" if near else (
+                f"; known here: {', '.join(model.model_fields)}"
+            )
+            return f"{name}: unknown{hint}"
+        section = _section_of(field.annotation)
+        if section is not None:
+            problem = _unknown_key(value, section, (*at, str(key)))
+            if problem:
+                return problem
+    return None
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((s for a in get_args(annotation) if (s := _section_of(a))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # the branches of a union end the location with words that are no keys of ours
+    keys = [str(part) for part in first["loc"] if not _is_branch(part)]
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    more = error.error_count() - 1
+    also = f" (and {more} more)" if more and not any(_is_branch(p) for p in first["loc"]) else ""
+    where = ".".join(keys)
+    return f"{where}: {message}{given}{also}" if where else f"{message}{also}"
+
+
+def _is_branch(part: Any) -> bool:
+    return isinstance(part, str) and (
+        part in ("int", "list", "str", "path", "none") or "[" in part or part == ""
+    )

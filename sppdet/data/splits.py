@@ -1,0 +1,43 @@
+"""The splits that the settings name."""
+
+from __future__ import annotations
+
+from sppdet.config import DataConfig
+from sppdet.data.cache import PictureCache
+from sppdet.data.dataset import load_dataset
+from sppdet.types import Dataset
+
+
+def read_split(
+    config: DataConfig,
+    split: str,
+    class_names: tuple[str, ...] | None,
+    pictures: PictureCache | None,
+    *,
+    workers: int,
+) -> Dataset:
+    """A split by its name: train, test, or any other set that the folders hold.
+
+    Args:
+        class_names: the labels; None takes `data.classes`.
+        pictures: what is known of the pictures; None reads annotations alone.
+        workers: threads that decode.
+    """
+    sets: list[str | None]
+    if split in ("train", "test"):
+        sets = config.sets("train" if split == "train" else "test")
+    else:
+        sets = [split] * len(config.root)
+    if class_names is None and config.classes != "auto":
+        class_names = tuple(config.classes)
+    return load_dataset(
+        format=config.format,
+        roots=config.root,
+        sets=sets,
+        images=config.images,
+        class_names=class_names,
+        on_error=config.on_error,
+        read_pictures=pictures is not None,
+        workers=workers,
+        known=pictures,
+    )

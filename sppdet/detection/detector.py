@@ -1,0 +1,144 @@
+"""The trained detector: from a picture to detections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
+from sppdet.config import DetectConfig, Layer
+from sppdet.data.images import read_image
+from sppdet.features.regions import Extractor
+from sppdet.features.source import MapSource
+from sppdet.proposals.stage import Proposer
+from sppdet.types import Boxes, Detections, FeatureMaps, Picture, Proposals, Scores
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """All classes' SVMs on the features of one layer, for features as they come from it."""
+
+    layer: Layer
+    weights: torch.Tensor  # (K, D) float32
+    biases: torch.Tensor  # (K,) float32
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """(U, K) SVM margins of features (U, D)."""
+        return features @ self.weights.T + self.biases
+
+
+@dataclass(frozen=True)
+class Regressors:
+    """All classes' box regressors on the features of one layer, for features as they come from it."""
+
+    layer: Layer
+    weights: torch.Tensor  # (K, D, 4) float32
+    biases: torch.Tensor  # (K, 4) float32
+
+    def deltas(self, features: torch.Tensor, label: int) -> NDArray[np.float32]:
+        """(N, 4) box deltas of class `label` from features (N, D)."""
+        out = features @ self.weights[label - 1] + self.biases[label - 1]
+        return out.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Detector:
+    """SPP-net detection with trained parts.
+
+    `detector(picture)` runs everything on a path or an array (H, W, 3) RGB uint8; `detect` works on
+    proposals and maps that are there already.
+    """
+
+    class_names: tuple[str, ...]
+    proposer: Proposer
+    maps: MapSource
+    extractor: Extractor
+    classifiers: Classifiers
+    regressors: Regressors | None
+    config: DetectConfig
+
+    @classmethod
+    def load(cls, run: Path | str, *, device: str = "auto") -> Detector:
+        """The detector of a run's folder; no code is run on loading.
+
+        Raises:
+            ArtifactError: not a run, or its training isn't finished.
+        """
+        from sppdet.model import load_detector
+
+        return load_detector(Path(run), device=device)
+
+    def __call__(self, picture: Path | str | Picture) -> Detections:
+        """Detections in a picture, in original pixels."""
+        path = "" if isinstance(picture, np.ndarray) else str(picture)
+        pixels = _checked(picture) if isinstance(picture, np.ndarray) else read_image(picture)
+        return self.detect(self.maps.compute(pixels), self.proposer.of(pixels), pixels, path=path)
+
+    def detect(
+        self, maps: FeatureMaps, proposals: Proposals, picture: Picture, *, path: str = ""
+    ) -> Detections:
+        """Score every window for every class, NMS, regress, clip."""
+        height, width = picture.shape[:2]
+        return self.detect_in(maps, proposals, width=width, height=height, path=path)
+
+    @torch.inference_mode()
+    def detect_in(
+        self, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int, path: str = ""
+    ) -> Detections:
+        """As `detect`, for a picture of known size in original pixels."""
+        if len(proposals) == 0:
+            none = np.zeros(0, dtype=np.int64)
+            scores = np.zeros(0, dtype=np.float32)
+            return Detections(empty_boxes(), scores, none, self.class_names, path)
+        maps = maps.to(self.maps.device)
+        windows = self.extractor.windows(maps, proposals.boxes)
+        pooled = self.extractor.pool(maps, windows.cells)
+        features = self.extractor.layer(pooled, self.classifiers.layer)
+        scores = self.classifiers.scores(features).cpu().numpy()[windows.index]  # [P, K]
+        chosen = [self._choose(proposals.boxes, scores[:, k]) for k in range(scores.shape[1])]
+        boxes, kept_scores, labels = [], [], []
+        for k, rows in enumerate(chosen):
+            kept = proposals.boxes[rows]
+            if self.regressors is not None and len(rows):
+                used = torch.from_numpy(windows.index[rows]).to(pooled.device)
+                source = pooled[used] if self.regressors.layer == "pool5" else (
+                    self.extractor.layer(pooled[used], self.regressors.layer)
+                )
+                moved = decode_deltas(kept, self.regressors.deltas(source, k + 1))
+                kept = _clip_or_keep(moved, kept, width=width, height=height)
+            boxes.append(kept)
+            kept_scores.append(scores[rows, k])
+            labels.append(np.full(len(rows), k + 1, dtype=np.int64))
+        all_scores = np.concatenate(kept_scores)
+        order = np.argsort(-all_scores, kind="stable")
+        return Detections(
+            np.concatenate(boxes)[order],
+            all_scores[order],
+            np.concatenate(labels)[order],
+            self.class_names,
+            path,
+        )
+
+    def _choose(self, boxes: Boxes, scores: Scores) -> NDArray[np.int64]:
+        """Rows of one class's detections, in descending score."""
+        rows = np.flatnonzero(scores >= self.config.min_score)
+        kept = nms(boxes[rows], scores[rows], max_iou=self.config.nms)
+        return rows[kept][: self.config.max_per_class]
+
+
+def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:
+    """The regressed boxes cut to the picture; one that leaves it stays where it was."""
+    clipped = clip_boxes(moved, width=width, height=height)
+    lost = (clipped[:, 2] <= clipped[:, 0]) | (clipped[:, 3] <= clipped[:, 1])
+    clipped[lost] = before[lost]
+    return clipped
+
+
+def _checked(picture: Picture) -> Picture:
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+        raise ValueError(f"picture: {picture.dtype} {picture.shape}, expected uint8 (H, W, 3) RGB")
+    return picture

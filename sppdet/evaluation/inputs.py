@@ -1,0 +1,100 @@
+"""What the metrics start from: a data set's detections and ground truth in flat arrays, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.boxes import empty_boxes
+from sppdet.errors import DataError
+from sppdet.types import Boxes, Dataset, Detections, Flags, Labels, Scores
+
+
+@dataclass(frozen=True)
+class FlatDetections:
+    """All detections of a split, in the order of its pictures."""
+
+    image_index: NDArray[np.int64]  # (N,) rows of `Dataset.images`
+    boxes: Boxes  # (N, 4)
+    scores: Scores  # (N,)
+    labels: Labels  # (N,)
+
+
+@dataclass(frozen=True)
+class FlatGroundTruth:
+    """All annotated objects of a split, in the order of its pictures."""
+
+    image_index: NDArray[np.int64]  # (G,) rows of `Dataset.images`
+    boxes: Boxes  # (G, 4)
+    labels: Labels  # (G,)
+    difficult: Flags  # (G,)
+
+
+def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> FlatDetections:
+    """Put the detections of all pictures into one set of arrays.
+
+    Args:
+        dataset: the split.
+        detections: by picture id; a picture that is missing has none.
+
+    Raises:
+        DataError: a picture that is not in the split, a label or a list of class names that is not
+            the data set's, a score that is not finite.
+    """
+    check_detections(dataset, detections)
+    present = [
+        (row, detections[image.id])
+        for row, image in enumerate(dataset.images)
+        if image.id in detections
+    ]
+    rows = np.array([row for row, _ in present], dtype=np.int64)
+    counts = np.array([len(found) for _, found in present], dtype=np.int64)
+    return FlatDetections(
+        np.repeat(rows, counts),
+        np.concatenate([empty_boxes(), *(found.boxes for _, found in present)]),
+        np.concatenate([np.zeros(0, np.float32), *(found.scores for _, found in present)]),
+        np.concatenate([np.zeros(0, np.int64), *(found.labels for _, found in present)]),
+    )
+
+
+def flatten_ground_truth(dataset: Dataset) -> FlatGroundTruth:
+    """Put the annotated objects of all pictures into one set of arrays."""
+    images = dataset.images
+    counts = np.array([len(image.gt_boxes) for image in images], dtype=np.int64)
+    return FlatGroundTruth(
+        np.repeat(np.arange(len(images), dtype=np.int64), counts),
+        np.concatenate([empty_boxes(), *(image.gt_boxes for image in images)]),
+        np.concatenate([np.zeros(0, np.int64), *(image.gt_labels for image in images)]),
+        np.concatenate([np.zeros(0, np.bool_), *(image.difficult for image in images)]),
+    )
+
+
+def check_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> None:
+    """Raise DataError unless every detection is on a picture and of a class of `dataset`."""
+    known = {image.id for image in dataset.images}
+    for image_id, found in detections.items():
+        if image_id not in known:
+            raise DataError(f"detections on image {image_id!r}, which is not in {dataset.name}")
+        if found.class_names and found.class_names != dataset.class_names:
+            raise DataError(
+                f"detections on image {image_id!r}: their classes are not those of {dataset.name}:"
+                f" {_first_difference(found.class_names, dataset.class_names)}"
+            )
+        if not len(found):
+            continue
+        if found.labels.min() < 1 or found.labels.max() > len(dataset.class_names):
+            raise DataError(
+                f"detections on image {image_id!r}: a label is not in 1..{len(dataset.class_names)}"
+            )
+        if not np.isfinite(found.scores).all():
+            raise DataError(f"detections on image {image_id!r}: a score is not finite")
+
+
+def _first_difference(have: tuple[str, ...], want: tuple[str, ...]) -> str:
+    for label, (a, b) in enumerate(zip(have, want, strict=False), start=1):
+        if a != b:
+            return f"label {label} is {a!r}, expected {b!r}"
+    return f"{len(have)} classes, expected {len(want)}"

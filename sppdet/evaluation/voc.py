@@ -1,0 +1,266 @@
+"""Average precision by the rules of the PASCAL VOC devkit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.boxes import box_iou
+from sppdet.data.records import shorten
+from sppdet.evaluation.inputs import (
+    FlatDetections,
+    FlatGroundTruth,
+    flatten_detections,
+    flatten_ground_truth,
+)
+from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Flags, Scores
+
+log = logging.getLogger("sppdet")
+
+VocMetric = Literal["voc07", "voc10"]
+
+FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, -1
+
+
+def evaluate_voc(
+    dataset: Dataset,
+    detections: Mapping[str, Detections],
+    *,
+    metric: VocMetric,
+    min_iou: float = 0.5,
+) -> EvalResult:
+    """Mean average precision over the classes of a split.
+
+    A class all of whose objects are difficult, or that has none, gets AP = NaN, a warning, and no
+    part in the mean; the mean of no class is NaN.
+
+    Args:
+        dataset: the split with its ground truth.
+        detections: by picture id; a picture that is missing has none.
+        metric: "voc07", 11-point; "voc10", area under the monotone curve.
+        min_iou: a detection matches where IoU >= min_iou; in (0, 1].
+
+    Raises:
+        DataError: detections that do not fit the data set (see `flatten_detections`).
+        ValueError: an unknown metric or a `min_iou` out of range.
+    """
+    _check_metric(metric)
+    found = flatten_detections(dataset, detections)
+    truth = flatten_ground_truth(dataset)
+    by_label = np.argsort(found.labels, kind="stable")
+    starts = np.searchsorted(found.labels[by_label], np.arange(1, len(dataset.class_names) + 2))
+    classes = tuple(
+        _evaluate_class(
+            name,
+            _take(found, by_label[starts[k] : starts[k + 1]]),
+            _of_class(truth, label=k + 1),
+            metric=metric,
+            min_iou=min_iou,
+        )
+        for k, name in enumerate(dataset.class_names)
+    )
+    warn_uncounted([c.name for c in classes if c.ground_truths == 0], dataset.name)
+    return EvalResult(
+        metric=metric,
+        split=dataset.name,
+        mean_ap=mean_of_known([c.ap for c in classes]),
+        classes=classes,
+        images=len(dataset),
+        min_iou=min_iou,
+        image_ids=tuple(image.id for image in dataset.images),
+    )
+
+
+def match_class(
+    boxes: Boxes,
+    scores: Scores,
+    image_index: NDArray[np.int64],
+    *,
+    gt_boxes: Boxes,
+    gt_image_index: NDArray[np.int64],
+    gt_difficult: Flags,
+    min_iou: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Match the detections of one class with its ground truth over all pictures.
+
+    In descending score (ties in the order given), each detection takes the ground truth of greatest
+    IoU in its picture (ties: the first), difficult ones and ones already matched included. It is
+
+    - a false positive where that IoU < min_iou or its picture has no ground truth of the class,
+    - ignored where that ground truth is difficult,
+    - a true positive where it is the first to take that ground truth, else a false positive.
+
+    Args:
+        boxes: (D, 4), scores: (D,), image_index: (D,) any numbers that name the pictures.
+        gt_boxes: (G, 4), gt_image_index: (G,), gt_difficult: (G,).
+        min_iou: in (0, 1].
+
+    Returns:
+        (D,) rows in descending score, and (D,) int8 outcomes in that order: `TRUE_POSITIVE`,
+        `FALSE_POSITIVE` or `IGNORED`.
+
+    Raises:
+        ValueError: `min_iou` out of range.
+    """
+    if not 0 < min_iou <= 1:
+        raise ValueError(f"min_iou: {min_iou}, expected a number in (0, 1]")
+    iou, target = _nearest_gt(boxes, image_index, gt_boxes, gt_image_index)
+    order = np.argsort(-scores, kind="stable").astype(np.int64)
+    target = target[order]
+    hit = np.flatnonzero(iou[order] >= min_iou)
+    ignored = hit[gt_difficult[target[hit]]]
+    counted = hit[~gt_difficult[target[hit]]]
+    _, first = np.unique(target[counted], return_index=True)  # the first in descending score
+    outcomes = np.full(len(order), FALSE_POSITIVE, dtype=np.int8)
+    outcomes[ignored] = IGNORED
+    outcomes[counted[first]] = TRUE_POSITIVE
+    return order, outcomes
+
+
+def precision_recall(
+    outcomes: NDArray[np.int8], *, ground_truths: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall and precision after each detection.
+
+    Args:
+        outcomes: (D,) in descending score, as from `match_class`.
+        ground_truths: objects that count, difficult ones left out.
+
+    Returns:
+        (D,) recall, zeros if there is no ground truth, and (D,) precision, 0 until the first
+        detection that is not ignored.
+    """
+    tp = np.cumsum(outcomes == TRUE_POSITIVE)
+    fp = np.cumsum(outcomes == FALSE_POSITIVE)
+    recall: NDArray[np.float64] = tp / max(ground_truths, 1)
+    precision: NDArray[np.float64] = tp / np.maximum(tp + fp, 1)
+    return recall, precision
+
+
+def average_precision(
+    recall: NDArray[np.float64], precision: NDArray[np.float64], *, metric: VocMetric
+) -> float:
+    """Average precision of one curve.
+
+    "voc07" is the mean over k = 0..10 of the greatest precision where recall >= k/10. The quotients
+    are exact enough to compare: equal fractions round to one float64, so 9/15 reaches 6/10 (steps
+    of 0.1 added up would pass it). "voc10" is the area under the curve after each precision is
+    raised to the greatest at any higher recall.
+
+    Args:
+        recall: (D,) float64, never falling; true positives / ground truths.
+        precision: (D,) float64.
+
+    Returns:
+        In [0, 1]; 0 if D = 0.
+
+    Raises:
+        ValueError: an unknown metric.
+    """
+    _check_metric(metric)
+    envelope = monotone(precision)
+    if metric == "voc07":
+        at = np.searchsorted(recall, np.arange(11) / 10, side="left")  # first with recall >= k/10
+        return float(np.append(envelope, 0.0)[at].sum() / 11)
+    steps = np.diff(recall, prepend=0.0)
+    return float((steps * envelope).sum())
+
+
+def monotone(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(D,) each precision raised to the greatest at or after it."""
+    raised: NDArray[np.float64] = np.maximum.accumulate(precision[::-1])[::-1]
+    return raised
+
+
+def mean_of_known(values: list[float]) -> float:
+    """The mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def warn_uncounted(names: list[str], split: str) -> None:
+    """Say which classes have no ground truth that counts and so no part in the mean."""
+    if names:
+        log.warning("%s: left out of the mean, no object that counts: %s", split, shorten(names))
+
+
+def _evaluate_class(
+    name: str,
+    found: FlatDetections,
+    truth: FlatGroundTruth,
+    *,
+    metric: VocMetric,
+    min_iou: float,
+) -> ClassResult:
+    order, outcomes = match_class(
+        found.boxes,
+        found.scores,
+        found.image_index,
+        gt_boxes=truth.boxes,
+        gt_image_index=truth.image_index,
+        gt_difficult=truth.difficult,
+        min_iou=min_iou,
+    )
+    ground_truths = int((~truth.difficult).sum())
+    recall, precision = precision_recall(outcomes, ground_truths=ground_truths)
+    ap = average_precision(recall, precision, metric=metric) if ground_truths else float("nan")
+    return ClassResult(
+        name=name,
+        ap=ap,
+        recall=recall,
+        precision=precision,
+        scores=found.scores[order].astype(np.float64),
+        ground_truths=ground_truths,
+        detections=len(order),
+        image_index=found.image_index[order],
+        boxes=found.boxes[order],
+        outcomes=outcomes,
+    )
+
+
+def _nearest_gt(
+    boxes: Boxes,
+    image_index: NDArray[np.int64],
+    gt_boxes: Boxes,
+    gt_image_index: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    # (D,) the greatest IoU and its row of gt_boxes; 0 and -1 where the picture has no ground truth
+    iou = np.zeros(len(boxes))
+    target = np.full(len(boxes), -1, dtype=np.int64)
+    by_image = np.argsort(image_index, kind="stable")
+    gt_by_image = np.argsort(gt_image_index, kind="stable")
+    images, gt_starts = np.unique(gt_image_index[gt_by_image], return_index=True)
+    lows = np.searchsorted(image_index[by_image], images, side="left")
+    highs = np.searchsorted(image_index[by_image], images, side="right")
+    gt_groups = np.split(gt_by_image, gt_starts[1:])
+    for low, high, gt_rows in zip(lows, highs, gt_groups, strict=False):
+        if low == high:
+            continue
+        rows = by_image[low:high]
+        pairs = box_iou(boxes[rows], gt_boxes[gt_rows])  # [rows, gt_rows]
+        best = pairs.argmax(axis=1)
+        iou[rows] = pairs[np.arange(len(rows)), best]
+        target[rows] = gt_rows[best]
+    return iou, target
+
+
+def _take(found: FlatDetections, rows: NDArray[np.int64]) -> FlatDetections:
+    return FlatDetections(
+        found.image_index[rows], found.boxes[rows], found.scores[rows], found.labels[rows]
+    )
+
+
+def _of_class(truth: FlatGroundTruth, *, label: int) -> FlatGroundTruth:
+    keep = truth.labels == label
+    return FlatGroundTruth(
+        truth.image_index[keep], truth.boxes[keep], truth.labels[keep], truth.difficult[keep]
+    )
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in ("voc07", "voc10"):
+        raise ValueError(f"metric: {metric!r}, expected 'voc07' or 'voc10'")

@@ -1,0 +1,103 @@
+"""From a proposal to an image scale and to cells of that scale's feature map."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.types import Boxes
+
+# the float32 product of a box and a scale factor can miss a whole number by rounding; products
+# are formed in float64 and this much (in cells) is forgiven
+_ROUNDING = 1e-6
+
+
+def scale_factor(*, width: int, height: int, scale: int, max_side: int) -> float:
+    """Resized / original pixels that make the shorter side `scale`, the longer at most `max_side`."""
+    return min(scale / min(width, height), max_side / max(width, height))
+
+
+def choose_scales(
+    boxes: Boxes, scale_factors: NDArray[np.float32], *, canonical_area: float = 224 * 224
+) -> NDArray[np.int64]:
+    """Pick for each proposal the image scale that brings its area nearest to `canonical_area`.
+
+    Paper §4.1; the released code compares side lengths with 208.
+
+    Args:
+        boxes: (P, 4) original pixels.
+        scale_factors: (S,) ascending.
+        canonical_area: resized pixels; the crop on which the network was pre-trained.
+
+    Returns:
+        (P,) int64 indices into `scale_factors`; ties take the smaller; empty if P = 0.
+
+    Raises:
+        ValueError: no scales, or a box without area (its row is named).
+    """
+    if len(scale_factors) == 0:
+        raise ValueError("scale_factors: expected one or more")
+    b = boxes.astype(np.float64)
+    area = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    if (area <= 0).any():
+        raise ValueError(f"boxes, row {int(np.flatnonzero(area <= 0)[0])}: no area")
+    scaled = area[:, None] * np.square(scale_factors.astype(np.float64))[None, :]  # [P, S]
+    nearest: NDArray[np.int64] = np.abs(scaled - canonical_area).argmin(axis=1)
+    return nearest
+
+
+def project(
+    boxes: Boxes,
+    scale_factors: NDArray[np.float32],
+    *,
+    stride: int,
+    offset: float,
+    map_width: int,
+    map_height: int,
+) -> NDArray[np.int64]:
+    """Windows of cells: those whose receptive-field centres lie strictly inside each box.
+
+    left = ⌊(x − c₀)/S⌋ + 1 and right = ⌈(x − c₀)/S⌉ − 1, both inclusive; where left > right, both
+    become their floor-mean; then they are clamped into the map (paper, appendix A, with c₀ for any
+    padding).
+
+    Args:
+        boxes: (P, 4) original pixels.
+        scale_factors: (P,) of the scale chosen for each box.
+        stride: resized pixels between cells (S).
+        offset: centre of the first cell's receptive field, continuous resized pixels (c₀).
+        map_width, map_height: cells.
+
+    Returns:
+        (P, 4) int64 windows (left, top, right, bottom) in cells, inclusive.
+    """
+    resized = boxes.astype(np.float64) * scale_factors.astype(np.float64)[:, None]
+    cells = (resized - offset) / stride
+    whole = np.rint(cells)
+    cells = np.where(np.abs(cells - whole) < _ROUNDING, whole, cells)
+    low = np.floor(cells[:, :2]).astype(np.int64) + 1
+    high = np.ceil(cells[:, 2:]).astype(np.int64) - 1
+    middle = (low + high) // 2
+    crossed = low > high
+    low, high = np.where(crossed, middle, low), np.where(crossed, middle, high)
+    limit = np.array([map_width, map_height]) - 1
+    windows: NDArray[np.int64] = np.hstack([np.clip(low, 0, limit), np.clip(high, 0, limit)])
+    return windows
+
+
+def unique_windows(
+    scale_index: NDArray[np.int64], windows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct (scale, window) pairs and where each proposal's is.
+
+    Args:
+        scale_index: (P,), windows: (P, 4).
+
+    Returns:
+        (U, 5) int64 rows (scale, left, top, right, bottom), sorted, and (P,) int64 rows of it.
+    """
+    rows = np.hstack([scale_index[:, None], windows])
+    if len(rows) == 0:
+        return rows.astype(np.int64).reshape(0, 5), np.zeros(0, dtype=np.int64)
+    unique, index = np.unique(rows, axis=0, return_inverse=True)
+    return unique, index.reshape(-1).astype(np.int64)

@@ -1,0 +1,101 @@
+"""The fully connected layers on top of the pooled vector: fc6, fc7 and, for fine-tuning, fc8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sppdet.config import HeadConfig, Layer
+from sppdet.errors import ConfigError
+from sppdet.features.backbones import Backbone, FcLayers
+from sppdet.features.spp import level_columns, spp_width
+
+_FC8_DEVIATION = 0.01
+
+
+class Head(nn.Module):
+    """fc6 (– fc7) – fc8 with ReLU and dropout after all but the last."""
+
+    def __init__(self, width_in: int, widths: Sequence[int], classes: int, dropout: float) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(width_in, widths[0])
+        self.fc7 = nn.Linear(widths[0], widths[1]) if len(widths) > 1 else None
+        self.fc8 = nn.Linear(widths[-1], classes + 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def features(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
+        """(U, width) activations of fc6 or fc7, after the ReLU, without dropout."""
+        x = torch.relu(self.fc6(pooled))
+        if layer == "fc7":
+            if self.fc7 is None:
+                raise ValueError("fc7: the head has fc6 alone")
+            x = torch.relu(self.fc7(x))
+        return x
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(N, K + 1) class scores of pool5 features (N, D); column 0 is background."""
+        x = self.dropout(torch.relu(self.fc6(pooled)))
+        if self.fc7 is not None:
+            x = self.dropout(torch.relu(self.fc7(x)))
+        scores: torch.Tensor = self.fc8(x)
+        return scores
+
+
+def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, classes: int) -> Head:
+    """A head of the right shape, to be filled."""
+    return Head(spp_width(backbone.channels, levels), config.widths, classes, config.dropout)
+
+
+def build_head(
+    backbone: Backbone, levels: Sequence[int], config: HeadConfig, *, classes: int, seed: int
+) -> Head:
+    """The head that fine-tuning starts from.
+
+    fc6 and fc7 start from the pre-trained classifier where there is one of their width; its fc6
+    columns go to the SPP level of its own grid and the other levels start at zero, so that the
+    first forward pass equals the pre-trained network. Else they are random. fc8 ~ N(0, 0.01²).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = empty_head(backbone, levels, config, classes)
+        _initialise(head)
+    if backbone.fc is not None and _fits(backbone.fc, config):
+        _copy_pretrained(head, backbone.fc, backbone.channels, levels)
+    return head
+
+
+def starts_pretrained(backbone: Backbone, config: HeadConfig) -> bool:
+    """Whether `build_head` takes fc6/fc7 from a pre-trained classifier."""
+    return backbone.fc is not None and _fits(backbone.fc, config)
+
+
+def _initialise(head: Head) -> None:
+    for layer in (head.fc6, head.fc7):
+        if layer is not None:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    nn.init.normal_(head.fc8.weight, std=_FC8_DEVIATION)
+    nn.init.zeros_(head.fc8.bias)
+
+
+def _fits(fc: FcLayers, config: HeadConfig) -> bool:
+    widths = [fc.fc6.out_features, fc.fc7.out_features]
+    return config.widths == widths[: len(config.widths)]
+
+
+@torch.no_grad()
+def _copy_pretrained(head: Head, fc: FcLayers, channels: int, levels: Sequence[int]) -> None:
+    if fc.grid not in levels:
+        raise ConfigError(
+            f"spp_levels: {list(levels)} has no {fc.grid}; the pre-trained fc6 needs that level"
+        )
+    columns = level_columns(channels, levels, fc.grid)
+    theirs = fc.fc6.weight.unflatten(1, (channels, fc.grid, fc.grid))
+    head.fc6.weight.zero_()
+    head.fc6.weight[:, columns] = theirs.permute(0, 2, 3, 1).flatten(1)
+    head.fc6.bias.copy_(fc.fc6.bias)
+    if head.fc7 is not None:
+        head.fc7.weight.copy_(fc.fc7.weight)
+        head.fc7.bias.copy_(fc.fc7.bias)

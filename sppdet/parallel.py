@@ -1,0 +1,43 @@
+"""Threads: how many the libraries may use, and an ordered map with a bounded look-ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import cv2
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def set_threads(count: int) -> None:
+    """Let torch use `count` threads, and OpenCV one a call (its callers run in parallel)."""
+    torch.set_num_threads(count)
+    cv2.setNumThreads(1)
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
+) -> Iterator[R]:
+    """`function` of every item, in the items' order, computed by threads.
+
+    At most `ahead` results (2 × `workers` if None) wait to be taken, so that memory stays bounded.
+    The first error is raised in its place, after which nothing further is started.
+    """
+    waiting: deque[Future[R]] = deque()
+    limit = ahead if ahead is not None else 2 * workers
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > limit:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

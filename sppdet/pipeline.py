@@ -1,0 +1,258 @@
+"""The stages in order: data, proposals, features, finetune, svm, bbox, evaluate.
+
+Each stage finds what is there already by its fingerprint, so that a run that was interrupted, or
+whose settings have changed, does again only what it must.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from sppdet.artifacts import fingerprint, fingerprint_of, write_text
+from sppdet.config import Config
+from sppdet.data.cache import PictureCache
+from sppdet.data.splits import read_split
+from sppdet.evaluation.stage import evaluate_run
+from sppdet.features.backbones import Backbone, load_backbone
+from sppdet.features.head import Head, build_head
+from sppdet.features.regions import Extractor
+from sppdet.features.source import MapSource, weights_digest
+from sppdet.features.spp import VERSION as SPP_VERSION
+from sppdet.model import (
+    ModelFiles,
+    choose_device,
+    read_head,
+    save_backbone,
+    save_classifiers,
+    save_head,
+    save_regressors,
+)
+from sppdet.proposals.stage import Proposer
+from sppdet.run import Reporter
+from sppdet.training.bbox import VERSION as BBOX_VERSION
+from sppdet.training.bbox_stage import train_box_regressors
+from sppdet.training.finetune import VERSION as FINETUNE_VERSION
+from sppdet.training.finetune_stage import finetune
+from sppdet.training.material import Material
+from sppdet.training.svm import VERSION as SVM_VERSION
+from sppdet.training.svm_stage import train_svms
+from sppdet.types import Dataset, EvalResult
+
+Stage = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
+STAGES: tuple[Stage, ...] = (
+    "data",
+    "proposals",
+    "features",
+    "finetune",
+    "svm",
+    "bbox",
+    "evaluate",
+)
+
+
+def train(
+    config: Config,
+    run: Path,
+    *,
+    device: str = "auto",
+    until: Stage = "evaluate",
+    reporter: Reporter | None = None,
+) -> EvalResult | None:
+    """Train a detector in the folder `run`, going on where an earlier call stopped.
+
+    Returns:
+        the evaluation on the test set, where one is named and `until` reaches so far.
+    """
+    reporter = reporter or Reporter(run)
+    last = STAGES.index(until)
+    write_text(run / "config.yaml", config.to_yaml())
+    reporter.log("run started", config=config.model_dump(mode="json"), until=until)
+
+    with reporter.stage("data"):
+        pictures = PictureCache.load(run / "pictures.json")
+        training_set, test_set = read_data(config, pictures, reporter=reporter)
+        pictures.save(run / "pictures.json")
+    if last < STAGES.index("proposals"):
+        return None
+
+    store = config.store or run / "store"
+    with reporter.stage("proposals"):
+        proposer = Proposer(config.proposals, store)
+        for dataset in (training_set, test_set):
+            if dataset is not None:
+                proposer.of_dataset(
+                    dataset, pictures, workers=config.worker_count(), reporter=reporter
+                )
+    if last < STAGES.index("features"):
+        return None
+
+    files = ModelFiles(run)
+    with reporter.stage("features"):
+        backbone = _backbone(config, files, device=device)
+        maps = MapSource(
+            backbone,
+            config.scales,
+            config.features,
+            pictures,
+            store if config.features.store else None,
+        )
+        mirrored = config.head is not None and config.finetune is not None and config.finetune.flip
+        maps.fill(training_set.images, mirrored=mirrored, reporter=reporter)
+    if last < STAGES.index("finetune"):
+        return None
+
+    material = Material(
+        dataset=training_set,
+        pictures=pictures,
+        proposer=proposer,
+        maps=maps,
+        extractor=Extractor(tuple(config.spp_levels), config.features.canonical_size, None),
+        folder=run,
+        seed=config.seed,
+        checkpoint_seconds=60 * config.checkpoint_minutes,
+        reporter=reporter,
+    )
+    with reporter.stage("finetune"):
+        head, head_made_by = _head(config, material, backbone, files)
+    if last < STAGES.index("svm"):
+        return None
+
+    material = material.with_head(head)
+    with reporter.stage("svm"):
+        svm_made_by = _svms(config, material, files, head_made_by)
+    if last < STAGES.index("bbox"):
+        return None
+
+    with reporter.stage("bbox"):
+        _regressors(config, material, files, head_made_by)
+    shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
+    reporter.log("trained", svm=svm_made_by)
+    if last < STAGES.index("evaluate") or test_set is None:
+        return None
+    return evaluate_run(run, "test", device=device, reporter=reporter)
+
+
+def read_data(
+    config: Config, pictures: PictureCache, *, reporter: Reporter
+) -> tuple[Dataset, Dataset | None]:
+    """The training set and, where one is named, the test set with the same classes."""
+    workers = config.worker_count()
+    training_set = read_split(config.data, "train", None, pictures, workers=workers)
+    splits = [("train", training_set)]
+    test_set = None
+    if config.data.test is not None:
+        names = training_set.class_names
+        test_set = read_split(config.data, "test", names, pictures, workers=workers)
+        splits.append(("test", test_set))
+    for name, dataset in splits:
+        objects = sum(len(image.gt_boxes) for image in dataset.images)
+        reporter.say(
+            f"{name}: {dataset.name}, {len(dataset)} pictures, {objects} objects of "
+            f"{len(dataset.class_names)} classes",
+            "data",
+            split=name,
+            skipped=dataset.skipped,
+            clipped_boxes=dataset.clipped_boxes,
+        )
+        for line in dataset.skipped:
+            reporter.say(f"skipped: {line}", "skipped")
+    return training_set, test_set
+
+
+def _backbone(config: Config, files: ModelFiles, *, device: str) -> Backbone:
+    """The convolutional layers by the settings, kept in the run."""
+    backbone = load_backbone(config.backbone.name, config.backbone.weights, seed=config.seed)
+    made_by = fingerprint("backbone", config.backbone.name, weights_digest(backbone.layers))
+    if fingerprint_of(files.backbone) != made_by:
+        save_backbone(files.backbone, backbone, made_by=made_by)
+    backbone.layers.to(choose_device(device))
+    return backbone
+
+
+def _head(
+    config: Config, material: Material, backbone: Backbone, files: ModelFiles
+) -> tuple[Head | None, str]:
+    """The fully connected layers, fine-tuned where that is asked for, and their fingerprint."""
+    if config.head is None:
+        return None, ""
+    classes = len(material.dataset.class_names)
+    head = build_head(
+        backbone, config.spp_levels, config.head, classes=classes, seed=config.seed
+    )
+    start = weights_digest(head)
+    if config.finetune is None:
+        made_by = fingerprint("head", start)
+        if fingerprint_of(files.head) != made_by:
+            save_head(files.head, head.eval().requires_grad_(False), made_by=made_by)
+    else:
+        made_by = fingerprint(
+            "finetune",
+            FINETUNE_VERSION,
+            SPP_VERSION,
+            config.finetune.model_dump(),
+            config.head.model_dump(),
+            start,
+            material.fingerprint(),
+        )
+        if _is_due(files.head, made_by, material.reporter):
+            tuned = finetune(material, head, config.finetune, made_by=made_by)
+            save_head(files.head, tuned, made_by=made_by)
+    head = read_head(files.head, backbone, config, classes=classes)
+    return head.to(material.maps.device), made_by
+
+
+def _svms(config: Config, material: Material, files: ModelFiles, head_made_by: str) -> str:
+    layer = config.svm_layer()
+    made_by = fingerprint(
+        "svm",
+        SVM_VERSION,
+        SPP_VERSION,
+        config.svm.model_dump(exclude={"layer"}),
+        layer,
+        head_made_by if layer != "pool5" else "",
+        material.fingerprint(),
+    )
+    if _is_due(files.svm, made_by, material.reporter):
+        classifiers = train_svms(material, layer, config.svm, made_by=made_by)
+        save_classifiers(
+            files.svm, classifiers, material.dataset.class_names, made_by=made_by
+        )
+    return made_by
+
+
+def _regressors(config: Config, material: Material, files: ModelFiles, head_made_by: str) -> None:
+    if config.bbox is None:
+        files.bbox.unlink(missing_ok=True)
+        return
+    layer = config.bbox.layer
+    scaling = {"target_norm", "norm_images", "norm_windows"}
+    made_by = fingerprint(
+        "bbox",
+        BBOX_VERSION,
+        SPP_VERSION,
+        config.bbox.model_dump(),
+        config.svm.model_dump(include=scaling),
+        head_made_by if layer != "pool5" else "",
+        material.fingerprint(),
+    )
+    if _is_due(files.bbox, made_by, material.reporter):
+        width = material.extractor.width(layer, material.maps.channels)
+        regressors = train_box_regressors(
+            material, config.bbox, config.svm, width=width, made_by=made_by
+        )
+        save_regressors(files.bbox, regressors, made_by=made_by)
+
+
+def _is_due(path: Path, made_by: str, reporter: Reporter) -> bool:
+    """Whether a stage must run; says what it found."""
+    there = fingerprint_of(path)
+    if there == made_by:
+        reporter.say(f"{path.stem}: there already", "stage skipped", part=path.stem)
+        return False
+    if path.exists():
+        reporter.say(f"{path.stem}: made by other settings or data; done anew", "stage redone")
+    return True
+
+

@@ -1,0 +1,91 @@
+"""Box regression: per class, ridge regression from region features to box deltas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+
+from sppdet.config import BboxConfig
+
+VERSION = 1  # raised when the same settings give other weights
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """targets ↔ whitened: white = (targets − mean) · matrix (ZCA)."""
+
+    mean: NDArray[np.float64]  # (4,)
+    matrix: NDArray[np.float64]  # (4, 4)
+    inverse: NDArray[np.float64]  # (4, 4)
+
+
+def fit_whitening(targets: NDArray[np.float32], *, epsilon: float) -> Whitening:
+    """ZCA of the box deltas (N, 4), `epsilon` added to the covariance's eigenvalues (R-CNN)."""
+    t = targets.astype(np.float64)
+    mean = t.mean(axis=0)
+    centred = t - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(t))
+    spread = np.sqrt(np.maximum(values, 0.0) + epsilon)
+    return Whitening(mean, (vectors / spread) @ vectors.T, (vectors * spread) @ vectors.T)
+
+
+@dataclass(frozen=True)
+class BoxRegressor:
+    """deltas(x) = x · weight + bias; the whitening is already undone."""
+
+    weight: NDArray[np.float32]  # (D, 4)
+    bias: NDArray[np.float32]  # (4,)
+
+
+def fit_box_regressor(
+    features: torch.Tensor, targets: NDArray[np.float32], config: BboxConfig
+) -> BoxRegressor:
+    """Ridge regression of whitened deltas, the constant feature regularised with the rest (R-CNN).
+
+    Args:
+        features: (N, D) scaled, N >= 1.
+        targets: (N, 4) box deltas.
+    """
+    whitening = fit_whitening(targets, epsilon=config.whiten_epsilon)
+    white = (targets - whitening.mean) @ whitening.matrix
+    ones = torch.ones((len(features), 1), dtype=features.dtype, device=features.device)
+    beta = ridge(torch.cat([features, ones], dim=1), white, strength=config.ridge)  # [D + 1, 4]
+    beta = beta @ whitening.inverse
+    bias = beta[-1] + whitening.mean
+    return BoxRegressor(beta[:-1].astype(np.float32), bias.astype(np.float32))
+
+
+def ridge(
+    x: torch.Tensor, y: NDArray[np.float64], *, strength: float
+) -> NDArray[np.float64]:
+    """argmin over B of ‖XB − Y‖² + strength·‖B‖².
+
+    In the smaller of the two equivalent systems: XᵀX (D×D), or XXᵀ (N×N) where N < D.
+
+    Args:
+        x: (N, D) float32. y: (N, M).
+
+    Returns:
+        (D, M) float64.
+    """
+    if len(x) < x.shape[1]:
+        alpha = _solve(x @ x.T, y, strength)
+        combined = x.T @ torch.from_numpy(alpha.astype(np.float32)).to(x.device)
+        return combined.cpu().numpy().astype(np.float64)
+    target = x.T @ torch.from_numpy(y.astype(np.float32)).to(x.device)
+    return _solve(x.T @ x, target.cpu().numpy().astype(np.float64), strength)
+
+
+def _solve(
+    gram: torch.Tensor, right: NDArray[np.float64], strength: float
+) -> NDArray[np.float64]:
+    system = gram.cpu().numpy().astype(np.float64)
+    system[np.diag_indices_from(system)] += strength
+    solution: NDArray[np.float64] = scipy.linalg.solve(
+        system, right, assume_a="pos", overwrite_a=True
+    )
+    return solution

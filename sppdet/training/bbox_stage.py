@@ -1,0 +1,123 @@
+"""The box regression stage: class by class, examples pooled anew, so that one class fills memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.boxes import box_iou, encode_deltas
+from sppdet.config import BboxConfig, SvmConfig
+from sppdet.detection.detector import Regressors
+from sppdet.training.bbox import BoxRegressor, fit_box_regressor
+from sppdet.training.material import Material, feature_scale
+from sppdet.types import Boxes
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Proposals of one picture that regress to objects of one class."""
+
+    position: int
+    boxes: Boxes
+    targets: Boxes
+
+
+def train_box_regressors(
+    material: Material, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
+) -> Regressors:
+    """Fit one regressor a class.
+
+    Args:
+        svm: its `target_norm` and sample sizes scale the features here too.
+        width: D of the features.
+        made_by: fingerprint under which finished classes' results are kept and found.
+    """
+    scale = feature_scale(material, config.layer, svm)
+    names = material.dataset.class_names
+    weights = torch.zeros((len(names), width, 4))
+    biases = torch.zeros((len(names), 4))
+    found = _find_examples(material, config)
+    for k, name in enumerate(names):
+        path = material.state_path(f"bbox-{k + 1}")
+        if fingerprint_of(path) == made_by:
+            done, _ = read_tensors(path)
+        else:
+            examples = _limit(found[k], config, material.seed + k)
+            fitted = _fit_class(material, name, examples, config, scale)
+            if fitted is None:
+                material.reporter.say(f"bbox: {name}: no example; its boxes stay as proposed")
+                continue
+            done = {
+                "weight": torch.from_numpy(fitted.weight) * scale,
+                "bias": torch.from_numpy(fitted.bias),
+            }
+            write_tensors(path, done, made_by=made_by)
+        weights[k], biases[k] = done["weight"], done["bias"]
+    device = material.maps.device
+    return Regressors(config.layer, weights.to(device), biases.to(device))
+
+
+def _find_examples(material: Material, config: BboxConfig) -> list[list[_Examples]]:
+    """Per class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
+    found: list[list[_Examples]] = [[] for _ in material.dataset.class_names]
+    for position, image in enumerate(material.dataset.images):
+        boxes = material.proposals(position).boxes
+        if len(image.gt_boxes) == 0 or len(boxes) == 0:
+            continue
+        iou = box_iou(boxes, image.gt_boxes)
+        nearest = iou.argmax(axis=1)
+        usable = (iou.max(axis=1) >= config.min_iou) & ~image.difficult[nearest]
+        labels = image.gt_labels[nearest]
+        for label in np.unique(labels[usable]).tolist():
+            rows = np.flatnonzero(usable & (labels == label))
+            targets = image.gt_boxes[nearest[rows]]
+            found[label - 1].append(_Examples(position, boxes[rows], targets))
+    return found
+
+
+def _limit(examples: list[_Examples], config: BboxConfig, seed: int) -> list[_Examples]:
+    """At most `max_examples` of them, drawn at random."""
+    total = sum(len(e.boxes) for e in examples)
+    if total <= config.max_examples:
+        return examples
+    keep = np.zeros(total, dtype=np.bool_)
+    keep[np.random.default_rng([seed, 5]).permutation(total)[: config.max_examples]] = True
+    limited, start = [], 0
+    for e in examples:
+        rows: NDArray[np.bool_] = keep[start : start + len(e.boxes)]
+        start += len(e.boxes)
+        if rows.any():
+            limited.append(_Examples(e.position, e.boxes[rows], e.targets[rows]))
+    return limited
+
+
+def _fit_class(
+    material: Material, name: str, examples: list[_Examples], config: BboxConfig, scale: float
+) -> BoxRegressor | None:
+    if not examples:
+        return None
+    sights = material.reporter.track(
+        material.sights([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
+    )
+    parts, deltas = [], []
+    for example, sight in zip(examples, sights, strict=True):
+        features = material.extractor(sight.maps, example.boxes, config.layer)
+        parts.append(features.values[torch.from_numpy(features.index).to(features.values.device)])
+        deltas.append(encode_deltas(example.boxes, example.targets))
+    x = torch.cat(parts)
+    x *= scale
+    targets = np.concatenate(deltas)
+    regressor = fit_box_regressor(x, targets, config)
+    predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
+    left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
+    material.reporter.say(
+        f"bbox: {name}: {len(x)} examples, {left:.1%} of the squared deltas left",
+        "bbox trained",
+        class_name=name,
+        examples=len(x),
+    )
+    return regressor

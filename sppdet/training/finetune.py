@@ -1,0 +1,253 @@
+"""Fine-tuning of the fully connected layers on pooled windows.
+
+Windows of `pool_images` pictures are pooled and shuffled together, and batches are cut from that
+pool: every batch has windows of many pictures, while each picture's maps are read once a pool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from sppdet.config import FinetuneConfig
+from sppdet.errors import TrainingError
+from sppdet.features.head import Head
+from sppdet.training.sampling import IGNORED, draw
+from sppdet.types import Labels
+
+VERSION = 1  # raised when the same settings give other weights
+_DROP_FACTOR = 0.1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Windows of several pictures: (N, D) float32 features and (N,) labels, 0 for background."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
+def split_pictures(
+    count: int, *, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, validation) pictures' positions, drawn once; none for validation if there are < 5."""
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    held_out = max(1, round(count * fraction)) if fraction > 0 and count >= 5 else 0
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def pool_pictures(
+    training: NDArray[np.int64], number: int, *, config: FinetuneConfig, seed: int
+) -> list[tuple[int, bool]]:
+    """The (picture, mirrored) of pool `number`: epochs of all pictures in random order.
+
+    A function of its arguments alone, so that training can go on anywhere.
+    """
+    size = min(config.pool_images, len(training))
+    start = number * size
+    chosen: list[tuple[int, bool]] = []
+    while len(chosen) < size:
+        epoch, within = divmod(start + len(chosen), len(training))
+        rng = np.random.default_rng([seed, 2, epoch])
+        order = rng.permutation(training)
+        mirrored = rng.random(len(training)) < (0.5 if config.flip else 0.0)
+        take = slice(within, within + size - len(chosen))
+        pairs = zip(order[take].tolist(), mirrored[take].tolist(), strict=True)
+        chosen.extend((picture, bool(flip)) for picture, flip in pairs)
+    return chosen
+
+
+def draw_windows(
+    labels: Labels, config: FinetuneConfig, *, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The windows of one picture that join a pool: at most `positive_fraction` are positives."""
+    wanted = max(1, round(config.pool_windows * config.positive_fraction))
+    positives = draw(np.flatnonzero(labels > 0), wanted, rng=rng)
+    negatives = draw(np.flatnonzero(labels == 0), config.pool_windows - wanted, rng=rng)
+    return np.concatenate([positives, negatives])
+
+
+def batches(
+    labels: NDArray[np.int64], config: FinetuneConfig, *, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of a pool, batch by batch: positives and negatives in the ratio of the settings.
+
+    Each row is used at most once, except where the pool is too small for a single batch.
+    """
+    want_positive = max(1, round(config.batch_size * config.positive_fraction))
+    want_negative = config.batch_size - want_positive
+    positive, negative = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
+    if len(positive) == 0 or len(negative) == 0:
+        return
+    count = min(len(positive) // want_positive, len(negative) // want_negative)
+    if count == 0:
+        rows = [
+            np.resize(rng.permutation(part), want)
+            for part, want in ((positive, want_positive), (negative, want_negative))
+        ]
+        yield np.concatenate(rows)
+        return
+    positive, negative = rng.permutation(positive), rng.permutation(negative)
+    for i in range(count):
+        yield np.concatenate(
+            [
+                positive[i * want_positive : (i + 1) * want_positive],
+                negative[i * want_negative : (i + 1) * want_negative],
+            ]
+        )
+
+
+@dataclass
+class Progress:
+    """Where fine-tuning stands; with the tensors of `FineTuner.state` all that is needed to go on."""
+
+    batch: int = 0
+    pool: int = 0
+    best_loss: float = math.inf
+    best_batch: int = 0
+    empty_pools: int = 0
+
+
+class FineTuner:
+    """SGD on the head; keeps the snapshot of least validation loss.
+
+    Args:
+        validation: windows of held-out pictures; None keeps the last snapshot.
+    """
+
+    def __init__(
+        self, head: Head, config: FinetuneConfig, validation: Pool | None, *, seed: int
+    ) -> None:
+        self.head = head
+        self.config = config
+        self.progress = Progress()
+        self._validation = validation
+        self._seed = seed
+        self._device = next(head.parameters()).device
+        self._optimizer = torch.optim.SGD(
+            head.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self._best = {k: v.clone() for k, v in head.state_dict().items()}
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether all batches are done."""
+        return self.progress.batch >= self.config.batches
+
+    def train_on(self, pool: Pool) -> None:
+        """Train on one pool's batches, up to the last of the schedule.
+
+        Raises:
+            TrainingError: the loss isn't finite, or no pool has both positives and negatives.
+        """
+        p = self.progress
+        rng = np.random.default_rng([self._seed, 3, p.pool])
+        # dropout draws from torch's own generators: seeded per pool, restored afterwards
+        devices = [self._device] if self._device.type == "cuda" else []
+        before = p.batch
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(rng.integers(2**62)))
+            for rows in batches(pool.labels.cpu().numpy(), self.config, rng=rng):
+                if self.finished:
+                    break
+                chosen = torch.from_numpy(rows).to(self._device)
+                self._step(pool.features[chosen], pool.labels[chosen])
+        p.pool += 1
+        p.empty_pools = p.empty_pools + 1 if p.batch == before else 0
+        if p.empty_pools >= 100:
+            raise TrainingError("finetune: 100 pools in a row had no positive or no negative")
+
+    def _step(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        p, config = self.progress, self.config
+        dropped = p.batch >= round(config.drop_after * config.batches)
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.lr * (_DROP_FACTOR if dropped else 1.0)
+        self.head.train()
+        loss = F.cross_entropy(self.head(features), labels)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"finetune: the loss is {loss.item()} at batch {p.batch}; expected a finite one, "
+                "try a smaller finetune.lr"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        p.batch += 1
+        every = max(1, config.batches // config.snapshots)
+        if p.batch % every == 0 or self.finished:
+            self._consider_snapshot(float(loss.item()))
+
+    def _consider_snapshot(self, train_loss: float) -> None:
+        p = self.progress
+        record = {"batch": float(p.batch), "train_loss": train_loss}
+        if self._validation is not None:
+            loss, error = self.validate(self._validation)
+            record |= {"val_loss": loss, "val_error": error}
+        else:
+            loss = -float(p.batch)  # the last one wins
+        if loss < p.best_loss:
+            p.best_loss, p.best_batch = loss, p.batch
+            self._best = {k: v.clone() for k, v in self.head.state_dict().items()}
+        self.history.append(record)
+
+    @torch.inference_mode()
+    def validate(self, pool: Pool) -> tuple[float, float]:
+        """(cross-entropy, part of windows whose class is wrong) without dropout."""
+        self.head.eval()
+        scores = torch.cat([self.head(part) for part in pool.features.split(256)])
+        loss = float(F.cross_entropy(scores, pool.labels).item())
+        return loss, float((scores.argmax(dim=1) != pool.labels).float().mean().item())
+
+    def best_head(self) -> Head:
+        """The head with the best snapshot's weights, ready for inference."""
+        self.head.load_state_dict(self._best)
+        return self.head.eval().requires_grad_(False)
+
+    # -- going on after an interruption ------------------------------------------------------------
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, momentum and the best snapshot (which is only kept once)."""
+        state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
+        state |= {f"best.{k}": v for k, v in self._best.items()}
+        for i, parameter in enumerate(self.head.parameters()):
+            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                state[f"momentum.{i}"] = buffer
+        return state
+
+    def restore(self, state: dict[str, torch.Tensor], progress: Progress) -> None:
+        """Put back what `state` and `progress` held."""
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.head.load_state_dict(part("head."))
+        self._best = {k: v.to(self._device) for k, v in part("best.").items()}
+        for i, parameter in enumerate(self.head.parameters()):
+            if f"momentum.{i}" in state:
+                buffer = state[f"momentum.{i}"].to(self._device)
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.progress = progress
+
+
+def pool_of(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
+    """Join pictures' windows into a pool.
+
+    Args:
+        features: per picture (n, D). labels: per picture (n,), none of them `IGNORED`.
+    """
+    joined = np.concatenate(labels)
+    if (joined == IGNORED).any():
+        raise ValueError("labels: an ignored window has no place in a pool")
+    values = torch.cat(features)
+    return Pool(values, torch.from_numpy(joined).to(values.device))

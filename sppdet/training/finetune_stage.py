@@ -1,0 +1,147 @@
+"""The fine-tuning stage: pools of windows from the pictures, validation, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.boxes import flip_boxes
+from sppdet.config import FinetuneConfig
+from sppdet.features.head import Head
+from sppdet.features.regions import find_windows
+from sppdet.parallel import ordered_map
+from sppdet.training.finetune import (
+    FineTuner,
+    Pool,
+    Progress,
+    draw_windows,
+    pool_of,
+    pool_pictures,
+    split_pictures,
+)
+from sppdet.training.material import Material
+from sppdet.training.sampling import label_boxes
+from sppdet.types import Labels
+
+_MOST_VALIDATION_WINDOWS = 8192
+
+
+def finetune(material: Material, head: Head, config: FinetuneConfig, *, made_by: str) -> Head:
+    """Fine-tune `head` on the material's windows and return its best snapshot."""
+    training, held_out = split_pictures(
+        len(material.dataset), fraction=config.val_fraction, seed=material.seed
+    )
+    head.to(material.maps.device)
+    validation = _validation_pool(material, held_out, config)
+    tuner = FineTuner(head, config, validation, seed=material.seed)
+    path = material.state_path("finetune")
+    if fingerprint_of(path) == made_by:
+        state, about = read_tensors(path)
+        tuner.restore(state, Progress(**about))
+        material.reporter.say(
+            f"finetune: going on after batch {tuner.progress.batch} of {config.batches}"
+        )
+    saved = time.monotonic()
+    ticks = material.reporter.track(
+        _ticks(material, tuner, training, config), total=config.batches, label="fine-tuning"
+    )
+    said = 0
+    for pool_done in ticks:
+        if not pool_done:
+            continue
+        for record in tuner.history[said:]:
+            text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
+            material.reporter.say(f"finetune: {text}", "finetune", **record)
+        said = len(tuner.history)
+        if time.monotonic() - saved >= material.checkpoint_seconds:
+            write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
+            saved = time.monotonic()
+    material.reporter.say(f"finetune: kept the snapshot after batch {tuner.progress.best_batch}")
+    return tuner.best_head()
+
+
+def _ticks(
+    material: Material, tuner: FineTuner, training: NDArray[np.int64], config: FinetuneConfig
+) -> Iterator[bool]:
+    """Train pool by pool; one item a batch, True where a pool ends, so that a bar can count."""
+
+    def numbers() -> Iterator[int]:
+        number = tuner.progress.pool
+        while not tuner.finished:
+            yield number
+            number += 1
+
+    def make(number: int) -> Pool:
+        pairs = pool_pictures(training, number, config=config, seed=material.seed)
+        return _make_pool(material, pairs, config, salt=number)
+
+    yield from (False for _ in range(tuner.progress.batch))
+    for pool in ordered_map(make, numbers(), workers=1, ahead=1):
+        if tuner.finished:
+            break
+        before = tuner.progress.batch
+        tuner.train_on(pool)
+        yield from (False for _ in range(tuner.progress.batch - before - 1))
+        yield True
+
+
+def _validation_pool(
+    material: Material, held_out: NDArray[np.int64], config: FinetuneConfig
+) -> Pool | None:
+    if len(held_out) == 0:
+        return None
+    most = max(4, _MOST_VALIDATION_WINDOWS // len(held_out))
+    fewer = config.model_copy(update={"pool_windows": min(config.pool_windows, most)})
+    pairs = [(position, False) for position in held_out.tolist()]
+    pool = _make_pool(material, pairs, fewer, salt=-1)
+    return pool if len(pool.labels) else None
+
+
+def _make_pool(
+    material: Material, pairs: list[tuple[int, bool]], config: FinetuneConfig, *, salt: int
+) -> Pool:
+    features, labels = [], []
+    for place, (position, mirrored) in enumerate(pairs):
+        rng = np.random.default_rng([material.seed, 6, salt + 1, place])
+        values, found = _windows_of(material, position, mirrored, config, rng=rng)
+        features.append(values)
+        labels.append(found)
+    return pool_of(features, labels)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _windows_of(
+    material: Material,
+    position: int,
+    mirrored: bool,
+    config: FinetuneConfig,
+    *,
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, Labels]:
+    """Drawn windows of one picture, the ground truth's own boxes among the candidates."""
+    sight = material.sight(position, mirrored=mirrored)
+    image = sight.image
+    boxes = np.concatenate([sight.proposals.boxes, image.gt_boxes])
+    low, high = config.negative_iou
+    labels = label_boxes(
+        boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high)
+    )
+    rows = draw_windows(labels, config, rng=rng)
+    if mirrored:
+        boxes = flip_boxes(boxes, width=image.width)
+    scales = len(sight.maps.maps)
+    windows = find_windows(
+        sight.maps,
+        boxes[rows],
+        canonical_size=material.extractor.canonical_size,
+        scale_index=rng.integers(scales, size=len(rows)) if config.scale == "random" else None,
+    )
+    pooled = material.extractor.pool(sight.maps, windows.cells)
+    return pooled[torch.from_numpy(windows.index).to(pooled.device)], labels[rows]

@@ -1,0 +1,117 @@
+"""What every training stage reads: pictures, proposals and feature maps, picture by picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sppdet.artifacts import fingerprint
+from sppdet.config import Layer, SvmConfig
+from sppdet.data.cache import PictureCache
+from sppdet.features.head import Head
+from sppdet.features.regions import Extractor
+from sppdet.features.source import MapSource
+from sppdet.parallel import ordered_map
+from sppdet.proposals.stage import Proposer
+from sppdet.run import Reporter
+from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One picture with all that a training stage needs of it."""
+
+    position: int  # in the data set
+    image: AnnotatedImage
+    proposals: Proposals
+    maps: FeatureMaps
+
+
+@dataclass(frozen=True)
+class Material:
+    """A training set ready for use.
+
+    `folder` is the run's; checkpoints of unfinished stages go to its subfolder `state`.
+    """
+
+    dataset: Dataset
+    pictures: PictureCache
+    proposer: Proposer
+    maps: MapSource
+    extractor: Extractor
+    folder: Path
+    seed: int
+    checkpoint_seconds: float
+    reporter: Reporter
+
+    def fingerprint(self) -> str:
+        """Of all that this material consists of."""
+        return fingerprint(
+            dataset_digest(self.dataset, self.pictures),
+            self.proposer.fingerprint,
+            self.maps.fingerprint,
+            self.extractor.levels,
+            self.extractor.canonical_size,
+            self.seed,
+        )
+
+    def with_head(self, head: Head | None) -> Material:
+        """The same with features beyond pool5."""
+        return replace(self, extractor=replace(self.extractor, head=head))
+
+    def proposals(self, position: int) -> Proposals:
+        """The proposals of a picture."""
+        image = self.dataset.images[position]
+        return self.proposer.of_image(image, self.pictures.digest(image.path))
+
+    def sight(self, position: int, *, mirrored: bool = False) -> Sight:
+        """One picture; `mirrored` concerns the maps alone."""
+        image = self.dataset.images[position]
+        maps = self.maps.of_image(image, mirrored=mirrored)
+        return Sight(position, image, self.proposals(position), maps)
+
+    def sights(self, positions: Iterable[int]) -> Iterator[Sight]:
+        """Pictures in order, the next ones being read meanwhile."""
+        return ordered_map(self.sight, positions, workers=1, ahead=2)
+
+    def state_path(self, stage: str) -> Path:
+        """Where an unfinished stage keeps its checkpoint."""
+        return self.folder / "state" / f"{stage}.safetensors"
+
+
+def dataset_digest(dataset: Dataset, pictures: PictureCache) -> str:
+    """16 hexadecimal digits that name the pictures and their ground truth."""
+    digest = hashlib.blake2b(repr(dataset.class_names).encode(), digest_size=8)
+    for image in dataset.images:
+        digest.update(f"{image.id} {pictures.digest(image.path)}".encode())
+        for array in (image.gt_boxes, image.gt_labels, image.difficult):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
+    """What features are multiplied by so that their mean norm is `target_norm`.
+
+    The mean is taken over up to `norm_images` pictures × `norm_windows` windows.
+    """
+    rng = np.random.default_rng([material.seed, 4])
+    count = len(material.dataset)
+    chosen = np.sort(rng.permutation(count)[: config.norm_images]).tolist()
+    total, windows_seen = 0.0, 0
+    sights = material.reporter.track(
+        material.sights(chosen), total=len(chosen), label=f"norm of {layer}"
+    )
+    for sight in sights:
+        windows = material.extractor.windows(sight.maps, sight.proposals.boxes)
+        drawn = np.sort(rng.permutation(len(windows))[: config.norm_windows])
+        pooled = material.extractor.pool(sight.maps, windows.cells[drawn])
+        features = material.extractor.layer(pooled, layer)
+        total += float(torch.linalg.vector_norm(features, dim=1).double().sum())
+        windows_seen += len(drawn)
+    mean = total / windows_seen if windows_seen else 0.0
+    return config.target_norm / mean if mean > 0 else 1.0

@@ -1,0 +1,207 @@
+"""What passes between stages: frozen records whose shapes are checked when they are made.
+
+Boxes are float32 `xyxy`, 0-based, half-open, in pixels of the original picture, everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Boxes = NDArray[np.float32]  # (N, 4) xyxy, original pixels, half-open
+Labels = NDArray[np.int64]  # (N,) 1..K; 0 is background
+Scores = NDArray[np.float32]  # (N,) SVM margins, not probabilities
+Flags = NDArray[np.bool_]
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+def _check(array: NDArray[Any], name: str, shape: tuple[int | None, ...], dtype: type) -> None:
+    wrong_shape = array.ndim != len(shape) or any(
+        want is not None and have != want for have, want in zip(array.shape, shape, strict=False)
+    )
+    if wrong_shape or array.dtype != np.dtype(dtype):
+        want = tuple("N" if side is None else side for side in shape)
+        raise ValueError(
+            f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {want}"
+        )
+
+
+def check_boxes(boxes: NDArray[Any], name: str = "boxes") -> None:
+    """Raise ValueError unless `boxes` is a float32 (N, 4) array of finite boxes with area."""
+    _check(boxes, name, (None, 4), np.float32)
+    bad = ~(
+        np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    )
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"{name}, row {row}: {boxes[row].tolist()} has no area")
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One picture of a data set with its ground truth.
+
+    `id` is unique in the data set and safe as a file name. `width` and `height` are those of the
+    decoded picture after EXIF orientation; both are 0 where the annotations were read without pictures.
+    """
+
+    id: str
+    path: Path
+    width: int
+    height: int
+    gt_boxes: Boxes  # (G, 4)
+    gt_labels: Labels  # (G,) 1..K
+    difficult: Flags  # (G,)
+    truncated: Flags  # (G,)
+
+    def __post_init__(self) -> None:
+        check_boxes(self.gt_boxes, f"{self.id}: gt_boxes")
+        count = len(self.gt_boxes)
+        _check(self.gt_labels, f"{self.id}: gt_labels", (count,), np.int64)
+        _check(self.difficult, f"{self.id}: difficult", (count,), np.bool_)
+        _check(self.truncated, f"{self.id}: truncated", (count,), np.bool_)
+        if count and self.gt_labels.min() < 1:
+            raise ValueError(f"{self.id}: gt_labels: label 0 is background")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pictures of one split, in a fixed order, and the class names (label k is names[k - 1]).
+
+    `skipped` lists, one line each, the pictures and boxes that `data.on_error: skip` left out;
+    `clipped_boxes` counts boxes that reached outside their picture.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    images: tuple[AnnotatedImage, ...]
+    skipped: tuple[str, ...] = ()
+    clipped_boxes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Class-agnostic candidate boxes of one picture, the most promising first."""
+
+    boxes: Boxes  # (P, 4)
+
+    def __post_init__(self) -> None:
+        check_boxes(self.boxes, "proposals")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """The conv5 maps of one picture at every image scale, ascending.
+
+    `scale_factors` are resized / original pixels; cell (0, 0) has its receptive-field centre at
+    `offset` (c₀) in continuous resized pixels, and neighbouring centres are `stride` apart.
+    """
+
+    maps: tuple[torch.Tensor, ...]  # S × (C, H, W) float16 or float32
+    scale_factors: NDArray[np.float32]  # (S,)
+    stride: int
+    offset: float
+
+    def __post_init__(self) -> None:
+        _check(self.scale_factors, "scale_factors", (len(self.maps),), np.float32)
+        if not self.maps or any(m.ndim != 3 or 0 in m.shape for m in self.maps):
+            raise ValueError("maps: expected one (C, H, W) map or more, none of them empty")
+
+    def to(self, device: torch.device) -> FeatureMaps:
+        """The same maps in float32 on `device`."""
+        maps = tuple(m.to(device=device, dtype=torch.float32) for m in self.maps)
+        return FeatureMaps(maps, self.scale_factors, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class RegionFeatures:
+    """Pooled features of one picture's proposals; windows that coincide on the cells share a row.
+
+    `values[index[p]]` is the feature vector of proposal p.
+    """
+
+    values: torch.Tensor  # (U, D) float32
+    index: NDArray[np.int64]  # (P,) rows of `values`
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2:
+            raise ValueError(f"values: {tuple(self.values.shape)}, expected (U, D)")
+        _check(self.index, "index", (None,), np.int64)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Scored, labelled final boxes of one picture, in descending score.
+
+    `class_names[label - 1]` names a label; `path` is empty where the picture came as an array.
+    """
+
+    boxes: Boxes  # (N, 4)
+    scores: Scores  # (N,)
+    labels: Labels  # (N,) 1..K
+    class_names: tuple[str, ...] = field(default=())
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        check_boxes(self.boxes)
+        _check(self.scores, "scores", (len(self.boxes),), np.float32)
+        _check(self.labels, "labels", (len(self.boxes),), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def names(self) -> list[str]:
+        """The class name of every detection."""
+        return [self.class_names[label - 1] for label in self.labels]
+
+    def above(self, score: float) -> Detections:
+        """The detections whose score >= `score`."""
+        keep = self.scores >= score
+        return Detections(
+            self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names, self.path
+        )
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class's curve: after each detection in descending score, the recall and precision.
+
+    `image_index`, `boxes` and `outcomes` say what became of each detection; they are empty where the
+    metric has no single answer (COCO, whose curve is a grid of recalls instead).
+    """
+
+    name: str
+    ap: float  # NaN where the class has no ground truth that counts
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    ground_truths: int  # difficult ones left out
+    detections: int
+    image_index: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    boxes: Boxes = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    outcomes: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found; `extra` holds further numbers of the metric (COCO's twelve)."""
+
+    metric: str
+    split: str
+    mean_ap: float
+    classes: tuple[ClassResult, ...]
+    images: int
+    extra: dict[str, float] = field(default_factory=dict)
+    min_iou: float = 0.5
+    image_ids: tuple[str, ...] = ()  # what `ClassResult.image_index` counts

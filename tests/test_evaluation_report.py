@@ -1,0 +1,120 @@
+"""What an evaluation writes and prints."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_samples import random_split
+from rich.console import Console
+
+from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
+from sppdet.evaluation.report import metric_title, print_table, write_report
+from sppdet.evaluation.voc import evaluate_voc
+from sppdet.types import EvalResult
+
+NAMES = ("a", "$x_1$ [bold]", "../c:d", "_none")
+
+
+@pytest.fixture
+def result() -> EvalResult:
+    dataset, detections = random_split(1)
+    return evaluate_voc(replace(dataset, class_names=NAMES), detections, metric="voc07")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_report(result: EvalResult, tmp_path: Path) -> None:
+    write_report(result, tmp_path / "one", signature="zf5|voc07")
+    files = contents(tmp_path / "one")
+    stems = ["pr_$x_1$ [bold]", "pr__..__c_d", "pr__none", "pr_a"]
+    named = {f"{stem}.{kind}" for stem in stems for kind in ("png", "csv")}
+    assert set(files) == named | {"metrics.json", "pr_curves.png"}
+    assert all(data[:4] == b"\x89PNG" for name, data in files.items() if name.endswith(".png"))
+    written = json.loads(
+        files["metrics.json"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
+    )
+    assert written["mAP"] == result.mean_ap
+    assert written["AP"]["_none"] is None
+    assert written["AP"]["a"] == result.classes[0].ap
+    assert (written["metric"], written["split"], written["images"]) == ("voc07", "random", 12)
+    assert written["ground_truths"] == sum(c.ground_truths for c in result.classes) > 0
+    assert written["detections"] == sum(len(c.scores) for c in result.classes) > 0
+    assert written["signature"] == "zf5|voc07"
+    assert written["extra"] == {}
+    assert list(written) == sorted(written)
+    lines = files["pr_a.csv"].decode().splitlines()
+    assert len(lines) == 1 + result.classes[0].detections
+    write_report(result, tmp_path / "two", signature="zf5|voc07")
+    assert contents(tmp_path / "two") == files
+
+
+def test_report_without_csv_and_a_class_named_curves(result: EvalResult, tmp_path: Path) -> None:
+    one = replace(result, classes=(replace(result.classes[0], name="curves"),))
+    write_report(one, tmp_path, signature="", detections_csv=False)
+    assert set(contents(tmp_path)) == {"metrics.json", "pr_curves.png", "pr_class_curves.png"}
+
+
+def test_report_of_nothing(result: EvalResult, tmp_path: Path) -> None:
+    empty = replace(result, classes=(), mean_ap=float("nan"))
+    write_report(empty, tmp_path, signature="")
+    assert json.loads((tmp_path / "metrics.json").read_text())["mAP"] is None
+
+
+def test_coco_report(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    result = evaluate_coco(*random_split(1))
+    write_report(result, tmp_path, signature="s")
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(written["extra"]) == set(COCO_NUMBERS)
+    assert written["extra"]["APl"] is None
+    assert written["min_iou"] is None
+    lines = (tmp_path / "pr_a.csv").read_text().splitlines()
+    assert lines[0] == "recall,precision,score"
+    assert len(lines) == 102
+    text = printed(result)
+    assert "mAP (COCO IoU .50:.95, random)" in text
+    assert "AR100" in text
+
+
+def printed(result: EvalResult, *, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_table(result, console, signature="the|signature")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_table(result: EvalResult) -> None:
+    text = printed(result)
+    assert f"mAP (VOC 2007 11-point, random): {100 * result.mean_ap:.2f} %\n" in text
+    assert "$x_1$ [bold]" in text
+    assert f"{100 * result.classes[0].ap:.2f}" in text
+    assert "n/a" in text
+    assert "the|signature\n" in text
+    assert "mAP (VOC 2007 11-point, random): " in printed(result, width=20)
+
+
+def test_title_names_metric_split_and_iou(result: EvalResult) -> None:
+    assert metric_title(replace(result, metric="voc10", split="test")) == (
+        "mAP (VOC 2010 area, test)"
+    )
+    assert metric_title(replace(result, min_iou=0.75)) == (
+        "mAP (VOC 2007 11-point at IoU 0.75, random)"
+    )
+
+
+def test_pictures_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
+    # half a million points are thinned to the corners before they are drawn
+    count = 500_000
+    hits = (np.arange(count) % 1000 == 0).astype(np.int8)
+    tp = np.cumsum(hits)
+    long = replace(result.classes[0], recall=tp / tp[-1], precision=tp / np.arange(1, count + 1))
+    one = replace(result, classes=(long,))
+    write_report(one, tmp_path, signature="", detections_csv=False)
+    assert (tmp_path / "pr_a.png").stat().st_size > 5000
