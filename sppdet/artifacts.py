@@ -87,8 +87,11 @@ def write_tensors(
     header = {"fingerprint": made_by, "about": dict(about or {})}
     metadata = {HEADER_KEY: json.dumps(header, sort_keys=True)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(plain, str(temporary), metadata=metadata)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(plain, str(temporary), metadata=metadata)
+    except SafetensorError as error:  # also a full disk: safetensors wraps the system's errors
+        raise ArtifactError(f"{path}: can't be written: {error}") from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

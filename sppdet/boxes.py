@@ -53,7 +53,7 @@ def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
 
 def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:
     """The boxes in the picture mirrored left to right."""
-    flipped = boxes.copy()
+    flipped: Boxes = boxes.copy()
     flipped[:, 0] = width - boxes[:, 2]
     flipped[:, 2] = width - boxes[:, 0]
     return flipped
@@ -74,7 +74,8 @@ def encode_deltas(proposals: Boxes, targets: Boxes) -> NDArray[np.float32]:
     p, t = proposals.astype(np.float64), targets.astype(np.float64)
     p_size, t_size = p[:, 2:] - p[:, :2], t[:, 2:] - t[:, :2]
     shift = ((t[:, :2] + t[:, 2:]) - (p[:, :2] + p[:, 2:])) / 2 / p_size
-    return np.hstack([shift, np.log(t_size / p_size)]).astype(np.float32)
+    deltas: NDArray[np.float32] = np.hstack([shift, np.log(t_size / p_size)]).astype(np.float32)
+    return deltas
 
 
 def decode_deltas(proposals: Boxes, deltas: NDArray[np.float32]) -> Boxes:
@@ -86,7 +87,8 @@ def decode_deltas(proposals: Boxes, deltas: NDArray[np.float32]) -> Boxes:
     size = p[:, 2:] - p[:, :2]
     centre = p[:, :2] + size / 2 + d[:, :2] * size
     half = size * np.exp(np.clip(d[:, 2:], -np.log(1000), np.log(1000))) / 2
-    return np.hstack([centre - half, centre + half]).astype(np.float32)
+    boxes: Boxes = np.hstack([centre - half, centre + half]).astype(np.float32)
+    return boxes
 
 
 def nms(boxes: Boxes, scores: Scores, *, max_iou: float) -> NDArray[np.int64]:
@@ -102,6 +104,8 @@ def nms(boxes: Boxes, scores: Scores, *, max_iou: float) -> NDArray[np.int64]:
     # torchvision's sort need not be stable: hand the boxes over in a stable order and map back
     order = np.argsort(-scores, kind="stable")
     rank = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
-    kept = _nms(torch.from_numpy(boxes[order]), rank, max_iou).numpy()
+    # torchvision compares float32 IoUs: 3/10 there is more than 0.3, but not than float32 0.3
+    bound = float(np.float32(max_iou))
+    kept = _nms(torch.from_numpy(boxes[order]), rank, bound).numpy()
     rows: NDArray[np.int64] = order[kept].astype(np.int64)
     return rows

@@ -1,19 +1,14 @@
 """The settings of a run: one YAML file, checked against the types below.
 
 Every default is the paper's value (He et al., arXiv 1406.4729v4) unless its line says otherwise.
-A stage is handed its own section, never the whole.
+A stage is handed its own section, never the whole. `config_file` reads them.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
-import re
-import types
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -24,7 +19,6 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
@@ -47,6 +41,12 @@ def _ascending(values: list[int]) -> list[int]:
     return values
 
 
+def _interval(values: list[float]) -> list[float]:
+    if values[0] >= values[1]:
+        raise ValueError("expected [low, high] with low < high")
+    return values
+
+
 def _distinct(values: list[int]) -> list[int]:
     if len(values) != len(set(values)):
         raise ValueError("expected every level once")
@@ -57,7 +57,11 @@ class Section(BaseModel):
     """A part of the settings: frozen, strict about types, without unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -85,9 +89,9 @@ class DataConfig(Section):
             raise ValueError("classes: a name stands twice")
         return self
 
-    def sets(self, split: Literal["train", "test"]) -> list[str | None]:
-        """One set name per root."""
-        names = self.train if split == "train" else self.test
+    def sets_of(self, split: str) -> list[str | None]:
+        """One set name per root: of train or test, or `split` itself as the name of a set."""
+        names = {"train": self.train, "test": self.test}.get(split, [split])
         if names is None:
             raise ConfigError(f"data.{split}: no set is named; expected one to evaluate on")
         return names if len(names) == len(self.root) else names * len(self.root)
@@ -148,7 +152,9 @@ class FinetuneConfig(Section):
     batch_size: PositiveInt = 128
     positive_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     positive_iou: Fraction = 0.5
-    negative_iou: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.1, 0.5]
+    negative_iou: Annotated[
+        list[Fraction], Field(min_length=2, max_length=2), AfterValidator(_interval)
+    ] = [0.1, 0.5]
     """Negatives have their greatest IoU in [first, second)."""
     lr: PositiveFloat = 1e-4
     drop_after: Fraction = 5 / 6
@@ -229,13 +235,20 @@ class Config(Section):
     data: DataConfig
     proposals: ProposalsConfig = ProposalsConfig()
     backbone: BackboneConfig = BackboneConfig()
-    scales: Annotated[
-        list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)
-    ] = [480, 576, 688, 864, 1200]
+    scales: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)] = [
+        480,
+        576,
+        688,
+        864,
+        1200,
+    ]
     """Shorter sides of the resized pictures, in pixels."""
-    spp_levels: Annotated[
-        list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)
-    ] = [6, 3, 2, 1]
+    spp_levels: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)] = [
+        6,
+        3,
+        2,
+        1,
+    ]
     """Bins a side."""
     features: FeaturesConfig = FeaturesConfig()
     head: Annotated[HeadConfig | None, BeforeValidator(_none)] = HeadConfig()
@@ -287,7 +300,10 @@ class Config(Section):
         return available_cores() if self.workers == "auto" else self.workers
 
     def to_yaml(self) -> str:
-        """The resolved settings; reading them again gives an equal Config."""
+        """The settings with every default, `svm.layer` resolved, and finetune: none without a head.
+
+        Reading them again gives a Config that equals this one but for what was resolved.
+        """
         raw = self.model_dump(mode="json")
         for key in ("head", "finetune", "bbox"):
             raw[key] = raw[key] or "none"
@@ -302,183 +318,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-# -- reading --------------------------------------------------------------------------------------
-
-PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
-WEIGHT_NAMES = ("imagenet", "none")
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a repeated key."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file, its `base` files and the `overrides` ("svm.C=0.01"), and check the whole.
-
-    Paths in a file are relative to that file; paths in overrides are relative to the working folder.
-
-    Raises:
-        ConfigError: one line with file, key and what was expected.
-    """
-    raw = _read_with_bases(path, ())
-    known_from = str(path)
-    for item in overrides:
-        _apply_override(raw, item)
-        known_from = f"{path} with --set"
-    return check_config(raw, known_from)
-
-
-def check_config(raw: Mapping[str, Any], where: str) -> Config:
-    """Validate plain data; `where` starts the message of an error."""
-    problem = _unknown_key(raw, Config, ())
-    if problem:
-        raise ConfigError(f"{where}: {problem}")
-    try:
-        return Config.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from None
-
-
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve() if seen else path
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: base: the files build on each other in a circle")
-    raw = read_yaml(path)
-    base = raw.pop("base", None)
-    _resolve_paths(raw, path.resolve().parent)
-    if base is None:
-        return raw
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected the name of a YAML file")
-    return _merge(_read_with_bases(path.parent / base, (*seen, path.resolve())), raw)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, as plain data."""
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (safe)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
-    return raw
-
-
-def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
-    for *sections, key in PATH_KEYS:
-        holder: Any = raw
-        for section in sections:
-            holder = holder.get(section) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and holder.get(key) is not None:
-            value = holder[key]
-            if isinstance(value, str):
-                holder[key] = _absolute(value, folder)
-            elif isinstance(value, list):
-                holder[key] = [_absolute(v, folder) if isinstance(v, str) else v for v in value]
-    backbone = raw.get("backbone")
-    if isinstance(backbone, dict) and isinstance(backbone.get("weights"), str):
-        if backbone["weights"] not in WEIGHT_NAMES:
-            backbone["weights"] = _absolute(backbone["weights"], folder)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(path).expanduser())
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _apply_override(raw: dict[str, Any], item: str) -> None:
-    key, equals, text = item.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {item}: expected key=value, such as svm.C=0.01")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {item}: the value is not YAML") from None
-    *sections, last = key.split(".")
-    patch: dict[str, Any] = {last: value}
-    for section in reversed(sections):
-        patch = {section: patch}
-    _resolve_paths(patch, Path.cwd())
-    merged = _merge(raw, patch)
-    raw.clear()
-    raw.update(merged)
-
-
-def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | None:
-    if not isinstance(raw, Mapping):
-        return None
-    for key, value in raw.items():
-        name = ".".join((*at, str(key)))
-        field = model.model_fields.get(str(key))
-        if field is None:
-            near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {'.'.join((*at, near[0]))}?" if near else (
-                f"; known here: {', '.join(model.model_fields)}"
-            )
-            return f"{name}: unknown{hint}"
-        section = _section_of(field.annotation)
-        if section is not None:
-            problem = _unknown_key(value, section, (*at, str(key)))
-            if problem:
-                return problem
-    return None
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((s for a in get_args(annotation) if (s := _section_of(a))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    # the branches of a union end the location with words that are no keys of ours
-    keys = [str(part) for part in first["loc"] if not _is_branch(part)]
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    more = error.error_count() - 1
-    also = f" (and {more} more)" if more and not any(_is_branch(p) for p in first["loc"]) else ""
-    where = ".".join(keys)
-    return f"{where}: {message}{given}{also}" if where else f"{message}{also}"
-
-
-def _is_branch(part: Any) -> bool:
-    return isinstance(part, str) and (
-        part in ("int", "list", "str", "path", "none") or "[" in part or part == ""
-    )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.config import Config, load_config
+from sppdet.config import Config
+from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
 from sppdet.errors import ArtifactError, ConfigError

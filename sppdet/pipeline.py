@@ -10,7 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from sppdet.artifacts import fingerprint, fingerprint_of, write_text
+import numpy as np
+
+from sppdet.artifacts import atomic_path, fingerprint, fingerprint_of, write_text
 from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.data.splits import read_split
@@ -178,9 +180,7 @@ def _head(
     if config.head is None:
         return None, ""
     classes = len(material.dataset.class_names)
-    head = build_head(
-        backbone, config.spp_levels, config.head, classes=classes, seed=config.seed
-    )
+    head = build_head(backbone, config.spp_levels, config.head, classes=classes, seed=config.seed)
     start = weights_digest(head)
     if config.finetune is None:
         made_by = fingerprint("head", start)
@@ -216,9 +216,7 @@ def _svms(config: Config, material: Material, files: ModelFiles, head_made_by: s
     )
     if _is_due(files.svm, made_by, material.reporter):
         classifiers = train_svms(material, layer, config.svm, made_by=made_by)
-        save_classifiers(
-            files.svm, classifiers, material.dataset.class_names, made_by=made_by
-        )
+        save_classifiers(files.svm, classifiers, material.dataset.class_names, made_by=made_by)
     return made_by
 
 
@@ -256,3 +254,12 @@ def _is_due(path: Path, made_by: str, reporter: Reporter) -> bool:
     return True
 
 
+def export_proposals(config: Config, run: Path, out: Path) -> None:
+    """Write the stored proposals as `<id>.npz` files with an array `boxes`, which load again."""
+    proposer = Proposer(config.proposals, config.store or run / "store")
+    pictures = PictureCache.load(run / "pictures.json")
+    for dataset in read_data(config, pictures, reporter=Reporter()):
+        for image in dataset.images if dataset is not None else ():
+            proposals = proposer.of_image(image, pictures.digest(image.path))
+            with atomic_path(out / f"{image.id}.npz") as temporary, temporary.open("wb") as handle:
+                np.savez(handle, boxes=proposals.boxes)

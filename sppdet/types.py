@@ -26,9 +26,7 @@ def _check(array: NDArray[Any], name: str, shape: tuple[int | None, ...], dtype:
     )
     if wrong_shape or array.dtype != np.dtype(dtype):
         want = tuple("N" if side is None else side for side in shape)
-        raise ValueError(
-            f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {want}"
-        )
+        raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {want}")
 
 
 def check_boxes(boxes: NDArray[Any], name: str = "boxes") -> None:

@@ -23,17 +23,12 @@ def read_split(
         pictures: what is known of the pictures; None reads annotations alone.
         workers: threads that decode.
     """
-    sets: list[str | None]
-    if split in ("train", "test"):
-        sets = config.sets("train" if split == "train" else "test")
-    else:
-        sets = [split] * len(config.root)
     if class_names is None and config.classes != "auto":
         class_names = tuple(config.classes)
     return load_dataset(
         format=config.format,
         roots=config.root,
-        sets=sets,
+        sets=config.sets_of(split),
         images=config.images,
         class_names=class_names,
         on_error=config.on_error,

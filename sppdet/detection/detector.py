@@ -99,14 +99,16 @@ class Detector:
         pooled = self.extractor.pool(maps, windows.cells)
         features = self.extractor.layer(pooled, self.classifiers.layer)
         scores = self.classifiers.scores(features).cpu().numpy()[windows.index]  # [P, K]
-        chosen = [self._choose(proposals.boxes, scores[:, k]) for k in range(scores.shape[1])]
+        chosen = [self._choose(proposals.boxes, scores[:, k]) for k in range(len(self.class_names))]
         boxes, kept_scores, labels = [], [], []
         for k, rows in enumerate(chosen):
             kept = proposals.boxes[rows]
             if self.regressors is not None and len(rows):
                 used = torch.from_numpy(windows.index[rows]).to(pooled.device)
-                source = pooled[used] if self.regressors.layer == "pool5" else (
-                    self.extractor.layer(pooled[used], self.regressors.layer)
+                source = (
+                    pooled[used]
+                    if self.regressors.layer == "pool5"
+                    else (self.extractor.layer(pooled[used], self.regressors.layer))
                 )
                 moved = decode_deltas(kept, self.regressors.deltas(source, k + 1))
                 kept = _clip_or_keep(moved, kept, width=width, height=height)
@@ -139,6 +141,11 @@ def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Bo
 
 
 def _checked(picture: Picture) -> Picture:
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+    if (
+        picture.ndim != 3
+        or picture.shape[2] != 3
+        or picture.dtype != np.uint8
+        or 0 in picture.shape
+    ):
         raise ValueError(f"picture: {picture.dtype} {picture.shape}, expected uint8 (H, W, 3) RGB")
     return picture

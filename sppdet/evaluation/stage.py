@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sppdet import __version__
 from sppdet.artifacts import ItemStore, fingerprint
 from sppdet.config import Config
+from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
+from sppdet.data.coco import coco_file
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
 from sppdet.evaluation.coco import evaluate_coco
-from sppdet.evaluation.coco_results import write_coco_results
+from sppdet.evaluation.coco_results import ids_from_annotations, write_coco_results
 from sppdet.evaluation.comp4 import write_comp4
+from sppdet.evaluation.files import read_detections
 from sppdet.evaluation.report import print_table, write_report
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.model import ModelFiles, load_detector, read_run_config
@@ -25,6 +27,7 @@ from sppdet.parallel import ordered_map
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
+from sppdet.version import __version__
 
 Metric = Literal["voc07", "voc10", "coco"]
 
@@ -157,3 +160,34 @@ def _stored(store: ItemStore, image: AnnotatedImage, names: tuple[str, ...]) -> 
     t = store.read(image.id)
     boxes, scores, labels = (t[k].numpy() for k in ("boxes", "scores", "labels"))
     return Detections(boxes, scores, labels, names, str(image.path))
+
+
+def evaluate_files(
+    config_path: Path, detections: Path, out: Path, *, split: str, metric: Metric | None
+) -> EvalResult:
+    """Score detections made elsewhere into `out`; annotations are needed, pictures are not.
+
+    Args:
+        detections: a folder of comp4 files, or COCO results.
+    """
+    config = load_config(config_path)
+    workers = config.worker_count()
+    names = None
+    if config.data.classes == "auto":
+        names = read_split(config.data, "train", None, None, workers=workers).class_names
+    dataset = read_split(config.data, split, names, None, workers=workers)
+    ids: dict[str, Any] = {}
+    if config.data.format == "coco" and detections.is_file():
+        annotations = coco_file(config.data.root[0], str(config.data.sets_of(split)[0]))
+        image_ids, category_ids = ids_from_annotations(annotations, dataset)
+        ids = {"image_ids": image_ids, "category_ids": category_ids}
+    found = read_detections(detections, dataset, **ids)
+    return score(
+        dataset,
+        found,
+        out,
+        metric=metric or config.eval.metric,
+        signature=f"detections:{detections.name}|sppdet:{__version__}",
+        split=split,
+        reporter=Reporter(),
+    )

@@ -130,17 +130,15 @@ def load_backbone(name: BackboneName, weights: str, *, seed: int = 0) -> Backbon
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights == "imagenet":
-            return _from_torchvision(name, _imagenet_model(name))
+            return _from_torchvision(name, _imagenet_model(name), with_fc=True)
         model = _random_model(name)
-    if weights != "none":
-        _load_weights(model, Path(weights), name)
-    return _from_torchvision(name, model)
+    with_fc = _load_weights(model, Path(weights), name) if weights != "none" else False
+    return _from_torchvision(name, model, with_fc=with_fc)
 
 
 def conv_backbone(name: BackboneName) -> Backbone:
     """The convolutional layers alone, to be filled with a run's own weights."""
-    backbone = _from_torchvision(name, _random_model(name))
-    return Backbone(name, backbone.layers, backbone.channels, backbone.stride, backbone.offset, None)
+    return _from_torchvision(name, _random_model(name), with_fc=False)
 
 
 _MODELS: Mapping[str, Any] = {
@@ -180,8 +178,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            return load_file(str(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = load_file(str(path))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: can't be read: {error}") from None
     except Exception:  # what torch raises depends on where the file goes wrong
@@ -193,36 +192,35 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+def _load_weights(model: nn.Module, path: Path, name: BackboneName) -> bool:
+    """Fill the model from a file; returns whether its fc6 and fc7 were filled too."""
     state = read_state_dict(path)
-    own = model.state_dict()
+    # the classes' layer is of no use here: it may be missing, or have other classes
+    last = "classifier.6." if name in ("alexnet", "vgg16") else "classifier."
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith((last, "fc."))}
     for key, tensor in state.items():
         if key in own and own[key].shape != tensor.shape:
             raise WeightsError(
                 f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)} for {name}"
             )
     # a file may hold the convolutional layers alone; BatchNorm's counter is of no use here
-    needed = [
-        key for key in own if not key.startswith(("classifier.", "fc.")) and "num_batches" not in key
-    ]
-    missing = [key for key in needed if key not in state]
+    absent = [key for key in own if key not in state and "num_batches" not in key]
+    missing = [key for key in absent if not key.startswith("classifier.")]
     if missing:
         raise WeightsError(
             f"{path}: has no {missing[0]}; expected the tensors of {name} ({len(missing)} missing)"
         )
-    complete = all(key in state for key in own if "num_batches" not in key)
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
-    if not complete and name in ("alexnet", "vgg16"):
-        model.register_buffer("_conv_only", torch.zeros(0))  # no fc6/fc7 to start from
+    return not absent
 
 
-def _from_torchvision(name: BackboneName, model: nn.Module) -> Backbone:
+def _from_torchvision(name: BackboneName, model: nn.Module, *, with_fc: bool) -> Backbone:
     layers = _conv_layers(name, model).eval().requires_grad_(False)
-    layers = layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers = layers.to(memory_format=torch.channels_last)
     stride, offset = geometry_of(layers)
     with torch.inference_mode():
         channels = layers(torch.zeros(1, 3, 96, 96)).shape[1]
-    return Backbone(name, layers, channels, stride, offset, _fc_layers(name, model))
+    return Backbone(name, layers, channels, stride, offset, _fc_layers(name, model, with_fc))
 
 
 def _conv_layers(name: BackboneName, model: nn.Module) -> nn.Module:
@@ -237,11 +235,9 @@ def _conv_layers(name: BackboneName, model: nn.Module) -> nn.Module:
     return nn.Sequential(*(getattr(model, part) for part in order))
 
 
-def _fc_layers(name: BackboneName, model: nn.Module) -> FcLayers | None:
-    if hasattr(model, "_conv_only"):
-        return None
-    if name == "alexnet":
+def _fc_layers(name: BackboneName, model: nn.Module, wanted: bool) -> FcLayers | None:
+    if wanted and name == "alexnet":
         return FcLayers(6, model.classifier[1], model.classifier[4])  # type: ignore[index, arg-type]
-    if name == "vgg16":
+    if wanted and name == "vgg16":
         return FcLayers(7, model.classifier[0], model.classifier[3])  # type: ignore[index, arg-type]
     return None

@@ -49,7 +49,9 @@ class MapSource:
         maps = self._backbone.feature_maps(picture, self._scales, self._config)
         halves = tuple(m.half() for m in maps.maps)
         if not all(bool(torch.isfinite(h).all()) for h in halves):
-            raise DataError("a feature map has values beyond float16: are the weights the right ones?")
+            raise DataError(
+                "a feature map has values beyond float16: are the weights the right ones?"
+            )
         return FeatureMaps(halves, maps.scale_factors, maps.stride, maps.offset)
 
     def of_image(self, image: AnnotatedImage, *, mirrored: bool = False) -> FeatureMaps:
@@ -80,7 +82,9 @@ class MapSource:
         """Store what is missing of the pictures' maps; returns how many were made."""
         if self.store is None:
             return 0
-        wanted = [(image, flip) for image in images for flip in ((False, True) if mirrored else (False,))]
+        wanted = [
+            (image, flip) for image in images for flip in ((False, True) if mirrored else (False,))
+        ]
         made = 0
         for image, flip in reporter.track(wanted, total=len(wanted), label="feature maps"):
             name = f"{image.id}.mirrored" if flip else image.id

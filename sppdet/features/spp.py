@@ -34,15 +34,6 @@ def level_columns(channels: int, levels: Sequence[int], level: int) -> slice:
     return slice(spp_width(channels, before), spp_width(channels, [*before, level]))
 
 
-def flip_spp(values: torch.Tensor, channels: int, levels: Sequence[int]) -> torch.Tensor:
-    """Pooled vectors (U, D) with the bins of every level mirrored left to right."""
-    parts = []
-    for n in levels:
-        level = values[:, level_columns(channels, levels, n)]
-        parts.append(level.reshape(-1, n, n, channels).flip(2).reshape(len(values), -1))
-    return torch.cat(parts, dim=1)
-
-
 def spp_windows(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
@@ -100,10 +91,12 @@ def _pool_level(
     threads = min(torch.get_num_threads(), len(windows))
     parts = np.array_split(np.arange(len(windows)), threads)
     with ThreadPoolExecutor(threads) as pool:  # the kernel holds no lock
-        list(pool.map(lambda p: _pool(channels_last, windows[p], n, target[p[0] : p[-1] + 1]), parts))
+        list(
+            pool.map(lambda p: _pool(channels_last, windows[p], n, target[p[0] : p[-1] + 1]), parts)
+        )
 
 
-@njit(nogil=True, cache=True)  # type: ignore[misc]
+@njit(nogil=True, cache=True)
 def _pool(
     feature_map: NDArray[np.float32], windows: NDArray[np.int64], n: int, out: NDArray[np.float32]
 ) -> None:
@@ -130,9 +123,9 @@ def _check_windows(windows: NDArray[np.int64], height: int, width: int) -> None:
     if windows.ndim != 2 or windows.shape[1] != 4:
         raise ValueError(f"windows: {windows.shape}, expected (U, 4)")
     limit = np.array([width, height])
-    bad = ((windows[:, :2] < 0) | (windows[:, :2] > windows[:, 2:]) | (windows[:, 2:] >= limit)).any(
-        axis=1
-    )
+    bad = (
+        (windows[:, :2] < 0) | (windows[:, :2] > windows[:, 2:]) | (windows[:, 2:] >= limit)
+    ).any(axis=1)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise ValueError(

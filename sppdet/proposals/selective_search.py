@@ -56,7 +56,9 @@ def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
     height, width = picture.shape[:2]
     factor = min(config.image_width / width, MAX_ASPECT * config.image_width / height)
     resized_size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resized = cv2.resize(picture, resized_size, interpolation=cv2.INTER_LINEAR)
+    resized = np.asarray(
+        cv2.resize(picture, resized_size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8
+    )
     mode = MODES[config.mode]
     groups = [
         _hierarchies(resized, _in_colour_space(resized, colour), k, mode.groupings)
@@ -76,13 +78,11 @@ def _digest(picture: Picture) -> int:
 
 
 def _in_colour_space(picture: Picture, name: str) -> NDArray[np.uint8]:
-    if name == "hsv":
-        return cv2.cvtColor(picture, cv2.COLOR_RGB2HSV).astype(np.uint8)
-    if name == "lab":
-        return cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.uint8)
-    if name == "hue":
-        return cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[:, :, :1].astype(np.uint8).copy()
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.uint8)
+    if name in ("hsv", "lab", "hue"):
+        code = cv2.COLOR_RGB2LAB if name == "lab" else cv2.COLOR_RGB2HSV
+        converted = np.asarray(cv2.cvtColor(picture, code), dtype=np.uint8)
+        return np.ascontiguousarray(converted[:, :, :1]) if name == "hue" else converted
+    grey = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     if name == "grey":
         return grey[:, :, None]
     # rgI: normalised red and green beside the intensity

@@ -25,7 +25,9 @@ class Proposer:
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
         self._stored = StoredProposals(config.path) if config.path is not None else None
-        self.fingerprint = fingerprint("proposals", VERSION, config.model_dump(), _state(config.path))
+        self.fingerprint = fingerprint(
+            "proposals", VERSION, config.model_dump(), _state(config.path)
+        )
         self.store = ItemStore(folder, "proposals", self.fingerprint) if folder else None
 
     def of(self, picture: Picture) -> Proposals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ class StoredProposals:
 def _valid(boxes: NDArray[Any], where: str, width: int, height: int) -> Boxes:
     if boxes.size == 0:
         return empty_boxes()
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise DataError(f"{where}: expected finite boxes of shape (P, 4), got {boxes.shape}")
+    numbers = boxes.dtype.kind in "iuf"
+    if not numbers or boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise DataError(
+            f"{where}: expected finite boxes of shape (P, 4), got {boxes.dtype} {boxes.shape}"
+        )
     clipped = clip_boxes(boxes.astype(np.float32), width=width, height=height)
     has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     return np.ascontiguousarray(clipped[has_area])
@@ -65,10 +69,14 @@ def _valid(boxes: NDArray[Any], where: str, width: int, height: int) -> Boxes:
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            found = {name: archive[name] for name in archive.files}
+        for name, value in found.items():
+            if not isinstance(value, np.ndarray):  # numpy hands on what is no array as bytes
+                raise ValueError(f"{name} is no array")
+        return found
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of proposals") from None
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file of plain arrays: {error}") from None
 
 
@@ -96,4 +104,5 @@ def _from_matlab(boxes: NDArray[Any]) -> NDArray[np.float64]:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         return boxes.astype(np.float64)  # refused with the picture's name on look-up
     swapped = boxes[:, [1, 0, 3, 2]].astype(np.float64)
-    return swapped - np.array([1.0, 1.0, 0.0, 0.0])  # 1-based inclusive to 0-based half-open
+    zero_based: NDArray[np.float64] = swapped - np.array([1.0, 1.0, 0.0, 0.0])
+    return zero_based  # 1-based inclusive to 0-based half-open

@@ -59,9 +59,7 @@ def fit_box_regressor(
     return BoxRegressor(beta[:-1].astype(np.float32), bias.astype(np.float32))
 
 
-def ridge(
-    x: torch.Tensor, y: NDArray[np.float64], *, strength: float
-) -> NDArray[np.float64]:
+def ridge(x: torch.Tensor, y: NDArray[np.float64], *, strength: float) -> NDArray[np.float64]:
     """argmin over B of ‖XB − Y‖² + strength·‖B‖².
 
     In the smaller of the two equivalent systems: XᵀX (D×D), or XXᵀ (N×N) where N < D.
@@ -80,9 +78,7 @@ def ridge(
     return _solve(x.T @ x, target.cpu().numpy().astype(np.float64), strength)
 
 
-def _solve(
-    gram: torch.Tensor, right: NDArray[np.float64], strength: float
-) -> NDArray[np.float64]:
+def _solve(gram: torch.Tensor, right: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
     system = gram.cpu().numpy().astype(np.float64)
     system[np.diag_indices_from(system)] += strength
     solution: NDArray[np.float64] = scipy.linalg.solve(

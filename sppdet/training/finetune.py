@@ -180,7 +180,7 @@ class FineTuner:
                 "try a smaller finetune.lr"
             )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         p.batch += 1
         every = max(1, config.batches // config.snapshots)

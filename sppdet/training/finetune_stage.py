@@ -130,9 +130,7 @@ def _windows_of(
     image = sight.image
     boxes = np.concatenate([sight.proposals.boxes, image.gt_boxes])
     low, high = config.negative_iou
-    labels = label_boxes(
-        boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high)
-    )
+    labels = label_boxes(boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high))
     rows = draw_windows(labels, config, rng=rng)
     if mirrored:
         boxes = flip_boxes(boxes, width=image.width)

@@ -43,9 +43,7 @@ def label_boxes(
     return labels
 
 
-def negatives_of_class(
-    boxes: Boxes, image: AnnotatedImage, label: int, *, max_iou: float
-) -> Flags:
+def negatives_of_class(boxes: Boxes, image: AnnotatedImage, label: int, *, max_iou: float) -> Flags:
     """(P,) which boxes have IoU < `max_iou` with every object of the class, difficult ones too."""
     targets = image.gt_boxes[image.gt_labels == label]
     if len(targets) == 0 or len(boxes) == 0:

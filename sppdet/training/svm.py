@@ -213,7 +213,7 @@ class Miner:
             yield picture
         for k, (features, refs) in enumerate(zip(filled, all_refs, strict=True)):
             self._caches[k] = _Cache(added=int(state[f"added{k}"]))
-            if len(refs):
+            if len(refs) or bool(self.weights[k].any()):  # trained: even an empty cache is one
                 self._caches[k].features, self._caches[k].refs = [features], [refs]
 
 

@@ -15,9 +15,7 @@ from sppdet.training.sampling import negatives_of_class, thin_out
 from sppdet.training.svm import Candidates, LinearSvm, Matrix, Miner
 
 
-def train_svms(
-    material: Material, layer: Layer, config: SvmConfig, *, made_by: str
-) -> Classifiers:
+def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
     """Train one SVM a class on the features of `layer`.
 
     Args:
@@ -125,9 +123,7 @@ def _candidates(
     everywhere = thin_out(boxes, np.ones(len(boxes), dtype=np.bool_), max_iou=config.negative_nms)
     for k in range(classes):
         far = negatives_of_class(boxes, image, k + 1, max_iou=config.negative_iou)
-        thinned = (
-            everywhere if far.all() else thin_out(boxes, far, max_iou=config.negative_nms)
-        )
+        thinned = everywhere if far.all() else thin_out(boxes, far, max_iou=config.negative_nms)
         negative[windows.index[thinned], k] = True
         negative[windows.index[~far], k] = False
     rows = np.flatnonzero(negative.any(axis=1))

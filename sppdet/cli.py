@@ -1,0 +1,223 @@
+"""The command line: sppdet train | eval | detect | propose | download | demo | info."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cv2
+import typer
+
+from sppdet.config import available_cores
+from sppdet.config_file import load_config
+from sppdet.errors import ConfigError, SppdetError
+from sppdet.parallel import set_threads
+from sppdet.run import Reporter
+from sppdet.version import __version__
+
+app = typer.Typer(
+    help="SPP-net object detection: train, evaluate, detect.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Device = Literal["auto", "cpu", "cuda"]
+DeviceOption = Annotated[Device, typer.Option(help="Where the networks run.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings.")]
+StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
+MetricName = Literal["voc07", "voc10", "coco"]
+
+
+def main() -> None:
+    """Entry point: errors meant for the user are one line on stderr and status 1."""
+    try:
+        app()
+    except SppdetError as error:
+        if _Debug.on:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # whoever read the output has gone; python would complain again on closing stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+class _Debug:
+    on = False
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sppdet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for the networks; default: all cores.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    _Debug.on = debug
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # broken pictures are reported by us
+    set_threads(threads or available_cores())
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    until: Annotated[StageName, typer.Option(help="Stop after this stage.")] = "evaluate",
+) -> None:
+    """Train a detector; an interrupted run goes on where it stopped."""
+    from sppdet.pipeline import train as run_stages
+
+    settings = load_config(config, overrides or ())
+    folder = run or Path("runs") / config.stem
+    reporter = Reporter(folder)
+    run_stages(settings, folder, device=device, until=until, reporter=reporter)
+    reporter.say(f"the run is in {folder}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a run.")] = None,
+    split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
+    metric: Annotated[MetricName | None, typer.Option(help="Default: the settings'.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="With --detections: settings with a data section.")
+    ] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="comp4 files' folder or COCO results, made by anyone.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --detections: where reports go.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run on a split, or anyone's detections."""
+    from sppdet.evaluation.stage import evaluate_files, evaluate_run
+
+    if run is not None and not (config or detections or out):
+        evaluate_run(run, split, metric=metric, device=device, reporter=Reporter(run))
+        print(f"reports are in {run / 'eval' / split}")
+        return
+    if run is not None or not (config and detections and out):
+        raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
+    evaluate_files(config, detections, out, split=split, metric=metric)
+    print(f"reports are in {out}")
+
+
+@app.command()
+def detect(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Pictures, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where results go.")],
+    score: Annotated[float, typer.Option(help="Least score (an SVM margin).")] = 0.0,
+    save: Annotated[str, typer.Option(help="Some of images,json,csv,voc,coco.")] = "images,json",
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Detect in pictures and folders of pictures."""
+    from sppdet.detection.detector import Detector
+    from sppdet.detection.folder import detect_folder, parse_formats
+
+    formats = parse_formats(save)
+    reporter = Reporter()
+    result = detect_folder(
+        Detector.load(run, device=device),
+        paths,
+        out,
+        min_score=score,
+        formats=formats,
+        workers=workers or available_cores(),
+        reporter=reporter,
+    )
+    reporter.say(f"{result.detections} detections in {result.pictures} pictures; see {out}")
+    if result.failed:
+        raise SppdetError(f"{len(result.failed)} pictures skipped; the first: {result.failed[0]}")
+
+
+@app.command()
+def propose(
+    config: ConfigArgument,
+    out: Annotated[Path | None, typer.Option(help="Write one .npz a picture here as well.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Make the proposals of the training and test set and measure them."""
+    from sppdet.pipeline import export_proposals
+    from sppdet.pipeline import train as run_stages
+
+    settings = load_config(config, overrides or ())
+    folder = run or Path("runs") / config.stem
+    reporter = Reporter(folder)
+    run_stages(settings, folder, device="cpu", until="proposals", reporter=reporter)
+    if out is not None:
+        export_proposals(settings, folder, out)
+        reporter.say(f"boxes (xyxy, 0-based, half-open) are in {out}")
+
+
+@app.command()
+def download(
+    name: Annotated[Literal["voc2007", "voc2012"], typer.Argument(help="Which set.")],
+    root: Annotated[Path, typer.Option(help="Folder that receives VOCdevkit.")] = Path("data"),
+) -> None:
+    """Fetch PASCAL VOC."""
+    from sppdet.data.download import download_voc
+
+    year: Literal["2007", "2012"] = "2007" if name == "voc2007" else "2012"
+    for folder in download_voc(year, root):
+        print(folder)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of pictures and training.")] = 0,
+) -> None:
+    """Make a set of pictures, train on it, evaluate, detect in fresh ones."""
+    from sppdet.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+@app.command()
+def info(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+) -> None:
+    """Say what a run consists of and what it scored."""
+    from sppdet.info import describe_run
+
+    for line in describe_run(run):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

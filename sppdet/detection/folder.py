@@ -1,0 +1,200 @@
+"""The detector over files and folders of pictures, and the files that it leaves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from sppdet.artifacts import atomic_path, write_json, write_text
+from sppdet.data.images import find_images, read_image
+from sppdet.data.voc import write_voc_annotation
+from sppdet.detection.detector import Detector
+from sppdet.detection.drawing import draw_detections
+from sppdet.errors import ConfigError, DataError, ImageError
+from sppdet.parallel import ordered_map
+from sppdet.run import Reporter
+from sppdet.types import Detections, Picture, Proposals
+
+Format = Literal["images", "json", "csv", "voc", "coco"]
+FORMATS: tuple[Format, ...] = ("images", "json", "csv", "voc", "coco")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One picture's detections, its size in pixels and its name among the results."""
+
+    name: str
+    width: int
+    height: int
+    detections: Detections
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """How many pictures and detections there were, and one line for each picture that failed."""
+
+    pictures: int
+    detections: int
+    failed: tuple[str, ...]
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """The formats of `--save`, such as "images,json"."""
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    for part in chosen:
+        if part not in FORMATS:
+            raise ConfigError(f"--save {part}: expected some of {', '.join(FORMATS)}")
+    return tuple(name for name in FORMATS if name in chosen)
+
+
+def detect_folder(
+    detector: Detector,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    min_score: float,
+    formats: Sequence[Format],
+    workers: int,
+    reporter: Reporter,
+) -> FolderResult:
+    """Detect in pictures and folders of pictures and write the results into `out`.
+
+    A picture that can't be decoded is left out and named in the result. Results of the pictures
+    done so far are written whatever ends the work.
+
+    Args:
+        min_score: detections with a score >= this are kept.
+        workers: threads that decode pictures and search for proposals.
+    """
+    pictures = find_images(paths)
+    names = _names(pictures, paths)
+    found: list[_Found] = []
+    failed: list[str] = []
+
+    def prepare(item: tuple[Path, str]) -> tuple[Path, str, Picture | None, Proposals | None, str]:
+        path, name = item
+        try:
+            picture = read_image(path)
+        except ImageError as error:
+            return path, name, None, None, str(error)
+        return path, name, picture, detector.proposer.of(picture), ""
+
+    work = ordered_map(prepare, zip(pictures, names, strict=True), workers=workers)
+    try:
+        for path, name, picture, proposals, problem in reporter.track(
+            work, total=len(pictures), label="detecting"
+        ):
+            if picture is None or proposals is None:
+                failed.append(problem)
+                reporter.say(f"skipped: {problem}", "skipped")
+                continue
+            maps = detector.maps.compute(picture)
+            detections = detector.detect(maps, proposals, picture, path=str(path)).above(min_score)
+            height, width = picture.shape[:2]
+            found.append(_Found(name, width, height, detections))
+            _write_picture_files(found[-1], picture, out, formats)
+    finally:
+        _write_joint_files(found, detector.class_names, out, formats)
+    return FolderResult(len(found), sum(len(f.detections) for f in found), tuple(failed))
+
+
+def _names(pictures: Sequence[Path], paths: Sequence[Path]) -> list[str]:
+    """Each picture's path below the folder that was given; clashing ones keep their whole path."""
+    folders = [p.resolve() for p in map(Path, paths) if p.is_dir()]
+
+    def short(path: Path) -> str:
+        inside = [f for f in folders if path.resolve().is_relative_to(f)]
+        # the outermost folder that was given, so that nothing of the way is lost
+        base = min(inside, key=lambda f: len(f.parts)) if inside else path.resolve().parent
+        return path.resolve().relative_to(base).as_posix()
+
+    names = [short(path) for path in pictures]
+    stems = [str(Path(name).with_suffix("")) for name in names]
+    return (
+        [
+            name if stems.count(stem) == 1 else "_".join(path.resolve().parts[1:])
+            for name, stem, path in zip(names, stems, pictures, strict=True)
+        ]
+        if len(set(stems)) < len(stems)
+        else names
+    )
+
+
+def _write_picture_files(
+    found: _Found, picture: Picture, out: Path, formats: Sequence[Format]
+) -> None:
+    if "images" in formats:
+        drawn = draw_detections(picture, found.detections)
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        if not done:
+            raise DataError(f"{found.name}: can't be encoded as JPEG")
+        with atomic_path((out / "images" / found.name).with_suffix(".jpg")) as temporary:
+            temporary.write_bytes(np.asarray(data).tobytes())
+    if "voc" in formats:
+        path = (out / "Annotations" / found.name).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_voc_annotation(
+            path,
+            filename=Path(found.name).name,
+            width=found.width,
+            height=found.height,
+            boxes=found.detections.boxes,
+            names=found.detections.names(),
+        )
+
+
+def _write_joint_files(
+    found: Sequence[_Found], class_names: Sequence[str], out: Path, formats: Sequence[Format]
+) -> None:
+    rows = _rows(found)
+    if "json" in formats:
+        images = [
+            {"id": i, "file_name": f.name, "path": f.detections.path, "width": f.width, "height": f.height}
+            for i, f in enumerate(found, start=1)
+        ]  # fmt: skip
+        categories = [{"id": k, "name": name} for k, name in enumerate(class_names, start=1)]
+        content = {"images": images, "categories": categories, "annotations": rows}
+        write_json(out / "detections.json", content)
+    if "coco" in formats:
+        keys = ("image_id", "category_id", "bbox", "score")
+        write_json(out / "coco_results.json", [{key: row[key] for key in keys} for row in rows])
+    if "csv" in formats:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2"])
+        for row in rows:
+            x, y, w, h = row["bbox"]
+            box = [f"{value:.2f}" for value in (x, y, x + w, y + h)]
+            writer.writerow([row["file_name"], row["class"], f"{row['score']:.6f}", *box])
+        write_text(out / "detections.csv", text.getvalue())
+
+
+def _rows(found: Sequence[_Found]) -> list[dict[str, Any]]:
+    """COCO-like annotations, each also with the picture's file and the class's name."""
+    rows: list[dict[str, Any]] = []
+    for image_id, one in enumerate(found, start=1):
+        d = one.detections
+        for name, box, score, label in zip(
+            d.names(), d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True
+        ):
+            x1, y1, x2, y2 = box
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "score": score,
+                    "file_name": one.name,
+                    "class": name,
+                }
+            )
+    return rows

@@ -1,0 +1,274 @@
+"""Strides and offsets against the input that a cell really sees; files of weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision.models as tv
+from safetensors.torch import save_file
+from samples import random_picture
+from torch import nn
+
+from sppdet.config import BackboneName, FeaturesConfig
+from sppdet.errors import WeightsError
+from sppdet.features import backbones
+from sppdet.features.backbones import Backbone, conv_backbone, geometry_of, load_backbone, to_input
+from sppdet.features.zf5 import WithinChannelNorm
+
+GEOMETRY: list[tuple[BackboneName, int, float, int]] = [
+    ("alexnet", 16, 15.5, 256),
+    ("vgg16", 16, 8.0, 512),
+    ("squeezenet1_0", 16, 17.5, 512),
+    ("squeezenet1_1", 16, 15.5, 512),
+    ("resnet18", 16, 0.5, 256),
+    ("zf5", 16, 0.5, 256),
+    ("tiny", 8, 0.5, 128),
+]
+
+
+class Box(nn.Module):
+    """A convolution of one channel with all weights equal: what matters is where it looks."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        kernel, stride, padding = (
+            v[0] if isinstance(v, tuple) else int(v)
+            for v in (conv.kernel_size, conv.stride, conv.padding)
+        )
+        self.conv = nn.Conv2d(1, 1, kernel, stride, padding, bias=False, dtype=torch.float64)
+        nn.init.ones_(self.conv.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv(x.mean(dim=1, keepdim=True))
+        return y
+
+
+def linearised(module: nn.Module) -> nn.Module:
+    """A copy whose every output depends on every input of its receptive field."""
+    module = copy.deepcopy(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            new: nn.Module = Box(child)
+        elif isinstance(child, nn.MaxPool2d):
+            new = nn.AvgPool2d(
+                child.kernel_size, child.stride, child.padding, ceil_mode=child.ceil_mode
+            )
+        elif isinstance(child, nn.BatchNorm2d | nn.ReLU | WithinChannelNorm):
+            new = nn.Identity()
+        else:
+            new = linearised(child)
+        setattr(module, name, new)
+    return module
+
+
+def support(layers: nn.Module, row: int, column: int) -> list[int]:
+    """(left, top, right, bottom), half-open: the input pixels that cell (row, column) sees."""
+    x = torch.ones(1, 1, 400, 432, dtype=torch.float64, requires_grad=True)
+    layers(x)[0, 0, row, column].backward()
+    assert x.grad is not None
+    seen = x.grad[0, 0] != 0
+    ys, xs = torch.nonzero(seen.any(dim=1))[:, 0], torch.nonzero(seen.any(dim=0))[:, 0]
+    return [int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1]
+
+
+@pytest.mark.parametrize(("name", "stride", "offset", "channels"), GEOMETRY)
+def test_geometry_is_that_of_the_input_a_cell_sees(
+    name: BackboneName, stride: int, offset: float, channels: int
+) -> None:
+    backbone = conv_backbone(name)
+    assert (backbone.stride, backbone.offset, backbone.channels) == (stride, offset, channels)
+    layers = linearised(backbone.layers)
+    row, column = 200 // stride, 216 // stride  # far from the edges
+    for i, j in ((row, column), (row - 1, column + 1)):
+        left, top, right, bottom = support(layers, i, j)
+        assert left > 0 and top > 0 and right < 432 and bottom < 400
+        assert (left + right) / 2 == backbone.offset + backbone.stride * j
+        assert (top + bottom) / 2 == backbone.offset + backbone.stride * i
+
+
+def test_geometry_by_hand() -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 11, 4, 2), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 5, 1, 2))
+    # 0.5 + (5 − 2) + (1 − 0) · 4 + 0
+    assert geometry_of(layers) == (8, 7.5)
+    with pytest.raises(ValueError, match="a layer of 3x5"):
+        geometry_of(nn.Sequential(nn.Conv2d(1, 1, (3, 5))))
+
+
+def test_tiny_sees_57_pixels(tiny: Backbone) -> None:
+    left, top, right, bottom = support(linearised(tiny.layers), 20, 20)
+    assert (right - left, bottom - top) == (57, 57)
+
+
+def test_within_channel_norm_against_a_slow_loop() -> None:
+    x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0)) * 100
+    expected = torch.zeros_like(x)
+    for n, c, i, j in np.ndindex(*x.shape):
+        square = x[n, c, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+        mean = float((square**2).sum()) / 9  # outside counts as zero
+        expected[n, c, i, j] = x[n, c, i, j] / (1 + 5e-5 * mean) ** 0.75
+    torch.testing.assert_close(WithinChannelNorm()(x), expected)
+
+
+def test_zf5_maps_a_224_picture_to_14() -> None:
+    # 112, 56 (pool), 28, 14 (pool): every layer padded by ⌊k/2⌋
+    layers = conv_backbone("zf5").layers
+    with torch.inference_mode():
+        assert layers(torch.zeros(1, 3, 224, 224)).shape == (1, 256, 14, 14)
+
+
+def test_input_is_normalised_rgb(rng: np.random.Generator) -> None:
+    picture = random_picture(rng, width=90, height=70)
+    x = to_input(picture, 1.0)
+    expected = (torch.from_numpy(picture).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / (
+        torch.tensor([0.229, 0.224, 0.225])
+    )
+    torch.testing.assert_close(x[0].permute(1, 2, 0).contiguous(), expected, rtol=1e-5, atol=1e-5)
+    larger = to_input(picture, 1.5)
+    assert larger.shape == (1, 3, 105, 135)
+    resized = cv2.resize(picture, (135, 105), interpolation=cv2.INTER_LINEAR)
+    torch.testing.assert_close(larger, to_input(np.asarray(resized, np.uint8), 1.0))
+    assert to_input(picture, 0.01).shape == (1, 3, 64, 64)
+
+
+def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
+    picture = random_picture(rng, width=100, height=80)
+    maps = tiny.feature_maps(picture, [80, 120, 160], FeaturesConfig(max_side=150))
+    np.testing.assert_allclose(maps.scale_factors, [1.0, 1.5, 1.5])  # the cap
+    assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19), (128, 15, 19)]
+    assert (maps.stride, maps.offset) == (8, 0.5)
+    with torch.inference_mode():
+        assert torch.equal(maps.maps[0], tiny.layers(to_input(picture, 1.0))[0])
+
+
+def test_random_weights_are_those_of_the_seed() -> None:
+    state = torch.get_rng_state()
+    a, b, c = (load_backbone("tiny", "none", seed=s).layers.state_dict() for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(a["0.weight"], b["0.weight"])
+    assert not torch.equal(a["0.weight"], c["0.weight"])
+
+
+def save(state: Any, path: Path) -> str:
+    if path.suffix == ".safetensors":
+        save_file(state, str(path))
+    else:
+        torch.save(state, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    return {k: v.clone() for k, v in tv.squeezenet1_1(weights=None).state_dict().items()}
+
+
+def prefixed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"module.{k}": v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("form", ["whole", "convolutions", "module", "half"])
+def test_weights_from_a_file(
+    name: str, form: str, squeezenet: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    state = dict(squeezenet)
+    if form == "convolutions":
+        state = {k: v for k, v in state.items() if k.startswith("features.")}
+    elif form == "module":
+        state = prefixed(state)
+    elif form == "half":
+        state = {k: v.half() for k, v in state.items()}
+    loaded = load_backbone("squeezenet1_1", save(state, tmp_path / name)).layers.state_dict()
+    for key, value in loaded.items():
+        expected = squeezenet[f"features.{key}"]
+        assert torch.equal(value, expected.half().float() if form == "half" else expected)
+
+
+def test_a_checkpoint_with_a_state_dict(
+    squeezenet: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = save({"epoch": 3, "state_dict": prefixed(squeezenet)}, tmp_path / "w.pth")
+    loaded = load_backbone("squeezenet1_1", path).layers.state_dict()
+    assert torch.equal(loaded["0.weight"], squeezenet["features.0.weight"])
+
+
+def refusal(name: BackboneName, weights: str) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load_backbone(name, weights)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_tensors_of_another_network(squeezenet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = save(squeezenet, tmp_path / "w.pth")
+    assert f"{path}: features.0.weight is (64, 3, 3, 3), expected (96, 3, 7, 7) for" in refusal(
+        "squeezenet1_0", path
+    )
+    assert "has no 0.weight; expected the tensors of tiny (20 missing)" in refusal("tiny", path)
+
+
+def test_missing_tensors(squeezenet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    part = {k: v for k, v in squeezenet.items() if k != "features.3.squeeze.weight"}
+    message = refusal("squeezenet1_1", save(part, tmp_path / "w.safetensors"))
+    assert "has no features.3.squeeze.weight; expected" in message and "(1 missing)" in message
+
+
+class Mischief:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    pickle.loads(pickle.dumps(Mischief(target)))  # so that the file below would do it
+    assert target.exists()
+    target.unlink()
+    plain = tmp_path / "plain.pth"
+    plain.write_bytes(pickle.dumps({"0.weight": Mischief(target)}, protocol=2))
+    torch.save({"0.weight": Mischief(target)}, tmp_path / "zipped.pth")
+    for path in (plain, tmp_path / "zipped.pth"):
+        assert "not a plain file of tensors" in refusal("tiny", str(path))
+    assert not target.exists()
+
+
+def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
+    assert f"{tmp_path}/no.pth: no such file" in refusal("tiny", f"{tmp_path}/no.pth")
+    assert "no such file" in refusal("tiny", str(tmp_path))
+    for name in ("w.pth", "w.safetensors"):
+        for content in (b"", b"hello world", b"PK\x03\x04 and no more"):
+            (tmp_path / name).write_bytes(content)
+            assert f"{tmp_path / name}: " in refusal("tiny", str(tmp_path / name))
+    assert "expected a state dict" in refusal("tiny", save([torch.zeros(1)], tmp_path / "l.pth"))
+    assert "expected a state dict" in refusal("tiny", save({"lr": 0.1}, tmp_path / "d.pth"))
+
+
+def test_a_failing_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    message = refusal("squeezenet1_1", "imagenet")
+    assert "imagenet weights of squeezenet1_1 can't be fetched from https://" in message
+    assert "no route to host" in message
+    assert "no imagenet weights for zf5" in refusal("zf5", "imagenet")
+
+
+def test_weights_of_convolutions_alone_have_no_classifier(tmp_path: Path) -> None:
+    state = tv.alexnet(weights=None).features.state_dict(prefix="features.")
+    path = save(dict(state), tmp_path / "conv.safetensors")
+    assert load_backbone("alexnet", path).fc is None
+    assert backbones.load_backbone("tiny", "none").fc is None

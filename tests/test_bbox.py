@@ -1,0 +1,116 @@
+"""Ridge regression against scikit-learn; whitening and its undoing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+
+from sppdet.config import BboxConfig
+from sppdet.training.bbox import fit_box_regressor, fit_whitening, ridge
+
+
+def random_targets(count: int, seed: int = 0) -> NDArray[np.float32]:
+    """Correlated deltas, not centred."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(0, 0.2, (count, 4)) @ rng.normal(0, 1, (4, 4)) + [0.1, -0.2, 0.3, 0.0]
+    return mixed.astype(np.float32)
+
+
+@pytest.mark.parametrize(("count", "width"), [(20, 50), (50, 20), (30, 30), (31, 30), (1, 5)])
+@pytest.mark.parametrize("strength", [0.5, 1000.0])
+def test_ridge_is_scikit_learns(count: int, width: int, strength: float) -> None:
+    rng = np.random.default_rng(count)
+    x = rng.normal(0, 1, (count, width)).astype(np.float32)
+    y = rng.normal(0, 1, (count, 3))
+    theirs = Ridge(alpha=strength, fit_intercept=False, solver="cholesky")
+    theirs.fit(x.astype(np.float64), y)
+    ours = ridge(torch.from_numpy(x), y, strength=strength)
+    expected = np.atleast_2d(theirs.coef_).T
+    assert ours.shape == (width, 3) and ours.dtype == np.float64
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_primal_equals_dual() -> None:
+    """Rows of zeros change nothing but which system is solved."""
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.normal(0, 1, (10, 25)).astype(np.float32))
+    y = rng.normal(0, 1, (10, 2))
+    dual = ridge(x, y, strength=2.0)
+    longer = torch.cat([x, torch.zeros(40, 25)])
+    primal = ridge(longer, np.vstack([y, np.zeros((40, 2))]), strength=2.0)
+    np.testing.assert_allclose(primal, dual, atol=1e-6)
+
+
+def test_whitened_covariance_is_the_identity() -> None:
+    targets = random_targets(500)
+    whitening = fit_whitening(targets, epsilon=1e-12)
+    white = (targets - whitening.mean) @ whitening.matrix
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(white.T @ white / len(white), np.eye(4), atol=1e-4)
+    np.testing.assert_allclose(whitening.matrix, whitening.matrix.T, atol=1e-9)  # ZCA
+
+
+@pytest.mark.parametrize("epsilon", [1e-9, 1e-3])
+def test_whitening_is_undone(epsilon: float) -> None:
+    whitening = fit_whitening(random_targets(50), epsilon=epsilon)
+    np.testing.assert_allclose(whitening.matrix @ whitening.inverse, np.eye(4), atol=1e-8)
+
+
+def test_epsilon_is_added_to_the_eigenvalues() -> None:
+    # independent deltas of variance 0.25 and 1 over two points each; the rest is constant
+    targets = np.array(
+        [[0.5, 1, 3, 0], [-0.5, 1, 3, 0], [0.5, -1, 3, 0], [-0.5, -1, 3, 0]], np.float32
+    )
+    whitening = fit_whitening(targets, epsilon=1e-3)
+    expected = 1 / np.sqrt(np.array([0.25, 1, 0, 0]) + 1e-3)
+    np.testing.assert_allclose(whitening.matrix, np.diag(expected), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(whitening.mean, [0, 0, 3, 0])
+
+
+@pytest.mark.parametrize(("count", "width"), [(200, 10), (15, 40)])
+def test_a_linear_relation_is_recovered(count: int, width: int) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(0, 1, (count, width)).astype(np.float32)
+    truth, bias = rng.normal(0, 0.1, (width, 4)), np.array([0.05, -0.02, 0.1, 0.0])
+    targets = (x @ truth + bias).astype(np.float32)
+    fitted = fit_box_regressor(torch.from_numpy(x), targets, BboxConfig(ridge=1e-3))
+    assert fitted.weight.dtype == fitted.bias.dtype == np.float32
+    np.testing.assert_allclose(x @ fitted.weight + fitted.bias, targets, atol=2e-3)
+    if count > width:
+        np.testing.assert_allclose(fitted.weight, truth, atol=2e-3)
+        np.testing.assert_allclose(fitted.bias, bias, atol=2e-3)
+
+
+def test_regressor_against_the_whole_chain_by_scikit_learn() -> None:
+    """Whiten, fit with a constant feature that is regularised too, predict, undo (R-CNN)."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 1, (60, 12)).astype(np.float32)
+    targets = random_targets(60, seed=3)
+    config = BboxConfig(ridge=5.0)
+    t = targets.astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(t.T, bias=True))
+    matrix = vectors @ np.diag(1 / np.sqrt(values + config.whiten_epsilon)) @ vectors.T
+    longer = np.hstack([x, np.ones((60, 1))])
+    machine = Ridge(alpha=5.0, fit_intercept=False).fit(longer, (t - t.mean(axis=0)) @ matrix)
+    expected = machine.predict(longer) @ np.linalg.inv(matrix) + t.mean(axis=0)
+    fitted = fit_box_regressor(torch.from_numpy(x), targets, config)
+    np.testing.assert_allclose(x @ fitted.weight + fitted.bias, expected, atol=1e-4)
+
+
+def test_a_strong_ridge_predicts_the_mean() -> None:
+    x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    targets = random_targets(30)
+    fitted = fit_box_regressor(x, targets, BboxConfig(ridge=1e9))
+    assert np.abs(fitted.weight).max() < 1e-5
+    np.testing.assert_allclose(fitted.bias, targets.mean(axis=0), atol=1e-5)
+
+
+def test_one_example_is_enough() -> None:
+    targets = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+    fitted = fit_box_regressor(torch.ones(1, 5), targets, BboxConfig())
+    np.testing.assert_allclose(
+        np.ones((1, 5), np.float32) @ fitted.weight + fitted.bias, targets, rtol=1e-5
+    )

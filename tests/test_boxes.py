@@ -1,0 +1,147 @@
+"""Boxes against the devkit's inclusive formulas, slow loops and hand calculation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from samples import random_boxes
+
+from sppdet.boxes import (
+    box_area,
+    box_iou,
+    clip_boxes,
+    decode_deltas,
+    empty_boxes,
+    encode_deltas,
+    flip_boxes,
+    nms,
+)
+from sppdet.types import Boxes, Scores
+
+
+def devkit_iou(a: list[int], b: list[int]) -> float:
+    """VOCevaldet.m on 1-based inclusive boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0]) + 1
+    height = min(a[3], b[3]) - max(a[1], b[1]) + 1
+    if width <= 0 or height <= 0:
+        return 0.0
+    area_a = (a[2] - a[0] + 1) * (a[3] - a[1] + 1)
+    area_b = (b[2] - b[0] + 1) * (b[3] - b[1] + 1)
+    return width * height / (area_a + area_b - width * height)
+
+
+def pixels(box: list[float]) -> set[tuple[int, int]]:
+    x1, y1, x2, y2 = map(int, box)
+    return {(x, y) for x in range(x1, x2) for y in range(y1, y2)}
+
+
+def slow_nms(boxes: Boxes, scores: Scores, max_iou: float) -> list[int]:
+    kept: list[int] = []
+    for row in sorted(range(len(boxes)), key=lambda r: (-scores[r], r)):
+        if all(box_iou(boxes[[row]], boxes[[k]])[0, 0] <= max_iou for k in kept):
+            kept.append(row)
+    return kept
+
+
+def test_iou_is_the_devkits(rng: np.random.Generator) -> None:
+    boxes = random_boxes(rng, 30, width=25, height=20, whole=True)
+    inclusive = (boxes + np.array([1, 1, 0, 0])).astype(int).tolist()
+    expected = [[devkit_iou(a, b) for b in inclusive] for a in inclusive]
+    assert np.array_equal(box_iou(boxes, boxes), np.array(expected))
+
+
+def test_iou_counts_pixels(rng: np.random.Generator) -> None:
+    boxes = random_boxes(rng, 12, width=15, height=15, whole=True)
+    sets = [pixels(box) for box in boxes.tolist()]
+    expected = [[len(a & b) / len(a | b) for b in sets] for a in sets]
+    np.testing.assert_allclose(box_iou(boxes, boxes), expected, rtol=1e-15)
+    assert box_area(boxes).tolist() == [len(s) for s in sets]
+
+
+@pytest.mark.parametrize(("shift", "side"), [(0, 2), (300, 2), (7, 1022)])
+def test_iou_of_exactly_a_half(shift: int, side: int) -> None:
+    whole = np.array([[0, 0, side, side]], np.float32) + np.float32(shift)
+    half = np.array([[0, 0, side, side // 2]], np.float32) + np.float32(shift)
+    assert box_iou(whole, half)[0, 0] == 0.5
+
+
+def test_boxes_that_touch_have_iou_zero() -> None:
+    a = np.array([[0, 0, 4, 4]], np.float32)
+    b = np.array([[4, 0, 8, 4], [0, 4, 4, 8], [9, 9, 10, 10]], np.float32)
+    assert box_iou(a, b).tolist() == [[0, 0, 0]]
+
+
+def test_empty_arrays() -> None:
+    none, one = empty_boxes(), np.array([[0, 0, 1, 1]], np.float32)
+    assert none.shape == (0, 4) and none.dtype == np.float32
+    assert box_iou(none, one).shape == (0, 1)
+    assert box_iou(one, none).shape == (1, 0)
+    assert clip_boxes(none, width=3, height=3).shape == (0, 4)
+    assert flip_boxes(none, width=3).shape == (0, 4)
+    assert encode_deltas(none, none).shape == (0, 4)
+    assert decode_deltas(none, np.zeros((0, 4), np.float32)).shape == (0, 4)
+    kept = nms(none, np.zeros(0, np.float32), max_iou=0.3)
+    assert kept.shape == (0,) and kept.dtype == np.int64
+
+
+def test_clip() -> None:
+    boxes = np.array([[-5, -6, 70, 80], [1, 2, 3, 4], [60, 60, 70, 70]], np.float32)
+    expected = [[0, 0, 50, 40], [1, 2, 3, 4], [50, 40, 50, 40]]
+    clipped = clip_boxes(boxes, width=50, height=40)
+    assert clipped.tolist() == expected and clipped.dtype == np.float32
+
+
+def test_flip(rng: np.random.Generator) -> None:
+    assert flip_boxes(np.array([[1, 2, 4, 9]], np.float32), width=10).tolist() == [[6, 2, 9, 9]]
+    boxes = random_boxes(rng, 50, width=80, height=60, whole=True)
+    assert np.array_equal(flip_boxes(flip_boxes(boxes, width=80), width=80), boxes)
+    picture = np.zeros((60, 80), int)
+    x1, y1, x2, y2 = map(int, boxes[0].tolist())
+    picture[y1:y2, x1:x2] = 1
+    x1, y1, x2, y2 = map(int, flip_boxes(boxes[:1], width=80)[0].tolist())
+    assert picture[:, ::-1][y1:y2, x1:x2].all() and picture.sum() == (x2 - x1) * (y2 - y1)
+
+
+def test_deltas_by_hand() -> None:
+    proposal = np.array([[10, 20, 30, 60]], np.float32)  # centre (20, 40), 20×40
+    target = np.array([[20, 20, 60, 40]], np.float32)  # centre (40, 30), 40×20
+    expected = [[1.0, -0.25, np.log(2), -np.log(2)]]
+    np.testing.assert_allclose(encode_deltas(proposal, target), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        decode_deltas(proposal, np.array(expected, np.float32)), target, rtol=1e-6
+    )
+
+
+def test_decoding_undoes_encoding(rng: np.random.Generator) -> None:
+    proposals = random_boxes(rng, 200, width=500, height=375)
+    targets = random_boxes(rng, 200, width=500, height=375)
+    decoded = decode_deltas(proposals, encode_deltas(proposals, targets))
+    np.testing.assert_allclose(decoded, targets, atol=2e-3)
+
+
+def test_wild_deltas_stay_finite() -> None:
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    decoded = decode_deltas(box, np.array([[0, 0, 500, -500]], np.float32))
+    np.testing.assert_allclose(decoded, [[-4995, 4.995, 5005, 5.005]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_iou", [0.0, 0.3, 0.5, 0.7])
+def test_nms_against_a_slow_loop_with_ties(max_iou: float) -> None:
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        boxes = random_boxes(rng, 60, width=60, height=60)
+        scores = (rng.integers(0, 6, 60) / 2).astype(np.float32)
+        assert nms(boxes, scores, max_iou=max_iou).tolist() == slow_nms(boxes, scores, max_iou)
+
+
+def test_nms_of_many_ties_keeps_the_earlier_row() -> None:
+    boxes = np.tile(np.array([[0, 0, 5, 5]], np.float32), (500, 1))
+    assert nms(boxes, np.ones(500, np.float32), max_iou=0.5).tolist() == [0]
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_nms_keeps_an_iou_of_exactly_the_bound(tenths: int) -> None:
+    boxes = np.array([[0, 0, 70, 10], [0, 0, 70, tenths]], np.float32)
+    scores = np.array([1, 2], np.float32)
+    assert nms(boxes, scores, max_iou=tenths / 10).tolist() == [1, 0]
+    assert nms(boxes, scores, max_iou=tenths / 10 - 1e-4).tolist() == [1]

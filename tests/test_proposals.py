@@ -1,0 +1,339 @@
+"""Selective search: repeatable boxes in bounds; boxes stored by others; coverage by hand."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+from evaluation_samples import make_image
+from samples import random_boxes, random_picture
+
+from sppdet.config import ProposalsConfig
+from sppdet.data.cache import PictureCache
+from sppdet.errors import DataError
+from sppdet.proposals.recall import coverage
+from sppdet.proposals.selective_search import selective_search
+from sppdet.proposals.stage import Proposer
+from sppdet.proposals.stored import StoredProposals
+from sppdet.types import AnnotatedImage, Boxes, Picture, Proposals
+
+CONFIG = ProposalsConfig(image_width=150, min_size=8)
+ALL = CONFIG.model_copy(update={"max_boxes": 1_000_000})
+
+
+@pytest.fixture(scope="module")
+def picture() -> Picture:
+    return random_picture(np.random.default_rng(5), width=120, height=90)
+
+
+def rows(boxes: Boxes) -> set[tuple[float, ...]]:
+    return {tuple(box) for box in boxes.tolist()}
+
+
+def other_search(picture: Picture) -> None:
+    """What else a process may do with OpenCV: this draws from C's `rand()`."""
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(picture)
+    search.switchToSelectiveSearchFast()
+    search.process()
+
+
+def test_the_same_boxes_in_the_same_order_whatever_runs_beside(picture: Picture) -> None:
+    first = selective_search(picture, CONFIG).boxes
+    assert len(first) > 100
+    assert np.array_equal(selective_search(picture, CONFIG).boxes, first)
+    other_search(picture)
+    cv2.setRNGSeed(99)
+    assert np.array_equal(selective_search(picture, CONFIG).boxes, first)
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(other_search, picture) for _ in range(2)]
+        found = [pool.submit(selective_search, picture, CONFIG) for _ in range(4)]
+        for future in found:
+            assert np.array_equal(future.result().boxes, first)
+        for other in others:
+            other.result()
+
+
+def test_the_seed_orders_and_doesnt_choose(picture: Picture) -> None:
+    a = selective_search(picture, ALL).boxes
+    b = selective_search(picture, ALL.model_copy(update={"seed": 1})).boxes
+    assert not np.array_equal(a, b)
+    assert rows(a) == rows(b) and len(rows(a)) == len(a)
+    cut = selective_search(picture, ALL.model_copy(update={"max_boxes": 50})).boxes
+    assert np.array_equal(cut, a[:50])
+
+
+def test_another_picture_has_another_order(picture: Picture) -> None:
+    mirrored = selective_search(np.ascontiguousarray(picture[:, ::-1]), ALL).boxes
+    assert not np.array_equal(mirrored, selective_search(picture, ALL).boxes)
+
+
+def test_large_boxes_tend_to_come_first(picture: Picture) -> None:
+    boxes = selective_search(picture, ALL).boxes
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert area[:100].mean() > 1.5 * area[-100:].mean()
+
+
+def test_quality_mode_finds_more(picture: Picture) -> None:
+    small = ALL.model_copy(update={"image_width": 80})
+    fast = selective_search(picture, small).boxes
+    quality = selective_search(picture, small.model_copy(update={"mode": "quality"})).boxes
+    assert len(quality) > 1.5 * len(fast)
+
+
+@pytest.mark.parametrize("min_size", [1, 8, 20])
+def test_least_size_is_in_resized_pixels(picture: Picture, min_size: int) -> None:
+    config = ALL.model_copy(update={"min_size": min_size})
+    boxes = selective_search(picture, config).boxes
+    sides = (boxes[:, 2:] - boxes[:, :2]) * (150 / 120)
+    assert sides.min() == pytest.approx(min_size, abs=1)
+    assert sides.min() > min_size - 1e-3
+    everything = selective_search(picture, ALL.model_copy(update={"min_size": 1})).boxes
+    wide = ((everything[:, 2:] - everything[:, :2]) * (150 / 120) >= min_size - 1e-3).all(axis=1)
+    assert rows(boxes) == rows(everything[wide])
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(40, 40), (300, 20), (20, 300), (1, 1), (60, 1), (1, 60), (2, 900)]
+)
+@pytest.mark.parametrize("grey", [False, True])
+def test_boxes_stay_in_pictures_of_any_shape(width: int, height: int, grey: bool) -> None:
+    rng = np.random.default_rng(width)
+    picture = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    if grey:
+        picture[:] = picture[:, :, :1]
+    boxes = selective_search(picture, CONFIG.model_copy(update={"min_size": 1})).boxes
+    assert len(boxes) >= 1 and boxes.dtype == np.float32
+    assert boxes[:, :2].min() >= 0
+    assert boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize("value", [0, 90, 255])
+def test_a_picture_of_one_colour_has_just_the_whole(value: int) -> None:
+    picture = np.full((45, 60, 3), value, np.uint8)
+    for mode in ("fast", "quality"):
+        config = CONFIG.model_copy(update={"mode": mode})
+        assert selective_search(picture, config).boxes.tolist() == [[0, 0, 60, 45]]
+
+
+def test_two_halves_are_found() -> None:
+    picture = np.zeros((60, 80, 3), np.uint8)
+    picture[:, 40:] = (200, 30, 30)
+    boxes = selective_search(picture, CONFIG.model_copy(update={"image_width": 160})).boxes
+    for half in ([0, 0, 40, 60], [40, 0, 80, 60]):
+        assert np.abs(boxes - np.array(half)).max(axis=1).min() <= 2
+    assert [0, 0, 80, 60] in boxes.tolist()
+
+
+# -- stored by others ----------------------------------------------------------------------------
+
+
+def save_mat(path: Path, boxes: dict[str, Any]) -> Path:
+    """R-CNN's layout: cells of ids and of [y1 x1 y2 x2], 1-based inclusive."""
+    images, cells = np.empty((len(boxes), 1), object), np.empty((1, len(boxes)), object)
+    for i, (name, value) in enumerate(boxes.items()):
+        images[i, 0], cells[0, i] = name, value
+    scipy.io.savemat(str(path), {"images": images, "boxes": cells})
+    return path
+
+
+def look_up(path: Path, image_id: str = "000012", max_boxes: int = 99) -> list[list[float]]:
+    proposals = StoredProposals(path).look_up(image_id, width=500, height=300, max_boxes=max_boxes)
+    boxes: list[list[float]] = proposals.boxes.tolist()
+    return boxes
+
+
+def test_mat_of_r_cnn(tmp_path: Path) -> None:
+    cells = {
+        "000012": np.array([[1, 2, 30, 40], [300, 500, 300, 500], [5, 5, 5, 5]], np.uint16),
+        "000013": np.zeros((0, 4)),
+    }
+    path = save_mat(tmp_path / "boxes.mat", cells)
+    assert look_up(path) == [[1, 0, 40, 30], [499, 299, 500, 300], [4, 4, 5, 5]]
+    assert look_up(path, max_boxes=1) == [[1, 0, 40, 30]]
+    assert look_up(path, "000013") == []
+    with pytest.raises(DataError, match=r"boxes\.mat: no proposals for picture 000014"):
+        look_up(path, "000014")
+
+
+def test_npz_and_folder(tmp_path: Path) -> None:
+    boxes = np.array([[1, 2, 3.5, 4], [-5, 0, 600, 400], [9, 9, 9, 10], [600, 0, 700, 9]])
+    expected = [[1, 2, 3.5, 4], [0, 0, 500, 300]]  # clipped; without area: left out
+    arrays: dict[str, Any] = {"000012": boxes, "empty": np.zeros((0, 4))}
+    np.savez(tmp_path / "all.npz", **arrays)
+    assert look_up(tmp_path / "all.npz") == expected
+    assert look_up(tmp_path / "all.npz", "empty") == []
+    with pytest.raises(DataError, match=r"all\.npz: no proposals for picture 7"):
+        look_up(tmp_path / "all.npz", "7")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.savez_compressed(folder / "000012.npz", boxes=boxes)
+    np.savez(folder / "other.npz", rects=boxes)
+    assert look_up(folder) == expected
+    with pytest.raises(DataError, match=r"7\.npz: no such file"):
+        look_up(folder, "7")
+    with pytest.raises(DataError, match="folder: no proposals for picture other"):
+        look_up(folder, "other")
+
+
+def refused_mat(tmp_path: Path, content: dict[str, Any]) -> Path:
+    scipy.io.savemat(str(tmp_path / "x.mat"), content)
+    return tmp_path / "x.mat"
+
+
+def raw(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(tmp_path: Path) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return make
+
+
+def npz(value: Any) -> Callable[[Path], Path]:
+    def make(tmp_path: Path) -> Path:
+        arrays: dict[str, Any] = {"000012": value}
+        np.savez(tmp_path / "x.npz", **arrays)
+        return tmp_path / "x.npz"
+
+    return make
+
+
+def broken_zip(tmp_path: Path) -> Path:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("000012.npy", b"no array")
+    return tmp_path / "x.npz"
+
+
+def damaged_stream(tmp_path: Path) -> Path:
+    path = tmp_path / "x.npz"
+    arrays: dict[str, Any] = {"000012": np.random.default_rng(0).random((500, 4))}
+    np.savez_compressed(path, **arrays)
+    content = bytearray(path.read_bytes())
+    content[60:64] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (raw("x.npz", b""), "not an .npz file"),
+        (raw("x.npz", b"hello"), "not an .npz file"),
+        (raw("x.npz", b"PK\x03\x04 and no more"), "not an .npz file"),
+        (raw("x.mat", b""), "not a MATLAB file"),
+        (raw("x.mat", b"hello world" * 30), "not a MATLAB file"),
+        (raw("x.txt", b"1 2 3 4"), "expected .mat, .npz or a folder"),
+        (broken_zip, "not an .npz file"),
+        (damaged_stream, "not an .npz file"),
+        (npz(np.array([[None] * 4], object)), "not an .npz file of plain arrays"),
+        (
+            npz(np.zeros((3, 5))),
+            "000012: expected finite boxes of shape (P, 4), got float64 (3, 5)",
+        ),
+        (npz(np.zeros(4)), "expected finite boxes"),
+        (npz(np.array([[0, 0, np.nan, 1]])), "expected finite boxes"),
+        (npz(np.array([["0", "0", "1", "1"]])), "expected finite boxes"),
+        (lambda t: t / "no.npz", "no such file or folder of proposals"),
+        (lambda t: refused_mat(t, {"boxes": np.zeros(4)}), "expected the cells"),
+        (lambda t: save_mat(t / "x.mat", {"000012": np.ones((3, 5))}), "expected finite boxes"),
+    ],
+)
+def test_broken_files(make: Callable[[Path], Path], expected: str, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with pytest.raises(DataError) as caught:
+        look_up(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and expected in message and "\n" not in message
+
+
+def test_cells_and_names_must_match(tmp_path: Path) -> None:
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = np.ones((1, 4))
+    images = np.array([["a"], ["b"]], object)
+    path = refused_mat(tmp_path, {"images": images, "boxes": cells})
+    with pytest.raises(DataError, match="2 images but 1 cells of boxes"):
+        look_up(path)
+
+
+# -- the stage -----------------------------------------------------------------------------------
+
+
+def on_disk(picture: Picture, path: Path) -> AnnotatedImage:
+    cv2.imwrite(str(path), picture)
+    image = make_image("one", [(1, (0, 0, 9, 9))])
+    height, width = picture.shape[:2]
+    return AnnotatedImage(
+        image.id, path, width, height, image.gt_boxes, image.gt_labels, *[image.difficult] * 2
+    )
+
+
+def test_proposals_are_stored_per_settings_and_picture(picture: Picture, tmp_path: Path) -> None:
+    image, cache = on_disk(picture, tmp_path / "one.png"), PictureCache()
+    proposer = Proposer(CONFIG, tmp_path / "store")
+    made = proposer.of_image(image, cache.digest(image.path))
+    assert proposer.store is not None and proposer.store.has("one", cache.digest(image.path))
+    fake = Proposals(np.array([[0, 0, 7, 7]], np.float32))
+    import torch
+
+    proposer.store.write("one", cache.digest(image.path), {"boxes": torch.from_numpy(fake.boxes)})
+    again = Proposer(CONFIG, tmp_path / "store")
+    assert again.of_image(image, cache.digest(image.path)).boxes.tolist() == [[0, 0, 7, 7]]
+    assert np.array_equal(again.of_image(image, "another digest").boxes, made.boxes)
+    other = Proposer(CONFIG.model_copy(update={"seed": 4}), tmp_path / "store")
+    assert other.fingerprint != proposer.fingerprint
+    assert len(other.of_image(image, cache.digest(image.path))) == len(made)
+
+
+def test_stored_boxes_are_for_their_pictures_only(picture: Picture, tmp_path: Path) -> None:
+    np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5]]))
+    config = CONFIG.model_copy(update={"engine": "stored", "path": tmp_path / "b.npz"})
+    proposer = Proposer(config)
+    image = on_disk(picture, tmp_path / "one.png")
+    assert proposer.of_image(image, "d").boxes.tolist() == [[1, 1, 5, 5]]
+    assert np.array_equal(proposer.of(picture).boxes, selective_search(picture, CONFIG).boxes)
+    before = proposer.fingerprint
+    np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5], [2, 2, 9, 9]]))
+    assert Proposer(config).fingerprint != before
+
+
+# -- coverage ------------------------------------------------------------------------------------
+
+
+def test_coverage_by_hand() -> None:
+    first = make_image(
+        "a",
+        [(1, (0, 0, 10, 10)), (2, (20, 20, 30, 30)), (1, (50, 50, 60, 60))],
+        [False] * 2 + [True],
+    )
+    # IoU: 0.5 with the first, 0.8 with the second; the third is difficult
+    found = Proposals(np.array([[0, 0, 10, 5], [20, 20, 30, 28], [90, 90, 95, 95]], np.float32))
+    second = make_image("b", [(1, (0, 0, 4, 4))])
+    nothing = Proposals(np.zeros((0, 4), np.float32))
+    result = coverage([(first, found), (second, nothing), (make_image("c", []), found)])
+    assert (result.objects, result.mean_count) == (3, 2.0)
+    assert result.recall_50 == pytest.approx(2 / 3)
+    assert result.recall_70 == pytest.approx(1 / 3)
+    assert result.best_overlap == pytest.approx(1.3 / 3)
+    assert "of 3 objects 66.7% are covered at IoU 0.5, 33.3% at 0.7" in str(result)
+
+
+def test_coverage_of_nothing() -> None:
+    result = coverage([(make_image("c", []), Proposals(np.zeros((0, 4), np.float32)))])
+    assert result.objects == 0 and result.mean_count == 0
+    assert np.isnan([result.recall_50, result.recall_70, result.best_overlap]).all()
+    assert coverage([]).mean_count == 0
+
+
+def test_proposals_refuse_boxes_without_area(rng: np.random.Generator) -> None:
+    boxes = random_boxes(rng, 3, width=9, height=9)
+    boxes[1, 2] = boxes[1, 0]
+    with pytest.raises(ValueError, match=r"proposals, row 1: .* has no area"):
+        Proposals(boxes)
