@@ -17,20 +17,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import find_images, read_image
 from sppdet.detection.detector import Detector
 from sppdet.parallel import set_threads
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def timed(name: str, times: dict[str, list[float]], function: Callable[[], T]) -> T:
+def timed(
+    times: dict[str, list[float]],
+    name: str,
+    function: Callable[P, T],
+    *args: P.args,
+    **kw: P.kwargs,
+) -> T:
     """Run a function and note its seconds."""
     start = time.perf_counter()
-    result = function()
+    result = function(*args, **kw)
     times.setdefault(name, []).append(time.perf_counter() - start)
     return result
 
@@ -40,19 +47,15 @@ def measure(detector: Detector, pictures: list[Path]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {}
     extractor, classifiers = detector.extractor, detector.classifiers
     for path in pictures:
-        picture = timed("decode", times, lambda p=path: read_image(p))
-        proposals = timed("proposals", times, lambda p=picture: detector.proposer.of(p))
-        halves = timed("conv", times, lambda p=picture: detector.maps.compute(p))
+        picture = timed(times, "decode", read_image, path)
+        proposals = timed(times, "proposals", detector.proposer.of, picture)
+        halves = timed(times, "conv", detector.maps.compute, picture)
         maps = halves.to(detector.maps.device)
         windows = extractor.windows(maps, proposals.boxes)
-        pooled = timed("SPP", times, lambda m=maps, w=windows: extractor.pool(m, w.cells))
-        features = timed("fc", times, lambda p=pooled: extractor.layer(p, classifiers.layer))
-        timed("SVM scores", times, lambda f=features: classifiers.scores(f))
-        timed(
-            "SPP to detections",
-            times,
-            lambda m=halves, p=proposals, i=picture: detector.detect(m, p, i),
-        )
+        pooled = timed(times, "SPP", extractor.pool, maps, windows.cells)
+        features = timed(times, "fc", extractor.layer, pooled, classifiers.layer)
+        timed(times, "SVM scores", classifiers.scores, features)
+        timed(times, "SPP to detections", detector.detect, halves, proposals, picture)
     return times
 
 

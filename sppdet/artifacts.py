@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,27 @@ def fingerprint(*parts: Any) -> str:
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well, removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        ordinary = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(ordinary)  # safetensors makes files that only their owner may read
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise ArtifactError(f"{path}: can't be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder`, while nobody writes there."""
+    for pattern in (".*.tmp", ".tmp*"):  # ours; those of safetensors
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -35,24 +35,26 @@ SetOption = Annotated[
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings.")]
 StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
 MetricName = Literal["voc07", "voc10", "coco"]
+_INTERRUPTED = 130  # typer's status after Ctrl-C
 
 
 def main() -> None:
     """Entry point: errors meant for the user are one line on stderr and status 1."""
     try:
         app()
-    except SppdetError as error:
-        if _Debug.on:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
     except BrokenPipeError:
         # whoever read the output has gone; python would complain again on closing stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except (SppdetError, OSError) as error:
+        if _Debug.on:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print("interrupted; training goes on from here by the same command", file=sys.stderr)
+        raise
 
 
 class _Debug:

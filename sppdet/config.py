@@ -122,7 +122,8 @@ class ProposalsConfig(Section):
 class BackboneConfig(Section):
     """The convolutional layers."""
 
-    name: BackboneName = "zf5"
+    name: BackboneName = "alexnet"
+    """The paper has zf5, of which there are no public weights in torchvision."""
     weights: str = "imagenet"
     """imagenet (fetched by torchvision), none (random) or a .safetensors/.pth file."""
 

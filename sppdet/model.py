@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.config import Config
+from sppdet.artifacts import fingerprint, fingerprint_of, read_tensors, write_tensors
+from sppdet.config import Config, Layer
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
@@ -34,6 +34,18 @@ class ModelFiles:
     def fingerprint(self) -> list[str | None]:
         """Of all parts; None for one that isn't there."""
         return [fingerprint_of(p) for p in (self.backbone, self.head, self.svm, self.bbox)]
+
+    def basis(self, config: Config, layer: Layer, class_names: tuple[str, ...]) -> str:
+        """Fingerprint of the classes and of all that the features of `layer` come from."""
+        return fingerprint(
+            class_names,
+            config.scales,
+            config.spp_levels,
+            config.features.canonical_size,
+            config.features.max_side,
+            fingerprint_of(self.backbone),
+            fingerprint_of(self.head) if layer != "pool5" else None,
+        )
 
 
 def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
@@ -71,10 +83,15 @@ def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path)
 
 
 def save_classifiers(
-    path: Path, classifiers: Classifiers, class_names: tuple[str, ...], *, made_by: str
+    path: Path,
+    classifiers: Classifiers,
+    class_names: tuple[str, ...],
+    *,
+    made_by: str,
+    basis: str,
 ) -> None:
-    """Write the SVMs with the names of their classes."""
-    about = {"layer": classifiers.layer, "class_names": list(class_names)}
+    """Write the SVMs with the names of their classes and the `ModelFiles.basis` they stand on."""
+    about = {"layer": classifiers.layer, "class_names": list(class_names), "basis": basis}
     tensors = {"weights": classifiers.weights, "biases": classifiers.biases}
     write_tensors(path, tensors, made_by=made_by, about=about)
 
@@ -86,10 +103,11 @@ def read_classifiers(path: Path) -> tuple[Classifiers, tuple[str, ...]]:
     return part, tuple(_get(about, "class_names", path))
 
 
-def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None:
-    """Write the box regressors."""
+def save_regressors(path: Path, regressors: Regressors, *, made_by: str, basis: str) -> None:
+    """Write the box regressors with the `ModelFiles.basis` they stand on."""
     tensors = {"weights": regressors.weights, "biases": regressors.biases}
-    write_tensors(path, tensors, made_by=made_by, about={"layer": regressors.layer})
+    about = {"layer": regressors.layer, "basis": basis}
+    write_tensors(path, tensors, made_by=made_by, about=about)
 
 
 def read_regressors(path: Path) -> Regressors:
@@ -108,6 +126,14 @@ def _get(about: dict[str, Any], key: str, path: Path) -> Any:
     if key not in about:
         raise ArtifactError(f"{path}: damaged: its header has no {key}")
     return about[key]
+
+
+def _check_basis(path: Path, basis: str) -> None:
+    """Refuse a part that was trained for other classes or on other features."""
+    if read_tensors(path)[1].get("basis", basis) != basis:
+        raise ArtifactError(
+            f"{path}: trained by other settings than the run's; go on with `sppdet train`"
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -133,7 +159,7 @@ def load_detector(run: Path, *, device: str = "auto") -> Detector:
     """The detector of a run's folder.
 
     Raises:
-        ArtifactError: not a run, or one whose training isn't finished.
+        ArtifactError: not a run, or one whose training isn't finished or was by other settings.
     """
     config = read_run_config(run)
     files = ModelFiles(run)
@@ -141,9 +167,13 @@ def load_detector(run: Path, *, device: str = "auto") -> Detector:
     if not files.svm.is_file():
         raise ArtifactError(f"{run}: the SVMs aren't trained yet; go on with `sppdet train`")
     classifiers, names = read_classifiers(files.svm)
+    _check_basis(files.svm, files.basis(config, classifiers.layer, names))
     backbone = read_backbone(files.backbone, config)
     backbone.layers.to(target)
-    regressors = read_regressors(files.bbox) if config.bbox is not None else None
+    regressors = None
+    if config.bbox is not None:
+        regressors = read_regressors(files.bbox)
+        _check_basis(files.bbox, files.basis(config, regressors.layer, names))
     layers = {classifiers.layer, regressors.layer if regressors else "pool5"}
     head = None
     if layers != {"pool5"}:

@@ -12,7 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from sppdet.artifacts import atomic_path, fingerprint, fingerprint_of, write_text
+from sppdet.artifacts import (
+    atomic_path,
+    fingerprint,
+    fingerprint_of,
+    remove_leftovers,
+    write_text,
+)
 from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.data.splits import read_split
@@ -32,7 +38,7 @@ from sppdet.model import (
     save_regressors,
 )
 from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
+from sppdet.run import Reporter, run_lock
 from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.bbox_stage import train_box_regressors
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
@@ -66,8 +72,20 @@ def train(
 
     Returns:
         the evaluation on the test set, where one is named and `until` reaches so far.
+
+    Raises:
+        ArtifactError: another process is training in this folder.
     """
     reporter = reporter or Reporter(run)
+    with run_lock(run):
+        for folder in (run, run / "model", run / "state"):
+            remove_leftovers(folder)
+        return _train(config, run, device=device, until=until, reporter=reporter)
+
+
+def _train(
+    config: Config, run: Path, *, device: str, until: Stage, reporter: Reporter
+) -> EvalResult | None:
     last = STAGES.index(until)
     write_text(run / "config.yaml", config.to_yaml())
     reporter.log("run started", config=config.model_dump(mode="json"), until=until)
@@ -178,6 +196,7 @@ def _head(
 ) -> tuple[Head | None, str]:
     """The fully connected layers, fine-tuned where that is asked for, and their fingerprint."""
     if config.head is None:
+        files.head.unlink(missing_ok=True)
         return None, ""
     classes = len(material.dataset.class_names)
     head = build_head(backbone, config.spp_levels, config.head, classes=classes, seed=config.seed)
@@ -216,7 +235,13 @@ def _svms(config: Config, material: Material, files: ModelFiles, head_made_by: s
     )
     if _is_due(files.svm, made_by, material.reporter):
         classifiers = train_svms(material, layer, config.svm, made_by=made_by)
-        save_classifiers(files.svm, classifiers, material.dataset.class_names, made_by=made_by)
+        save_classifiers(
+            files.svm,
+            classifiers,
+            material.dataset.class_names,
+            made_by=made_by,
+            basis=files.basis(config, layer, material.dataset.class_names),
+        )
     return made_by
 
 
@@ -240,7 +265,12 @@ def _regressors(config: Config, material: Material, files: ModelFiles, head_made
         regressors = train_box_regressors(
             material, config.bbox, config.svm, width=width, made_by=made_by
         )
-        save_regressors(files.bbox, regressors, made_by=made_by)
+        save_regressors(
+            files.bbox,
+            regressors,
+            made_by=made_by,
+            basis=files.basis(config, layer, material.dataset.class_names),
+        )
 
 
 def _is_due(path: Path, made_by: str, reporter: Reporter) -> bool:

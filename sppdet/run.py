@@ -1,13 +1,15 @@
-"""The folder of one training: its log, its timings, and what is shown while it works."""
+"""The folder of one training: its log, its timings, its lock, and what is shown meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -40,9 +42,13 @@ class Reporter:
         if self._log is None:
             return
         record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record, default=str) + "\n")
+        line = json.dumps({k: _or_none(v) for k, v in record.items()}, default=str)
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
+        except OSError as error:
+            raise ArtifactError(f"{self._log}: can't be written: {error.strerror}") from None
 
     def track(self, items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
         """The items, with a progress bar where there is a terminal."""
@@ -79,3 +85,81 @@ class Reporter:
             timings = {}
         timings[name] = round(timings.get(name, 0.0) + seconds, 3)
         write_json(self._timings, timings)
+
+
+def _or_none(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder/.lock`, so that no second process trains there at the same time.
+
+    The lock of a process that has been killed is taken over. Processes of other machines that share
+    the folder are not seen.
+
+    Raises:
+        ArtifactError: a living process holds it.
+    """
+    path, own = folder / ".lock", _process(os.getpid())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _take_lock(path, own)
+    except OSError as error:
+        raise ArtifactError(f"{path}: can't be taken: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        handle.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _take_lock(path: Path, own: str) -> TextIO:
+    for _ in range(20):
+        try:
+            handle = path.open("x", encoding="ascii")
+            handle.write(own)
+            handle.flush()
+            return handle
+        except FileExistsError:
+            holder = _content(path)
+        if holder and holder == _process(int(holder.split()[0])):
+            raise ArtifactError(
+                f"{path.parent}: process {holder.split()[0]} is training here; wait until it has "
+                f"ended, or remove {path} if that is something else"
+            )
+        time.sleep(0.05)  # an empty lock may be about to be written
+        if _content(path) == holder:
+            path.unlink(missing_ok=True)
+    raise ArtifactError(f"{path}: can't be taken; are several processes starting at once?")
+
+
+def _content(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    return text if text.split(" ")[0].isdigit() else ""
+
+
+def _process(pid: int) -> str:
+    """The number of a process and, where the system tells, its start; "" if it has ended."""
+    if os.name == "nt" and pid != os.getpid():
+        return ""  # os.kill would end it; but a file that it has open can't be removed there
+    try:
+        # after the name in parentheses: the 3rd field is the state, the 22nd the start
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, started = fields[0], fields[19]
+    except (OSError, IndexError):
+        state, started = "?", "?"
+    if state in ("Z", "X"):  # dead, but its parent hasn't noticed
+        return ""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return ""
+    except PermissionError:  # it is somebody else's
+        pass
+    return f"{pid} {started}"

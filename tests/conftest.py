@@ -1,11 +1,15 @@
-"""What the tests share: a thread or two for each library, and small networks made once."""
+"""What the tests share: a thread or two for each library, and what is made once for all."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from runs import small_set, train_quietly, write_settings
 
 from sppdet.features.backbones import Backbone, load_backbone
 
@@ -21,3 +25,29 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def tiny() -> Backbone:
     return load_backbone("tiny", "none")
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set of pictures in the layout of VOC; not to be changed."""
+    return small_set(tmp_path_factory.mktemp("demo") / "set")
+
+
+@pytest.fixture(scope="session")
+def settings(demo_root: Path) -> Path:
+    """The settings of `trained`; not to be changed."""
+    return write_settings(demo_root.parent / "small.yaml", demo_root)
+
+
+@pytest.fixture(scope="session")
+def trained(settings: Path) -> Path:
+    """The folder of a run of two threads' training and evaluation; not to be changed."""
+    run = settings.parent / "run"
+    train_quietly(settings, run)
+    return run
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` to work on."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))

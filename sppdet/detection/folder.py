@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,13 @@ FORMATS: tuple[Format, ...] = ("images", "json", "csv", "voc", "coco")
 
 @dataclass(frozen=True)
 class _Found:
-    """One picture's detections, its size in pixels and its name among the results."""
+    """One picture's detections, its size in pixels and its name among the results.
+
+    `stem` is what the files about it are called, without their suffixes.
+    """
 
     name: str
+    stem: str
     width: int
     height: int
     detections: Detections
@@ -75,30 +80,33 @@ def detect_folder(
     """
     pictures = find_images(paths)
     names = _names(pictures, paths)
+    stems = _stems(names)
+    if "images" in formats:
+        _refuse_overwriting(pictures, stems, out)
     found: list[_Found] = []
     failed: list[str] = []
 
-    def prepare(item: tuple[Path, str]) -> tuple[Path, str, Picture | None, Proposals | None, str]:
-        path, name = item
+    def prepare(path: Path) -> tuple[Picture, Proposals] | ImageError:
         try:
             picture = read_image(path)
         except ImageError as error:
-            return path, name, None, None, str(error)
-        return path, name, picture, detector.proposer.of(picture), ""
+            return error
+        return picture, detector.proposer.of(picture)
 
-    work = ordered_map(prepare, zip(pictures, names, strict=True), workers=workers)
+    work = zip(pictures, names, stems, ordered_map(prepare, pictures, workers=workers), strict=True)
     try:
-        for path, name, picture, proposals, problem in reporter.track(
+        for path, name, stem, prepared in reporter.track(
             work, total=len(pictures), label="detecting"
         ):
-            if picture is None or proposals is None:
-                failed.append(problem)
-                reporter.say(f"skipped: {problem}", "skipped")
+            if isinstance(prepared, ImageError):
+                failed.append(str(prepared))
+                reporter.say(f"skipped: {prepared}", "skipped")
                 continue
+            picture, proposals = prepared
             maps = detector.maps.compute(picture)
             detections = detector.detect(maps, proposals, picture, path=str(path)).above(min_score)
             height, width = picture.shape[:2]
-            found.append(_Found(name, width, height, detections))
+            found.append(_Found(name, stem, width, height, detections))
             _write_picture_files(found[-1], picture, out, formats)
     finally:
         _write_joint_files(found, detector.class_names, out, formats)
@@ -106,25 +114,38 @@ def detect_folder(
 
 
 def _names(pictures: Sequence[Path], paths: Sequence[Path]) -> list[str]:
-    """Each picture's path below the folder that was given; clashing ones keep their whole path."""
-    folders = [p.resolve() for p in map(Path, paths) if p.is_dir()]
+    """Each picture's path below the outermost folder that was given, or its file name.
+
+    Where two are the same, all are named by their paths below the folder that they share.
+    """
+    whole = [Path(os.path.abspath(path)) for path in pictures]
+    folders = [Path(os.path.abspath(path)) for path in paths if path.is_dir()]
 
     def short(path: Path) -> str:
-        inside = [f for f in folders if path.resolve().is_relative_to(f)]
-        # the outermost folder that was given, so that nothing of the way is lost
-        base = min(inside, key=lambda f: len(f.parts)) if inside else path.resolve().parent
-        return path.resolve().relative_to(base).as_posix()
+        inside = [f for f in folders if path.is_relative_to(f)]
+        base = min(inside, key=lambda f: len(f.parts)) if inside else path.parent
+        return path.relative_to(base).as_posix()
 
-    names = [short(path) for path in pictures]
-    stems = [str(Path(name).with_suffix("")) for name in names]
-    return (
-        [
-            name if stems.count(stem) == 1 else "_".join(path.resolve().parts[1:])
-            for name, stem, path in zip(names, stems, pictures, strict=True)
-        ]
-        if len(set(stems)) < len(stems)
-        else names
-    )
+    names = [short(path) for path in whole]
+    if len({name.casefold() for name in names}) == len(names):
+        return names
+    shared = os.path.commonpath([path.parent for path in whole])
+    return [path.relative_to(shared).as_posix() for path in whole]
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """The names without their suffixes, or with them where two would be the same without."""
+    stems = [Path(name).with_suffix("").as_posix() for name in names]
+    return stems if len({stem.casefold() for stem in stems}) == len(stems) else list(names)
+
+
+def _refuse_overwriting(pictures: Sequence[Path], stems: Sequence[str], out: Path) -> None:
+    """Drawn pictures must not take the place of those that they are drawn on."""
+    given = {os.path.abspath(path) for path in pictures}
+    for stem in stems:
+        target = out / "images" / f"{stem}.jpg"
+        if os.path.abspath(target) in given:
+            raise ConfigError(f"--out {out}: {target} is one of the pictures to detect in")
 
 
 def _write_picture_files(
@@ -135,11 +156,10 @@ def _write_picture_files(
         done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
         if not done:
             raise DataError(f"{found.name}: can't be encoded as JPEG")
-        with atomic_path((out / "images" / found.name).with_suffix(".jpg")) as temporary:
+        with atomic_path(out / "images" / f"{found.stem}.jpg") as temporary:
             temporary.write_bytes(np.asarray(data).tobytes())
     if "voc" in formats:
-        path = (out / "Annotations" / found.name).with_suffix(".xml")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = out / "Annotations" / f"{found.stem}.xml"
         write_voc_annotation(
             path,
             filename=Path(found.name).name,

@@ -107,6 +107,7 @@ def _settings_fingerprint(config: Config) -> str:
     aside = {"store", "workers", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
     raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
+    raw["features"].pop("store")
     raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
     return fingerprint(raw)[:8]
 
