@@ -92,20 +92,20 @@ def printed(result: EvalResult, *, width: int = 80) -> str:
 
 def test_table(result: EvalResult) -> None:
     text = printed(result)
-    assert f"mAP (VOC 2007 11-point, random): {100 * result.mean_ap:.2f} %\n" in text
+    assert f"mAP (11-point, random): {100 * result.mean_ap:.2f} %\n" in text
     assert "$x_1$ [bold]" in text
     assert f"{100 * result.classes[0].ap:.2f}" in text
     assert "n/a" in text
     assert "the|signature\n" in text
-    assert "mAP (VOC 2007 11-point, random): " in printed(result, width=20)
+    assert "mAP (11-point, random): " in printed(result, width=20)
 
 
 def test_title_names_metric_split_and_iou(result: EvalResult) -> None:
     assert metric_title(replace(result, metric="voc10", split="test")) == (
-        "mAP (VOC 2010 area, test)"
+        "mAP (area under the curve, test)"
     )
     assert metric_title(replace(result, min_iou=0.75)) == (
-        "mAP (VOC 2007 11-point at IoU 0.75, random)"
+        "mAP (11-point at IoU 0.75, random)"
     )
 
 

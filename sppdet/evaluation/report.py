@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
+# the metrics, not the set that they are taken on: 11-point is VOC 2007's, the area later years'
 _METRIC_NAMES = {
-    "voc07": "VOC 2007 11-point",
-    "voc10": "VOC 2010 area",
+    "voc07": "11-point",
+    "voc10": "area under the curve",
     "coco": "COCO IoU .50:.95",
 }
 _MOST_PANELS = 100  # of the overview
 
 
 def metric_title(result: EvalResult) -> str:
-    """The number's full name: "mAP (VOC 2007 11-point, test)"; an IoU other than 0.5 is named."""
+    """The number's full name: "mAP (11-point, test)"; an IoU other than 0.5 is named."""
     name = _METRIC_NAMES.get(result.metric, result.metric)
     iou = "" if result.min_iou == 0.5 else f" at IoU {result.min_iou:g}"
     return f"mAP ({name}{iou}, {result.split})"
