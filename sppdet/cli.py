@@ -136,7 +136,7 @@ def evaluate(
 def detect(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Pictures, or folders of them.")
+        list[Path], typer.Argument(metavar="PATH", help="Pictures, or folders of them.")
     ],
     out: Annotated[Path, typer.Option(help="Where results go.")],
     score: Annotated[float, typer.Option(help="Least score (an SVM margin).")] = 0.0,
@@ -161,7 +161,10 @@ def detect(
     )
     reporter.say(f"{result.detections} detections in {result.pictures} pictures; see {out}")
     if result.failed:
-        raise SppdetError(f"{len(result.failed)} pictures skipped; the first: {result.failed[0]}")
+        total = result.pictures + len(result.failed)
+        raise SppdetError(
+            f"{len(result.failed)} of {total} pictures skipped; the first: {result.failed[0]}"
+        )
 
 
 @app.command()

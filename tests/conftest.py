@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from runs import small_set, train_quietly, write_settings
+from runs import CommandLine, small_set, train_quietly, write_settings
 
+from sppdet import cli
 from sppdet.features.backbones import Backbone, load_backbone
 
 torch.set_num_threads(2)
@@ -36,12 +40,12 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def settings(demo_root: Path) -> Path:
     """The settings of `trained`; not to be changed."""
-    return write_settings(demo_root.parent / "small.yaml", demo_root)
+    return write_settings(demo_root.parent / "small.yaml", demo_root, workers=1)
 
 
 @pytest.fixture(scope="session")
 def trained(settings: Path) -> Path:
-    """The folder of a run of two threads' training and evaluation; not to be changed."""
+    """The folder of a whole run; not to be changed."""
     run = settings.parent / "run"
     train_quietly(settings, run)
     return run
@@ -51,3 +55,30 @@ def trained(settings: Path) -> Path:
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` to work on."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def sppdet(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[CommandLine]:
+    """The command line in this process: its arguments to (exit status, stdout, stderr)."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        words = [str(argument) for argument in arguments]
+        if words[:1] != ["--version"]:
+            words = ["--threads", "2", *words]
+        monkeypatch.setattr(sys, "argv", ["sppdet", *words])
+        capfd.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 0
+        said = capfd.readouterr()
+        return status, said.out, said.err
+
+    yield call
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sppdet.pipeline import Stage, train
 from sppdet.run import Reporter
 from sppdet.types import EvalResult
 
+CommandLine = Callable[..., tuple[int, str, str]]
 CLASSES = ("disc", "square", "star", "triangle")
 SMALL: dict[str, Any] = {
     "backbone": {"name": "tiny", "weights": "none"},
@@ -25,6 +27,7 @@ SMALL: dict[str, Any] = {
     "features": {"canonical_size": 80},
     "head": {"widths": [32]},
     "finetune": {"batches": 30, "lr": 5e-3, "snapshots": 3},
+    "svm": {"retrain_after": 200},  # so that mining retrains more than once
 }
 
 

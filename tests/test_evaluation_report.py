@@ -104,9 +104,7 @@ def test_title_names_metric_split_and_iou(result: EvalResult) -> None:
     assert metric_title(replace(result, metric="voc10", split="test")) == (
         "mAP (area under the curve, test)"
     )
-    assert metric_title(replace(result, min_iou=0.75)) == (
-        "mAP (11-point at IoU 0.75, random)"
-    )
+    assert metric_title(replace(result, min_iou=0.75)) == ("mAP (11-point at IoU 0.75, random)")
 
 
 def test_pictures_of_long_curves(result: EvalResult, tmp_path: Path) -> None:

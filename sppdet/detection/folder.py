@@ -53,9 +53,9 @@ class FolderResult:
 def parse_formats(text: str) -> tuple[Format, ...]:
     """The formats of `--save`, such as "images,json"."""
     chosen = [part.strip() for part in text.split(",") if part.strip()]
-    for part in chosen:
+    for part in chosen or [""]:
         if part not in FORMATS:
-            raise ConfigError(f"--save {part}: expected some of {', '.join(FORMATS)}")
+            raise ConfigError(f"--save{part and ' '}{part}: expected some of {', '.join(FORMATS)}")
     return tuple(name for name in FORMATS if name in chosen)
 
 

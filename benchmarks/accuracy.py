@@ -1,0 +1,92 @@
+"""What each part of the method adds: trains and evaluates a row of settings after another.
+
+    python benchmarks/accuracy.py --data SET --weights FILE --out DIR [--rows a,b] [--seeds 0,1,2]
+
+SET is a folder in the VOC layout with trainval and test, FILE are SqueezeNet 1.1's ImageNet
+weights; without them data/frk5 and weights/squeezenet1_1_imagenet.safetensors below $SPPDET_DATA
+are taken. Rows share proposals and feature maps, and a finished row costs nothing again. Prints a
+Markdown table and writes accuracy.json into DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from sppdet import load_config, train
+from sppdet.artifacts import read_json
+from sppdet.config import available_cores
+from sppdet.parallel import set_threads
+
+CONFIG = Path(__file__).parent.parent / "configs" / "squeezenet_small.yaml"
+ONE_SCALE, PLAIN, NO_BOXES = "scales=[688]", "head=none", "bbox=none"
+ROWS: dict[str, tuple[str, list[str]]] = {
+    "pool5_1s": ("pool5, 1 scale", [ONE_SCALE, PLAIN, "finetune=none", NO_BOXES]),
+    "pool5_1s_bb": ("pool5, 1 scale, bb", [ONE_SCALE, PLAIN, "finetune=none"]),
+    "pool5_5s": ("pool5, 5 scales", [PLAIN, "finetune=none", NO_BOXES]),
+    "pool5_5s_bb": ("pool5, 5 scales, bb", [PLAIN, "finetune=none"]),
+    "ftfc6_1s": ("fine-tuned fc6, 1 scale", [ONE_SCALE, NO_BOXES]),
+    "ftfc6_1s_bb": ("fine-tuned fc6, 1 scale, bb", [ONE_SCALE]),
+    "ftfc6_5s_bb": ("fine-tuned fc6, 5 scales, bb (all)", []),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
+    parser.add_argument("--data", type=Path, default=below and below / "data" / "frk5")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=below and below / "weights" / "squeezenet1_1_imagenet.safetensors",
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    args = parser.parse_args()
+    if args.data is None or args.weights is None:
+        print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
+        return
+    set_threads(args.threads)
+    results = []
+    for name in args.rows.split(","):
+        for seed in (int(text) for text in args.seeds.split(",")):
+            results.append(run_row(name, seed, args.data, args.weights, args.out))
+            (args.out / "accuracy.json").write_text(json.dumps(results, indent=1))
+    print_table(results)
+
+
+def run_row(name: str, seed: int, data: Path, weights: Path, out: Path) -> dict[str, object]:
+    """Train and evaluate one row; what it scored and the seconds of its stages."""
+    title, overrides = ROWS[name]
+    paths = [f"data.root={data}", f"backbone.weights={weights}", f"store={out / 'store'}"]
+    run = out / f"{name}_seed{seed}"
+    train(load_config(CONFIG, [*paths, *overrides, f"seed={seed}"]), run, device="cpu")
+    metrics = read_json(run / "eval" / "test" / "metrics.json")
+    return {"row": title, "seed": seed, "seconds": read_json(run / "timings.json"), **metrics}
+
+
+def print_table(results: list[dict[str, object]]) -> None:
+    """Markdown: AP by class and the mAP, 11-point, in per cent, and hours of training."""
+    first = results[0]["AP"]
+    assert isinstance(first, dict)
+    print("| recipe | seed | " + " | ".join(first) + " | mAP | svm s | finetune s | bbox s |")
+    print("|---|" + "---|" * (len(first) + 5))
+    for result in results:
+        aps, seconds, mean = result["AP"], result["seconds"], result["mAP"]
+        assert isinstance(aps, dict) and isinstance(seconds, dict) and isinstance(mean, float)
+        cells = [f"{100 * value:.1f}" for value in aps.values()]
+        spent = [f"{seconds.get(stage, 0):.0f}" for stage in ("svm", "finetune", "bbox")]
+        print(
+            f"| {result['row']} | {result['seed']} | {' | '.join(cells)} | {100 * mean:.1f} | "
+            + " | ".join(spent)
+            + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()

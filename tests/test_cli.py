@@ -1,0 +1,308 @@
+"""The command line: every command, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from runs import CommandLine, contents, log_of, write_settings
+
+from sppdet.config import ProposalsConfig
+from sppdet.config_file import load_config
+from sppdet.proposals.stored import StoredProposals
+from sppdet.version import __version__
+
+COMMANDS = {
+    "train": ("CONFIG", "--run", "--set", "--device", "--until"),
+    "eval": ("[RUN]", "--split", "--metric", "--config", "--detections", "--out", "--device"),
+    "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
+    "propose": ("CONFIG", "--out", "--run", "--set"),
+    "download": ("--root", "voc2007", "voc2012"),
+    "demo": ("--out", "--seed"),
+    "info": ("RUN",),
+}
+
+
+def error_of(status: int, err: str) -> str:
+    """The one line of an error; there may be warnings before it."""
+    lines = err.splitlines()
+    assert status == 1, err
+    assert lines and all(line.startswith("warning: ") for line in lines[:-1]), err
+    assert lines[-1].startswith("error: ")
+    return lines[-1].removeprefix("error: ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(sppdet: CommandLine, command: str) -> None:
+    status, out, err = sppdet(command, "--help")
+    assert (status, err) == (0, "")
+    assert all(word in out for word in COMMANDS[command])
+
+
+def test_help_and_version(sppdet: CommandLine) -> None:
+    status, out, _ = sppdet("--help")
+    assert status == 0 and all(f"\n  {command} " in out for command in COMMANDS)
+    assert sppdet("--version") == (0, f"sppdet {__version__}\n", "")
+
+
+def test_an_unknown_command_or_option(sppdet: CommandLine) -> None:
+    for arguments in (["fly"], ["train"], ["info", "run", "--fast"], ["download", "voc1999"]):
+        status, _, err = sppdet(*arguments)
+        assert status == 2 and "Traceback" not in err and "Error: " in err
+
+
+Arguments = Callable[[Path, Path, Path], list[str | Path]]  # of settings, run, an empty folder
+ERRORS: dict[str, tuple[Arguments, str]] = {
+    "unknown key": (
+        lambda settings, _, __: ["train", settings, "--set", "svm.hard_tresh=1"],
+        "svm.hard_tresh: unknown; did you mean svm.hard_threshold?",
+    ),
+    "wrong value": (
+        lambda settings, _, __: ["train", settings, "--set", "scales=[200, 100]"],
+        "scales: expected ascending values",
+    ),
+    "no fine-tuning of a random backbone": (
+        lambda settings, _, __: ["train", settings, "--set", "finetune=none"],
+        "finetune: tiny with these weights has no fc6/fc7",
+    ),
+    "missing settings": (
+        lambda _, __, empty: ["train", empty / "none.yaml"],
+        "none.yaml: no such file",
+    ),
+    "missing set": (
+        lambda settings, _, empty: ["train", settings, "--run", empty, "--set", "data.train=val"],
+        "val.txt: no such set; there are: test, trainval",
+    ),
+    "missing run": (lambda _, __, empty: ["info", empty], "not a run: it has no config.yaml"),
+    "eval of a missing run": (lambda _, __, empty: ["eval", empty], "not a run"),
+    "detect with a missing run": (
+        lambda settings, _, empty: ["detect", empty, settings.parent / "set", "--out", empty],
+        "not a run",
+    ),
+    "missing pictures": (
+        lambda _, run, empty: ["detect", run, empty / "a", "--out", empty],
+        "a: no such file or folder",
+    ),
+    "no picture in the folder": (
+        lambda _, run, empty: ["detect", run, empty, "--out", empty],
+        "no pictures found",
+    ),
+    "eval of nothing": (
+        lambda _, __, ___: ["eval"],
+        "eval: expected RUN, or --config, --detections and --out together",
+    ),
+    "eval of too much": (
+        lambda settings, run, empty: ["eval", run, "--config", settings, "--out", empty],
+        "eval: expected RUN, or",
+    ),
+    "unknown format": (
+        lambda _, run, empty: ["detect", run, empty, "--out", empty, "--save", "images,nonsense"],
+        "--save nonsense: expected some of images, json, csv, voc, coco",
+    ),
+    "no format": (
+        lambda _, run, empty: ["detect", run, empty, "--out", empty, "--save", ""],
+        "--save: expected some of images",
+    ),
+    "a class without an object": (
+        lambda settings, run, empty: [
+            *("train", settings, "--run", empty, "--set", "data.classes=[disc, unicorn]"),
+            *("--set", f"store={run / 'store'}", "--set", "finetune=none", "--set", "head=none"),
+        ],
+        "class unicorn: no positive",
+    ),
+    "a run below a file": (
+        lambda settings, _, __: ["train", settings, "--run", settings / "run"],
+        "Not a directory",
+    ),
+    "results below a file": (
+        lambda settings, run, _: ["detect", run, settings.parent / "set/fresh", "--out", settings],
+        "small.yaml/detections.json: can't be written",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line(
+    sppdet: CommandLine, settings: Path, trained: Path, tmp_path: Path, case: str
+) -> None:
+    arguments, message = ERRORS[case]
+    status, _, err = sppdet(*arguments(settings, trained, tmp_path))
+    assert message in error_of(status, err)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(sppdet: CommandLine, settings: Path, trained: Path, tmp_path: Path) -> None:
+    fresh = settings.parent / "set" / "fresh"
+    for arguments in (
+        ["detect", trained, fresh, "--out", tmp_path],
+        ["train", settings, "--run", tmp_path, "--set", f"store={trained / 'store'}"],
+    ):
+        status, _, err = sppdet(*arguments, "--device", "cuda")
+        assert "--device cuda: torch finds no GPU here" in error_of(status, err)
+
+
+def test_debug_shows_the_traceback(sppdet: CommandLine, tmp_path: Path) -> None:
+    status, _, err = sppdet("--debug", "info", tmp_path)
+    assert status == 1
+    assert err.startswith("Traceback") and "ArtifactError" in err
+    assert err.splitlines()[-1].startswith("error: ")
+    status, _, err = sppdet("info", tmp_path)
+    assert "Traceback" not in err
+
+
+def test_an_interruption_is_one_line(
+    sppdet: CommandLine, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Path) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sppdet.info.describe_run", interrupted)
+    status, _, err = sppdet("info", trained)
+    assert status == 130
+    assert err == "interrupted; training goes on from here by the same command\n"
+
+
+def test_a_broken_picture_stops_training_or_is_skipped(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(demo_root, root)
+    (root / "JPEGImages" / "000004.jpg").write_bytes(b"\xff\xd8 no picture")
+    config = write_settings(tmp_path / "c.yaml", root)
+    data = ["--run", tmp_path / "run", "--until", "data"]
+    status, _, err = sppdet("train", config, *data)
+    message = error_of(status, err)
+    assert "000004.jpg: can't be decoded as a picture" in message
+    status, out, _ = sppdet("train", config, *data, "--set", "data.on_error=skip")
+    assert status == 0
+    assert "11 pictures" in out and "skipped: " in out and "000004.jpg" in out
+
+
+def test_train_on_a_finished_run(
+    sppdet: CommandLine, settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(run_copy / "model")
+    monkeypatch.chdir(run_copy.parent)
+    (run_copy.parent / "runs").mkdir()
+    run_copy.rename(run_copy.parent / "runs" / "small")  # the default, by the settings' name
+    status, out, _ = sppdet("train", settings, "--until", "bbox", "--device", "cpu")
+    assert status == 0
+    assert out.count("there already") == 3
+    assert out.endswith("the run is in runs/small\n")
+    assert contents(run_copy.parent / "runs" / "small" / "model") == before
+
+
+# -- eval --------------------------------------------------------------------------------------
+
+
+def scores(folder: Path) -> dict[str, object]:
+    """Metrics without the signature, which tells the settings."""
+    metrics: dict[str, object] = json.loads((folder / "metrics.json").read_text())
+    del metrics["signature"]
+    return metrics
+
+
+def test_eval_of_a_run_by_another_metric(sppdet: CommandLine, run_copy: Path) -> None:
+    status, out, _ = sppdet("eval", run_copy, "--metric", "voc10", "--device", "cpu")
+    assert status == 0
+    assert re.search(r"^mAP \(area under the curve, set-test\): [0-9.]+ %$", out, re.MULTILINE)
+    assert f"reports are in {run_copy / 'eval' / 'test'}" in out
+    assert scores(run_copy / "eval" / "test")["metric"] == "voc10"
+
+
+@pytest.mark.parametrize("form", ["comp4", "COCO"])
+def test_eval_of_anyones_detections_without_pictures(
+    sppdet: CommandLine, demo_root: Path, trained: Path, tmp_path: Path, form: str
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(demo_root, root, ignore=shutil.ignore_patterns("*.jpg"))
+    config = tmp_path / "data.yaml"
+    config.write_text(f"data: {{root: {root}, train: trainval, test: test}}\n")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    pattern = "comp4*" if form == "comp4" else "coco_results.json"
+    for path in (trained / "eval" / "test").glob(pattern):
+        shutil.copy(path, theirs)
+    found = theirs if form == "comp4" else theirs / "coco_results.json"
+    out = tmp_path / "out"
+    status, said, _ = sppdet("eval", "--config", config, "--detections", found, "--out", out)
+    assert status == 0
+    assert f"reports are in {out}" in said
+    # boxes come back to 1e-5 px, the scores as they were
+    assert scores(out) == scores(trained / "eval" / "test")
+
+    (found if form == "COCO" else next(theirs.iterdir())).write_text("no such thing")
+    status, _, err = sppdet("eval", "--config", config, "--detections", found, "--out", out)
+    assert str(theirs) in error_of(status, err)
+
+
+# -- propose, info, download -------------------------------------------------------------------
+
+
+def test_proposals_are_written_and_read_back(
+    sppdet: CommandLine, settings: Path, trained: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    shared = f"store={trained / 'store'}"
+    out, run = tmp_path / "boxes", tmp_path / "run"
+    status, said, _ = sppdet("propose", settings, "--run", run, "--out", out, "--set", shared)
+    assert status == 0 and f"boxes (xyxy, 0-based, half-open) are in {out}" in said
+    stored = {p.stem: load_file(p)["boxes"] for p in trained.glob("store/proposals-*/*")}
+    assert len(stored) == 18
+    assert {p.stem for p in out.iterdir()} == set(stored)
+    read = StoredProposals(out)
+    for name, boxes in stored.items():
+        again = read.look_up(name, width=10_000, height=10_000, max_boxes=150).boxes
+        np.testing.assert_array_equal(again, boxes.numpy())
+
+    overrides = ["--set", f"proposals={{engine: stored, path: {out}}}", "--set"]
+    own = tmp_path / "store"
+    status, said, err = sppdet("propose", settings, "--run", run, *overrides, f"store={own}")
+    assert status == 0, err
+    for path in own.glob("proposals-*/*"):
+        assert torch.equal(load_file(path)["boxes"], stored[path.stem])
+    assert len(list(own.glob("proposals-*/*"))) == 18
+    resolved = load_config(run / "config.yaml").proposals
+    assert resolved == ProposalsConfig(
+        engine="stored", path=out, image_width=200, max_boxes=150, min_size=12
+    )
+
+
+def test_info(sppdet: CommandLine, trained: Path, tmp_path: Path, settings: Path) -> None:
+    status, out, _ = sppdet("info", trained)
+    assert status == 0
+    metrics = json.loads((trained / "eval" / "test" / "metrics.json").read_text())
+    lines = out.splitlines()
+    assert lines[0] == f"run        {trained}"
+    assert lines[1] == f"settings   {metrics['signature']}"
+    assert lines[2] == "classes    4: disc, square, star, triangle"
+    assert lines[3] == "svms       on fc6, 32 values"
+    assert f"score      mAP (voc07, test) {metrics['mAP']:.4f}" in lines
+    for part in ("backbone", "head", "svm", "bbox"):
+        assert f"part       {part}.safetensors, " in out
+    for stage in json.loads((trained / "timings.json").read_text()):
+        assert f"\nseconds    {stage}: " in out
+
+    sppdet("train", settings, "--run", tmp_path, "--until", "data")
+    status, out, _ = sppdet("info", tmp_path)
+    assert status == 0 and "svms       not trained yet" in out
+    assert [r["event"] for r in log_of(tmp_path)][-1] == "message"
+
+
+def test_a_failed_download_is_one_line(
+    sppdet: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.VOCDetection", unreachable)
+    status, _, err = sppdet("download", "voc2007", "--root", tmp_path)
+    assert "VOC 2007 trainval: download failed" in error_of(status, err)

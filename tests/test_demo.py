@@ -1,0 +1,73 @@
+"""The demo at a small scale: every part of it runs, and a second call finds it all there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from runs import CommandLine
+
+from sppdet.artifacts import fingerprint_of, read_tensors
+from sppdet.data.demo_scene import CLASS_NAMES
+from sppdet.demo import run_demo
+from sppdet.features.tiny import Tiny
+from sppdet.model import read_run_config
+
+SMALLER = (
+    *("scales=[120,200]", "proposals.image_width=200", "proposals.max_boxes=120", "workers=2"),
+    *("head.widths=[16]", "finetune.batches=10", "finetune.snapshots=2"),
+)
+
+
+def demo(out: Path, *, seed: int = 0, crop_steps: int = 2) -> float:
+    return run_demo(
+        out,
+        seed=seed,
+        train_images=8,
+        test_images=4,
+        fresh_images=2,
+        crop_steps=crop_steps,
+        overrides=SMALLER,
+    )
+
+
+def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score = demo(tmp_path)
+    said = capsys.readouterr().out
+    assert re.search(rf"^mAP \(.*, set-test\): {score:.4f}$", said, re.MULTILINE)
+    metrics = json.loads((tmp_path / "run" / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["mAP"] == score
+    config = read_run_config(tmp_path / "run")
+    assert config.backbone.weights == str(tmp_path / "tiny.safetensors")
+    assert config.data.root == [tmp_path / "set"] and config.svm.layer == "fc6"
+    weights, _ = read_tensors(tmp_path / "tiny.safetensors")
+    assert weights.keys() == Tiny().features.state_dict().keys()
+    found = json.loads((tmp_path / "detections" / "detections.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == ["000013.jpg", "000014.jpg"]
+    assert [category["name"] for category in found["categories"]] == sorted(CLASS_NAMES)
+    files = {p.name for p in (tmp_path / "detections").iterdir()}
+    assert files == {
+        *("images", "Annotations", "detections.json", "detections.csv", "coco_results.json")
+    }
+    timings = json.loads((tmp_path / "run" / "timings.json").read_text())
+    assert next(iter(timings)) == "backbone" and list(timings)[-1] == "evaluate"
+
+    model = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "model").iterdir()}
+    backbone = fingerprint_of(tmp_path / "tiny.safetensors")
+    assert demo(tmp_path) == score
+    said = capsys.readouterr().out
+    assert said.count("there already") == 4  # the backbone, head, SVMs and box regressors
+    assert {p: p.stat().st_mtime_ns for p in model} == model
+
+    with pytest.raises(Exception, match="holds a demo set made by"):
+        demo(tmp_path, seed=1)
+    assert fingerprint_of(tmp_path / "tiny.safetensors") == backbone
+
+
+def test_the_command(sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[Path, int]] = []
+    monkeypatch.setattr("sppdet.demo.run_demo", lambda out, *, seed: asked.append((out, seed)))
+    assert sppdet("demo", "--out", tmp_path, "--seed", "5")[0] == 0
+    assert asked == [(tmp_path, 5)]

@@ -1,0 +1,232 @@
+"""Detection in folders of pictures: the files that it leaves, and pictures of every kind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from runs import CLASSES, CommandLine
+
+from sppdet.data.images import read_image
+from sppdet.data.voc import read_voc_annotation
+from sppdet.detection.detector import Detector
+from sppdet.detection.folder import FORMATS, FolderResult, detect_folder, parse_formats
+from sppdet.errors import ConfigError
+from sppdet.run import Reporter
+
+LEAST = -1.2  # a score that this little training reaches
+
+
+@pytest.fixture(scope="session")
+def detector(trained: Path) -> Detector:
+    return Detector.load(trained, device="cpu")
+
+
+@pytest.fixture
+def pictures(demo_root: Path, tmp_path: Path) -> Path:
+    """Nested folders: a plain picture, one in a format of its own, one turned, one broken."""
+    folder = tmp_path / "pictures"
+    (folder / "a" / "deep er").mkdir(parents=True)
+    fresh = sorted((demo_root / "fresh").iterdir())
+    shutil.copy(fresh[0], folder / "plain.jpg")
+    Image.open(fresh[1]).save(folder / "a" / "lossless.PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned a quarter clockwise
+    Image.open(fresh[2]).save(folder / "a" / "deep er" / "turned.jpg", exif=exif)
+    (folder / "a" / "broken.jpg").write_bytes(fresh[0].read_bytes()[:300])
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def detect(
+    detector: Detector, paths: list[Path], out: Path, *, workers: int = 2
+) -> tuple[FolderResult, dict[str, Any]]:
+    """Detect with every format; returns what came of it and detections.json."""
+    quiet = Reporter(console=Console(file=io.StringIO()))
+    result = detect_folder(
+        detector, paths, out, min_score=LEAST, formats=FORMATS, workers=workers, reporter=quiet
+    )
+    found: dict[str, Any] = json.loads((out / "detections.json").read_text())
+    return result, found
+
+
+def test_a_folder_by_the_command_line(
+    sppdet: CommandLine, trained: Path, detector: Detector, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    status, said, err = sppdet(
+        *("detect", trained, pictures, "--out", out, "--score", LEAST),
+        *("--save", "images, csv,json,voc,coco", "--workers", "2", "--device", "cpu"),
+    )
+    broken = f"{pictures / 'a' / 'broken.jpg'}: can't be decoded as a picture"
+    assert status == 1
+    assert err == f"error: 1 of 4 pictures skipped; the first: {broken}\n"
+    assert f"skipped: {broken}\n" in said
+
+    found = json.loads((out / "detections.json").read_text())
+    names = ["a/deep er/turned.jpg", "a/lossless.PNG", "plain.jpg"]
+    assert [image["file_name"] for image in found["images"]] == names
+    assert [image["id"] for image in found["images"]] == [1, 2, 3]
+    assert found["categories"] == [{"id": k, "name": n} for k, n in enumerate(CLASSES, start=1)]
+    rows = found["annotations"]
+    assert f"{len(rows)} detections in 3 pictures" in said
+    for image in found["images"]:
+        expected = detector(image["path"]).above(LEAST)
+        own = [row for row in rows if row["image_id"] == image["id"]]
+        assert len(own) == len(expected) > 0
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in own)]
+        np.testing.assert_allclose(corners, expected.boxes, atol=1e-3)
+        np.testing.assert_allclose([row["score"] for row in own], expected.scores, atol=1e-5)
+        assert [row["class"] for row in own] == expected.names()
+        assert [CLASSES[row["category_id"] - 1] for row in own] == expected.names()
+        assert {row["file_name"] for row in own} == {image["file_name"]}
+        assert np.max(corners, axis=0)[2] <= image["width"]
+        assert np.max(corners, axis=0)[3] <= image["height"]
+    assert [row["id"] for row in rows] == list(range(1, len(rows) + 1))
+    assert all(row["area"] == pytest.approx(row["bbox"][2] * row["bbox"][3]) for row in rows)
+
+    lines = list(csv.DictReader((out / "detections.csv").open(encoding="utf-8")))
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        x, y, w, h = row["bbox"]
+        assert (line["file_name"], line["class"]) == (row["file_name"], row["class"])
+        assert float(line["score"]) == pytest.approx(row["score"], abs=1e-6)
+        box = [float(line[key]) for key in ("x1", "y1", "x2", "y2")]
+        assert box == pytest.approx([x, y, x + w, y + h], abs=0.006)
+
+    keys = ("image_id", "category_id", "bbox", "score")
+    coco = json.loads((out / "coco_results.json").read_text())
+    assert coco == [{key: row[key] for key in keys} for row in rows]
+
+    for image in found["images"]:
+        stem = image["file_name"].rpartition(".")[0]
+        annotation = read_voc_annotation(out / "Annotations" / f"{stem}.xml")
+        assert annotation.filename == Path(image["file_name"]).name
+        own = [row for row in rows if row["image_id"] == image["id"]]
+        assert [item.name for item in annotation.objects] == [row["class"] for row in own]
+        for item, row in zip(annotation.objects, own, strict=True):
+            x, y, w, h = row["bbox"]
+            assert item.problem == ""
+            assert item.box == pytest.approx((x, y, x + w, y + h), abs=0.51)
+        picture = read_image(image["path"])
+        drawn = read_image(out / "images" / f"{stem}.jpg")
+        assert drawn.shape == picture.shape == (image["height"], image["width"], 3)
+        assert (np.abs(drawn.astype(int) - picture) > 60).any()
+    written = {p.name for p in out.iterdir()}
+    files = {"detections.json", "detections.csv", "coco_results.json"}
+    assert written == {"images", "Annotations", *files}
+
+
+def test_a_turned_picture_is_detected_in_as_it_is_shown(
+    detector: Detector, pictures: Path, tmp_path: Path
+) -> None:
+    turned = pictures / "a" / "deep er" / "turned.jpg"
+    _, found = detect(detector, [turned], tmp_path / "out")
+    (image,) = found["images"]
+    stored = Image.open(turned)
+    assert (image["width"], image["height"]) == (stored.height, stored.width)
+    assert image["file_name"] == "turned.jpg"
+    assert (tmp_path / "out" / "images" / "turned.jpg").is_file()
+
+
+def test_the_least_score_and_the_default_formats(
+    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    status, said, _ = sppdet(
+        *("detect", trained, demo_root / "fresh", "--out", tmp_path, "--score", "9")
+    )
+    assert status == 0
+    assert "0 detections in 3 pictures" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["detections.json", "images"]
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert found["annotations"] == [] and len(found["images"]) == 3
+
+
+def test_pictures_of_the_same_name(detector: Detector, demo_root: Path, tmp_path: Path) -> None:
+    picture = Image.open(next((demo_root / "fresh").iterdir()))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    picture.save(tmp_path / "one" / "x.jpg")
+    picture.resize((200, 140)).save(tmp_path / "one" / "x.png")
+    picture.resize((140, 200)).save(tmp_path / "two" / "x.jpg")
+    _, found = detect(detector, [tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    names = ["one/x.jpg", "one/x.png", "two/x.jpg"]
+    assert [image["file_name"] for image in found["images"]] == names
+    out = tmp_path / "out"
+    for name in names:
+        drawn = read_image(out / "images" / f"{name}.jpg")
+        assert drawn.shape == read_image(tmp_path / name).shape
+        assert read_voc_annotation(out / "Annotations" / f"{name}.xml").objects
+    assert len(list(out.rglob("*.jpg"))) == len(list(out.rglob("*.xml"))) == 3
+
+
+def test_a_folder_and_one_within(detector: Detector, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "a" / "broken.jpg").unlink()
+    paths = [pictures / "a", pictures, pictures / "plain.jpg"]
+    result, found = detect(detector, paths, tmp_path / "out")
+    assert (result.pictures, result.failed) == (3, ())
+    names = [image["file_name"] for image in found["images"]]
+    assert names == ["a/deep er/turned.jpg", "a/lossless.PNG", "plain.jpg"]
+
+
+def test_links_keep_their_own_names(detector: Detector, demo_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    picture = next((demo_root / "fresh").iterdir())
+    try:
+        (tmp_path / "links" / "named.jpg").symlink_to(picture)
+    except OSError:
+        pytest.skip("links can't be made here")
+    _, found = detect(detector, [tmp_path / "links"], tmp_path / "out")
+    assert [image["file_name"] for image in found["images"]] == ["named.jpg"]
+
+
+def test_workers_change_nothing(detector: Detector, demo_root: Path, tmp_path: Path) -> None:
+    _, one = detect(detector, [demo_root / "fresh"], tmp_path / "one", workers=1)
+    _, three = detect(detector, [demo_root / "fresh"], tmp_path / "three", workers=3)
+    assert one == three
+
+
+def test_pictures_are_not_overwritten(
+    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo_root / "fresh", tmp_path / "images")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()}
+    status, _, err = sppdet("detect", trained, tmp_path / "images", "--out", tmp_path)
+    assert status == 1 and "is one of the pictures to detect in" in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()} == before
+
+
+def test_results_so_far_are_kept_when_the_work_ends_early(
+    detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, calls = Detector.detect, 0
+
+    def interrupted(self: Detector, *arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return genuine(self, *arguments, **named)
+
+    monkeypatch.setattr(Detector, "detect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        detect(detector, [demo_root / "fresh"], tmp_path)
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert len(found["images"]) == 2 and found["annotations"]
+    assert len(list((tmp_path / "images").iterdir())) == 2
+
+
+def test_formats() -> None:
+    assert parse_formats("coco , images") == ("images", "coco")
+    assert parse_formats(",".join(FORMATS)) == FORMATS
+    for text in ("", " , "):
+        with pytest.raises(ConfigError, match="--save: expected some of images, json, csv"):
+            parse_formats(text)

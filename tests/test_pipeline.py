@@ -1,0 +1,304 @@
+"""A whole run: its files, what is done again and what isn't, and on what it doesn't depend."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from runs import CLASSES, contents, log_of, results, train_quietly, write_settings
+
+from sppdet.artifacts import fingerprint_of
+from sppdet.config import Config
+from sppdet.config_file import load_config
+from sppdet.data.images import read_image
+from sppdet.detection.detector import Detector
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.info import describe_run
+from sppdet.model import read_run_config
+from sppdet.pipeline import STAGES, Stage
+from sppdet.run import run_lock
+
+PARTS = {"head", "svm", "bbox"}
+
+
+def times(folder: Path) -> dict[str, int]:
+    files = sorted(p for p in folder.rglob("*.safetensors"))
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in files}
+
+
+def test_a_run_leaves_its_files(trained: Path) -> None:
+    found = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
+    model = {f"model/{part}.safetensors" for part in (*PARTS, "backbone")}
+    reports = {"metrics.json", "coco_results.json", "pr_curves.png", "pr_disc.png", "pr_disc.csv"}
+    reports |= {f"comp4_det_set-test_{name}.txt" for name in CLASSES}
+    wanted = model | {f"eval/test/{name}" for name in reports}
+    wanted |= {"config.yaml", "log.jsonl", "pictures.json", "timings.json"}
+    assert wanted <= found
+    kinds = [p.split("/")[1].split("-")[0] for p in found if p.startswith("store/")]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "proposals": 18,
+        "maps": 24,  # of the training pictures, mirrored ones too
+        "detections": 6,
+    }
+    assert not any(p.startswith(("state/", ".lock")) or p.endswith(".tmp") for p in found)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {(trained / p).stat().st_mode & 0o777 for p in found} == {0o666 & ~umask}
+
+
+def test_metrics(trained: Path) -> None:
+    metrics = json.loads((trained / "eval" / "test" / "metrics.json").read_text())
+    assert metrics["metric"] == "voc07" and metrics["split"] == "set-test"
+    assert list(metrics["AP"]) == list(CLASSES)
+    assert metrics["mAP"] == pytest.approx(np.mean(list(metrics["AP"].values())))
+    assert metrics["images"] == 6
+    truths = metrics["ground_truths"]
+    # ring is of no class of the training pictures, difficult objects don't count
+    assert 0 < truths <= 15
+    lines = [f.read_text().splitlines() for f in (trained / "eval" / "test").glob("comp4*")]
+    assert metrics["detections"] == sum(map(len, lines)) > 0
+    assert "scales:120+200|spp:6+3+2+1|svm:fc6|ft:yes|bb:yes" in metrics["signature"]
+
+
+def test_log_and_timings(trained: Path) -> None:
+    log = log_of(trained)
+    ended = [record["stage"] for record in log if record["event"] == "stage ended"]
+    assert ended[:7] == list(STAGES)
+    assert log[0]["event"] == "run started" and log[0]["config"]["seed"] == 0
+    timings = json.loads((trained / "timings.json").read_text())
+    assert list(timings) == list(STAGES)
+    assert all(seconds > 0 for seconds in timings.values())
+
+
+def test_a_log_has_no_nan(tmp_path: Path) -> None:
+    from sppdet.run import Reporter
+
+    Reporter(tmp_path).log("evaluated", mean_ap=float("nan"), count=3)
+    assert log_of(tmp_path)[0]["mean_ap"] is None and log_of(tmp_path)[0]["count"] == 3
+
+
+def test_a_second_call_does_nothing_again(settings: Path, trained: Path) -> None:
+    before, bytes_before = times(trained), results(trained)
+    result, said = train_quietly(settings, trained)
+    assert result is not None and result.mean_ap >= 0
+    for part in PARTS:
+        assert f"{part}: there already\n" in said
+    assert times(trained) == before
+    assert results(trained) == bytes_before
+
+
+@pytest.mark.parametrize(
+    ("setting", "redone", "new_stores"),
+    [
+        ("svm.C=0.01", {"svm"}, set()),
+        ("bbox.ridge=10", {"bbox"}, set()),
+        ("svm.target_norm=10", {"svm", "bbox"}, set()),
+        ("svm.layer=pool5", {"svm"}, set()),
+        ("finetune.lr=1e-3", {"head", "svm"}, set()),
+        ("spp_levels=[3,1]", {"head", "svm", "bbox"}, set()),
+        ("scales=[120]", {"head", "svm", "bbox"}, {"maps"}),
+        ("proposals.max_boxes=100", {"head", "svm", "bbox"}, {"proposals"}),
+        ("detect.nms=0.5", set(), set()),
+        ("checkpoint_minutes=0", set(), set()),
+    ],
+)
+def test_a_changed_setting_redoes_what_it_concerns(
+    settings: Path, run_copy: Path, setting: str, redone: set[str], new_stores: set[str]
+) -> None:
+    before, stores = times(run_copy), set((run_copy / "store").iterdir())
+    _, said = train_quietly(settings, run_copy, setting, until="bbox")
+    for part in PARTS:
+        anew = f"{part}: made by other settings or data; done anew\n" in said
+        skipped = f"{part}: there already\n" in said
+        assert (anew, skipped) == (part in redone, part not in redone)
+    after = times(run_copy)
+    changed = {path for path in before if after[path] != before[path]}
+    assert changed == {f"model/{part}.safetensors" for part in redone}
+    added = set((run_copy / "store").iterdir()) - stores
+    assert {path.name.split("-")[0] for path in added} == new_stores
+
+
+def test_settings_of_detection_detect_again(settings: Path, run_copy: Path) -> None:
+    before = results(run_copy)
+    train_quietly(settings, run_copy, "detect.nms=0.6")
+    after = results(run_copy)
+    same = {name for name in before if before[name] == after[name]}
+    assert same == {f"{part}.safetensors" for part in (*PARTS, "backbone")}
+
+
+def test_stored_maps_change_nothing(settings: Path, trained: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"  # with proposals alone
+    store.mkdir()
+    (proposals,) = (trained / "store").glob("proposals-*")
+    shutil.copytree(proposals, store / proposals.name)
+    train_quietly(settings, tmp_path / "run", f"store={store}", "features.store=false")
+    assert not list(store.glob("maps-*"))
+    assert results(tmp_path / "run") == results(trained)
+
+
+def test_neither_folder_nor_workers_change_anything(
+    settings: Path, trained: Path, tmp_path: Path
+) -> None:
+    assert read_run_config(trained).workers == 1
+    train_quietly(settings, tmp_path, "workers=3")
+    assert results(tmp_path) == results(trained)
+    (proposals,) = (trained / "store").glob("proposals-*")
+    assert contents(tmp_path / "store" / proposals.name) == contents(proposals)
+
+
+def test_another_seed_gives_another_model(settings: Path, run_copy: Path) -> None:
+    before = contents(run_copy / "model")
+    train_quietly(settings, run_copy, "seed=1", until="bbox")
+    after = contents(run_copy / "model")
+    assert after.keys() == before.keys() and not (after.items() & before.items())
+
+
+def test_without_a_head(settings: Path, run_copy: Path) -> None:
+    result, _ = train_quietly(settings, run_copy, "head=none", "finetune=none")
+    assert result is not None
+    assert set(contents(run_copy / "model")) == {
+        f"{part}.safetensors" for part in ("backbone", "svm", "bbox")
+    }
+    resolved = read_run_config(run_copy)
+    assert resolved.head is None and resolved.finetune is None and resolved.svm.layer == "pool5"
+    detector = Detector.load(run_copy, device="cpu")
+    assert detector.classifiers.layer == "pool5"
+    assert detector.classifiers.weights.shape == (4, (36 + 9 + 4 + 1) * detector.maps.channels)
+    assert "svm:pool5|ft:no" in describe_run(run_copy)[1]
+
+
+def test_without_box_regression(settings: Path, run_copy: Path, demo_root: Path) -> None:
+    train_quietly(settings, run_copy, "bbox=none")
+    assert set(contents(run_copy / "model")) == {
+        f"{part}.safetensors" for part in ("backbone", "head", "svm")
+    }
+    assert read_run_config(run_copy).bbox is None
+    picture = read_image(demo_root / "JPEGImages" / "000013.jpg")
+    detector = Detector.load(run_copy, device="cpu")
+    proposed = {tuple(box) for box in detector.proposer.of(picture).boxes.tolist()}
+    found = {tuple(box) for box in detector(picture).boxes.tolist()}
+    assert found and found <= proposed
+
+
+def test_a_random_backbone_needs_fine_tuning(settings: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finetune: tiny .* expected finetune settings or head"):
+        load_config(settings, ["finetune=none"])
+
+
+def test_until_stops_after_its_stage(settings: Path, trained: Path, tmp_path: Path) -> None:
+    result, _ = train_quietly(settings, tmp_path, f"store={trained / 'store'}", until="features")
+    assert result is None
+    assert set(contents(tmp_path / "model")) == {"backbone.safetensors"}
+    timings = json.loads((tmp_path / "timings.json").read_text())
+    assert list(timings) == ["data", "proposals", "features"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "until", "part"),
+    [
+        ("scales=[120]", "data", "svm"),
+        ("data.classes=[disc,star,square,triangle]", "svm", "bbox"),
+    ],
+)
+def test_a_model_by_other_settings_is_refused(
+    settings: Path, run_copy: Path, setting: str, until: Stage, part: str
+) -> None:
+    Detector.load(run_copy, device="cpu")
+    train_quietly(settings, run_copy, setting, until=until)
+    with pytest.raises(ArtifactError, match=rf"{part}\.safetensors: trained by other settings"):
+        Detector.load(run_copy, device="cpu")
+
+
+def test_moved_pictures_are_the_same_and_changed_ones_are_not(
+    demo_root: Path, run_copy: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "moved"
+    shutil.copytree(demo_root, root)
+    moved = write_settings(tmp_path / "moved.yaml", root)
+    before = times(run_copy)
+    train_quietly(moved, run_copy, until="bbox")
+    assert times(run_copy) == before
+
+    path = root / "JPEGImages" / "000002.jpg"
+    bgr = cv2.imread(str(path))
+    assert bgr is not None
+    cv2.imwrite(str(path), 255 - bgr)
+    train_quietly(moved, run_copy, until="bbox")
+    after = times(run_copy)
+    changed = {Path(p).stem for p in before if after[p] != before[p]}
+    assert changed == {*PARTS, "000002", "000002.mirrored"}
+
+
+# -- one process at a time ---------------------------------------------------------------------
+
+
+def test_a_second_training_in_the_folder_is_refused(settings: Path, tmp_path: Path) -> None:
+    with run_lock(tmp_path), pytest.raises(ArtifactError, match=rf"process {os.getpid()} is trai"):
+        train_quietly(settings, tmp_path, until="data")
+    assert not (tmp_path / "config.yaml").exists()
+    train_quietly(settings, tmp_path, until="data")
+    assert (tmp_path / "config.yaml").exists() and not (tmp_path / ".lock").exists()
+
+
+def test_another_process_holds_the_lock_until_it_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from sppdet.run import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        message = f"process {holder.pid} is training here"
+        with pytest.raises(ArtifactError, match=message), run_lock(tmp_path):
+            pass
+        holder.kill()
+        time.sleep(0.2)  # dead, but not waited for
+        with run_lock(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} ")
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("content", ["", "no number", "99999999999999999999 1", "4194305 ?"])
+def test_a_stale_lock_is_taken_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".lock").write_text(content)
+    with run_lock(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} ")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="starts aren't told here")
+def test_a_lock_of_an_earlier_process_of_the_same_number_is_stale(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(f"{os.getpid()} 1")
+    with run_lock(tmp_path):
+        assert (tmp_path / ".lock").read_text() != f"{os.getpid()} 1"
+
+
+def test_an_error_frees_the_folder(settings: Path, tmp_path: Path) -> None:
+    broken = Config.model_validate(
+        load_config(settings, ["data.train=nothing"]).model_dump(), strict=False
+    )
+    for _ in range(2):
+        with pytest.raises(Exception, match="no such set"):
+            train_quietly(broken, tmp_path)
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_leftovers_of_a_killed_writer_are_removed(settings: Path, tmp_path: Path) -> None:
+    for name in ("model/.svm.safetensors.1-2.tmp", "state/.tmpAb3xYz", ".config.yaml.1-2.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    train_quietly(settings, tmp_path, until="data")
+    assert not list(tmp_path.rglob(".*"))
+    assert fingerprint_of(tmp_path / "model" / "svm.safetensors") is None

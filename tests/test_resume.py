@@ -1,0 +1,147 @@
+"""Interrupted runs: killed anywhere, they end with the same bytes as one left in peace."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import contents, log_of, results, train_quietly
+
+# The command line, but the process is killed at the nth file that matches: when it is written
+# whole under its temporary name, or once it has its own.
+KILLED = """
+import contextlib, os, signal, sys
+import sppdet.artifacts
+pattern, nth, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+genuine, seen = sppdet.artifacts.atomic_path, 0
+
+@contextlib.contextmanager
+def atomic_path(path):
+    global seen
+    matches = path.match(pattern)
+    with genuine(path) as temporary:
+        yield temporary
+        seen += matches
+        if moment == "before" and matches and seen == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if moment == "after" and matches and seen == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sppdet.artifacts.atomic_path = atomic_path
+sys.argv[1:] = sys.argv[4:]
+from sppdet.cli import main
+main()
+"""
+KILLS = (
+    ("store/proposals-*/*", 5, "after"),
+    ("store/maps-*/*", 4, "before"),
+    ("state/finetune.safetensors", 2, "after"),
+    ("state/svm.safetensors", 5, "after"),
+    ("state/bbox-3.safetensors", 1, "before"),
+    ("model/bbox.safetensors", 1, "before"),
+    ("store/detections-*/*", 3, "after"),
+)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+def test_a_run_that_is_killed_again_and_again(
+    settings: Path, trained: Path, tmp_path: Path
+) -> None:
+    command = ["--threads", "2", "train", str(settings), "--run", str(tmp_path)]
+    command += ["--set", "checkpoint_minutes=0", "--device", "cpu"]
+    for pattern, nth, moment in KILLS:
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED, pattern, str(nth), moment, *command],
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == -signal.SIGKILL, (pattern, ended.stderr)
+        assert (tmp_path / ".lock").exists()
+        assert not (tmp_path / "eval" / "test" / "metrics.json").exists()
+    assert list(tmp_path.glob("store/maps-*/.*.tmp"))  # one was killed while it wrote
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "sppdet", *command], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert results(tmp_path) == results(trained)
+    assert not (tmp_path / "state").exists() and not (tmp_path / ".lock").exists()
+    assert not list((tmp_path / "model").glob(".*"))
+
+    log = log_of(tmp_path)
+    starts = [i for i, record in enumerate(log) if record["event"] == "run started"]
+    assert len(starts) == len(KILLS) + 1
+    said = [
+        [str(record.get("text", "")) for record in log[first:end]]
+        for first, end in zip(starts, [*starts[1:], None], strict=True)
+    ]
+    # call 0 was killed at the proposals, 1 at the maps, 2 in fine-tuning and so on
+    (tuned,) = (text for text in said[3] if "finetune: going on after batch" in text)
+    assert 0 < int(tuned.split()[5]) < 30
+    assert "svm: going on after picture 5 of 12" in said[4]
+    regressed = [[t.split()[1] for t in texts if " examples, " in t] for texts in said]
+    assert regressed[4] == ["disc:", "square:", "star:"]
+    assert regressed[5] == ["star:", "triangle:"]  # the first two are there, the third isn't
+    assert regressed[6] == [] and "svm: there already" in said[6]
+    assert "bbox: there already" in said[7]
+
+
+def test_stores_go_on_where_they_were(settings: Path, run_copy: Path) -> None:
+    files = sorted((run_copy / "store").glob("[pm]*/*.safetensors"))
+    lost = files[:12:5] + files[20::5]  # maps of training pictures, proposals
+    stamps = {p: p.stat().st_mtime_ns for p in files}
+    whole = {p: p.read_bytes() for p in lost}
+    for path in lost:
+        path.unlink()
+    train_quietly(settings, run_copy, until="features")
+    assert {p for p in files if p.stat().st_mtime_ns != stamps[p]} == set(lost)
+    assert {p: p.read_bytes() for p in lost} == whole
+
+
+@pytest.mark.parametrize("part", ["backbone", "head", "svm", "bbox"])
+def test_a_truncated_part_of_the_model_is_made_again(
+    settings: Path, run_copy: Path, part: str
+) -> None:
+    whole = contents(run_copy / "model")
+    path = run_copy / "model" / f"{part}.safetensors"
+    path.write_bytes(whole[path.name][:-7])
+    _, said = train_quietly(settings, run_copy, until="bbox")
+    assert contents(run_copy / "model") == whole
+    redone = [line.split(":")[0] for line in said.splitlines() if line.endswith("done anew")]
+    assert redone == [p for p in (part,) if p != "backbone"]
+
+
+@pytest.mark.parametrize("kind", ["proposals", "maps", "detections"])
+def test_a_truncated_item_of_a_store_is_made_again(
+    settings: Path, run_copy: Path, kind: str
+) -> None:
+    path = sorted((run_copy / "store").glob(f"{kind}-*/*.safetensors"))[2]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    train_quietly(settings, run_copy, until="evaluate" if kind == "detections" else "features")
+    assert path.read_bytes() == whole
+
+
+def test_a_checkpoint_by_other_settings_or_damaged_is_not_used(
+    settings: Path, trained: Path, run_copy: Path
+) -> None:
+    (run_copy / "model" / "svm.safetensors").unlink()
+    state = run_copy / "state" / "svm.safetensors"
+    state.parent.mkdir()
+    for content in ((trained / "model" / "head.safetensors").read_bytes(), b"half"):
+        state.write_bytes(content)
+        _, said = train_quietly(settings, run_copy, until="svm")
+        assert "going on after" not in said
+        assert contents(run_copy / "model") == contents(trained / "model")
+        (run_copy / "model" / "svm.safetensors").unlink()
+
+
+def test_a_damaged_list_of_pictures_is_made_again(settings: Path, run_copy: Path) -> None:
+    whole = (run_copy / "pictures.json").read_bytes()
+    (run_copy / "pictures.json").write_bytes(whole[:100])
+    _, said = train_quietly(settings, run_copy, until="bbox")
+    assert said.count("there already") == 3
+    assert (run_copy / "pictures.json").read_bytes() == whole
