@@ -135,24 +135,26 @@ def _header(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 class ItemStore:
     """One tensor file a picture, in a folder named by the settings that make them.
 
-    Every file also carries the digest of its picture, so that a changed picture is noticed.
+    A file's name has the picture's id and the beginning of its digest: pictures of other sets with
+    the same id stay apart, and a changed picture is noticed.
     """
 
     def __init__(self, folder: Path, kind: str, settings: str) -> None:
         self.folder = folder / f"{kind}-{settings}"
         self._settings = settings
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+    def _path(self, name: str, source: str) -> Path:
+        return self.folder / f"{name}-{source[:8]}.safetensors"
 
     def has(self, name: str, source: str) -> bool:
         """Whether the item is there, whole, and made from the picture with digest `source`."""
-        return fingerprint_of(self._path(name)) == fingerprint(self._settings, source)
+        return fingerprint_of(self._path(name, source)) == fingerprint(self._settings, source)
 
     def write(self, name: str, source: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Store an item made from the picture with digest `source`."""
-        write_tensors(self._path(name), tensors, made_by=fingerprint(self._settings, source))
+        made_by = fingerprint(self._settings, source)
+        write_tensors(self._path(name, source), tensors, made_by=made_by)
 
-    def read(self, name: str) -> dict[str, torch.Tensor]:
+    def read(self, name: str, source: str) -> dict[str, torch.Tensor]:
         """The tensors of an item; ArtifactError if it is missing or damaged."""
-        return read_tensors(self._path(name))[0]
+        return read_tensors(self._path(name, source))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -40,6 +41,11 @@ _INTERRUPTED = 130  # typer's status after Ctrl-C
 
 def main() -> None:
     """Entry point: errors meant for the user are one line on stderr and status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that can't show × still shows the rest
     try:
         app()
     except BrokenPipeError:
@@ -150,8 +156,11 @@ def detect(
 
     formats = parse_formats(save)
     reporter = Reporter()
+    detector = Detector.load(run, device=device)
+    if score < detector.config.min_score:
+        reporter.say(f"--score {score}: the run's detect.min_score is {detector.config.min_score}")
     result = detect_folder(
-        Detector.load(run, device=device),
+        detector,
         paths,
         out,
         min_score=score,

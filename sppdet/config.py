@@ -72,7 +72,7 @@ class DataConfig(Section):
     root: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
     """One folder or several (such as VOC2007 and VOC2012)."""
     images: Path | None = None
-    """COCO only: the folder of the pictures, if it isn't `root`."""
+    """Folder of the pictures, if it isn't the layout's own (`JPEGImages`; for COCO `root`)."""
     train: Annotated[list[str | None], BeforeValidator(_as_list), Field(min_length=1)]
     """Name of the set (VOC) or annotation file (COCO), for all roots or one each; null: not this root."""
     test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and _as_list(v))] = None
@@ -109,8 +109,10 @@ class ProposalsConfig(Section):
     """Pictures are resized to this width for the search; boxes are mapped back."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the pseudo-random order; apart from the run's, so that runs can share their proposals."""
-    path: Path | None = None
-    """engine stored: a .mat or .npz file, or a folder of .npz files, one per picture."""
+    path: Annotated[
+        list[Path] | None, BeforeValidator(lambda v: v if v is None else _as_list(v))
+    ] = None
+    """engine stored: .mat or .npz files, or folders of them; one or a list."""
 
     @model_validator(mode="after")
     def _stored_has_path(self) -> ProposalsConfig:
@@ -258,7 +260,7 @@ class Config(Section):
     bbox: Annotated[BboxConfig | None, BeforeValidator(_none)] = BboxConfig()
     detect: DetectConfig = DetectConfig()
     eval: EvalConfig = EvalConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     workers: Literal["auto"] | PositiveInt = "auto"
     """Threads that decode pictures and search for proposals; auto: one per core."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 5.0
@@ -275,8 +277,6 @@ class Config(Section):
         for key, layer in wanted.items():
             if layer not in (*layers, "auto"):
                 raise ValueError(f"{key}: {layer} needs a head; there is {', '.join(layers)}")
-        if self.head is None and self.finetune is not None and self.finetune != FinetuneConfig():
-            raise ValueError("finetune: with head: none there is nothing to fine-tune")
         if self.head is not None and self.finetune is None and not self._head_is_pretrained():
             raise ValueError(
                 f"finetune: {self.backbone.name} with these weights has no fc6/fc7 to start from; "

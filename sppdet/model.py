@@ -7,8 +7,16 @@ from typing import Any
 
 import torch
 
-from sppdet.artifacts import fingerprint, fingerprint_of, read_tensors, write_tensors
-from sppdet.config import Config, Layer
+from sppdet.artifacts import (
+    fingerprint,
+    fingerprint_of,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from sppdet.config import Config
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
@@ -30,22 +38,41 @@ class ModelFiles:
         self.head = run / "model" / "head.safetensors"
         self.svm = run / "model" / "svm.safetensors"
         self.bbox = run / "model" / "bbox.safetensors"
+        self.sealed = run / "model" / "trained.json"
 
     def fingerprint(self) -> list[str | None]:
         """Of all parts; None for one that isn't there."""
         return [fingerprint_of(p) for p in (self.backbone, self.head, self.svm, self.bbox)]
 
-    def basis(self, config: Config, layer: Layer, class_names: tuple[str, ...]) -> str:
-        """Fingerprint of the classes and of all that the features of `layer` come from."""
-        return fingerprint(
-            class_names,
-            config.scales,
-            config.spp_levels,
-            config.features.canonical_size,
-            config.features.max_side,
-            fingerprint_of(self.backbone),
-            fingerprint_of(self.head) if layer != "pool5" else None,
-        )
+    def seal(self, config: Config) -> None:
+        """Say that all parts are trained by these settings: the last thing that training writes."""
+        text = config.to_yaml()
+        if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
+            write_text(self.config, text)
+        seal = {"parts": self.fingerprint(), "settings": _trained_by(config)}
+        if not self.sealed.is_file() or read_json(self.sealed) != seal:
+            write_json(self.sealed, seal)
+
+    def check_sealed(self, config: Config) -> None:
+        """Refuse a model whose parts or settings aren't those of one finished training."""
+        if not self.sealed.is_file():
+            raise ArtifactError(f"{self.run}: isn't trained to the end; go on with `sppdet train`")
+        if read_json(self.sealed) != {"parts": self.fingerprint(), "settings": _trained_by(config)}:
+            raise ArtifactError(
+                f"{self.run}: its parts or its config.yaml have changed since it was trained; "
+                "go on with `sppdet train`"
+            )
+
+
+def _trained_by(config: Config) -> str:
+    """Fingerprint of the settings that training depends on; the others may be edited in a run."""
+    aside = {"data", "detect", "eval", "workers", "store", "checkpoint_minutes"}
+    raw = config.model_dump(mode="json", exclude=aside)
+    raw["features"].pop("store")
+    raw["backbone"].pop("weights")  # the run has its own copy
+    raw["svm"]["layer"] = config.svm_layer()
+    raw["finetune"] = raw["finetune"] if config.head else None
+    return fingerprint(raw)
 
 
 def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
@@ -83,15 +110,10 @@ def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path)
 
 
 def save_classifiers(
-    path: Path,
-    classifiers: Classifiers,
-    class_names: tuple[str, ...],
-    *,
-    made_by: str,
-    basis: str,
+    path: Path, classifiers: Classifiers, class_names: tuple[str, ...], *, made_by: str
 ) -> None:
-    """Write the SVMs with the names of their classes and the `ModelFiles.basis` they stand on."""
-    about = {"layer": classifiers.layer, "class_names": list(class_names), "basis": basis}
+    """Write the SVMs with the names of their classes."""
+    about = {"layer": classifiers.layer, "class_names": list(class_names)}
     tensors = {"weights": classifiers.weights, "biases": classifiers.biases}
     write_tensors(path, tensors, made_by=made_by, about=about)
 
@@ -103,11 +125,10 @@ def read_classifiers(path: Path) -> tuple[Classifiers, tuple[str, ...]]:
     return part, tuple(_get(about, "class_names", path))
 
 
-def save_regressors(path: Path, regressors: Regressors, *, made_by: str, basis: str) -> None:
-    """Write the box regressors with the `ModelFiles.basis` they stand on."""
+def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None:
+    """Write the box regressors."""
     tensors = {"weights": regressors.weights, "biases": regressors.biases}
-    about = {"layer": regressors.layer, "basis": basis}
-    write_tensors(path, tensors, made_by=made_by, about=about)
+    write_tensors(path, tensors, made_by=made_by, about={"layer": regressors.layer})
 
 
 def read_regressors(path: Path) -> Regressors:
@@ -126,14 +147,6 @@ def _get(about: dict[str, Any], key: str, path: Path) -> Any:
     if key not in about:
         raise ArtifactError(f"{path}: damaged: its header has no {key}")
     return about[key]
-
-
-def _check_basis(path: Path, basis: str) -> None:
-    """Refuse a part that was trained for other classes or on other features."""
-    if read_tensors(path)[1].get("basis", basis) != basis:
-        raise ArtifactError(
-            f"{path}: trained by other settings than the run's; go on with `sppdet train`"
-        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -164,16 +177,11 @@ def load_detector(run: Path, *, device: str = "auto") -> Detector:
     config = read_run_config(run)
     files = ModelFiles(run)
     target = choose_device(device)
-    if not files.svm.is_file():
-        raise ArtifactError(f"{run}: the SVMs aren't trained yet; go on with `sppdet train`")
+    files.check_sealed(config)
     classifiers, names = read_classifiers(files.svm)
-    _check_basis(files.svm, files.basis(config, classifiers.layer, names))
     backbone = read_backbone(files.backbone, config)
     backbone.layers.to(target)
-    regressors = None
-    if config.bbox is not None:
-        regressors = read_regressors(files.bbox)
-        _check_basis(files.bbox, files.basis(config, regressors.layer, names))
+    regressors = read_regressors(files.bbox) if config.bbox is not None else None
     layers = {classifiers.layer, regressors.layer if regressors else "pool5"}
     head = None
     if layers != {"pool5"}:

@@ -7,6 +7,7 @@ whose settings have changed, does again only what it must.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +23,10 @@ from sppdet.artifacts import (
 from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.data.splits import read_split
+from sppdet.errors import DataError, TrainingError
 from sppdet.evaluation.stage import evaluate_run
 from sppdet.features.backbones import Backbone, load_backbone
-from sppdet.features.head import Head, build_head
+from sppdet.features.head import Head, build_head, check_start
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource, weights_digest
 from sppdet.features.spp import VERSION as SPP_VERSION
@@ -87,13 +89,20 @@ def _train(
     config: Config, run: Path, *, device: str, until: Stage, reporter: Reporter
 ) -> EvalResult | None:
     last = STAGES.index(until)
-    write_text(run / "config.yaml", config.to_yaml())
+    files = ModelFiles(run)
     reporter.log("run started", config=config.model_dump(mode="json"), until=until)
 
     with reporter.stage("data"):
         pictures = PictureCache.load(run / "pictures.json")
         training_set, test_set = read_data(config, pictures, reporter=reporter)
         pictures.save(run / "pictures.json")
+        _check_positives(training_set)
+        if not files.sealed.is_file():  # a trained model keeps the settings that it was trained by
+            write_text(files.config, config.to_yaml())
+        if last >= STAGES.index("features"):
+            # before the long stages: weights that are missing or don't fit end the run here
+            backbone = _backbone(config, files, device=device)
+            check_start(backbone, config)
     if last < STAGES.index("proposals"):
         return None
 
@@ -108,9 +117,7 @@ def _train(
     if last < STAGES.index("features"):
         return None
 
-    files = ModelFiles(run)
     with reporter.stage("features"):
-        backbone = _backbone(config, files, device=device)
         maps = MapSource(
             backbone,
             config.scales,
@@ -119,7 +126,8 @@ def _train(
             store if config.features.store else None,
         )
         mirrored = config.head is not None and config.finetune is not None and config.finetune.flip
-        maps.fill(training_set.images, mirrored=mirrored, reporter=reporter)
+        if maps.fill(training_set.images, mirrored=mirrored, reporter=reporter) == 0:
+            reporter.nothing_done()
     if last < STAGES.index("finetune"):
         return None
 
@@ -147,11 +155,14 @@ def _train(
 
     with reporter.stage("bbox"):
         _regressors(config, material, files, head_made_by)
+    files.seal(config)
     shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
     reporter.log("trained", svm=svm_made_by)
     if last < STAGES.index("evaluate") or test_set is None:
         return None
-    return evaluate_run(run, "test", device=device, reporter=reporter)
+    result = evaluate_run(run, "test", device=device, reporter=reporter)
+    _say_skipped((training_set, test_set), reporter)
+    return result
 
 
 def read_data(
@@ -176,9 +187,26 @@ def read_data(
             skipped=dataset.skipped,
             clipped_boxes=dataset.clipped_boxes,
         )
-        for line in dataset.skipped:
-            reporter.say(f"skipped: {line}", "skipped")
+    _say_skipped((training_set, test_set), reporter)
     return training_set, test_set
+
+
+def _say_skipped(datasets: Iterable[Dataset | None], reporter: Reporter) -> None:
+    for dataset in datasets:
+        for line in dataset.skipped if dataset is not None else ():
+            reporter.say(f"skipped: {line}", "skipped")
+
+
+def _check_positives(dataset: Dataset) -> None:
+    """Refuse a class that no SVM could be trained for."""
+    labels = [image.gt_labels[~image.difficult] for image in dataset.images]
+    counts = np.bincount(np.concatenate(labels), minlength=len(dataset.class_names) + 1)
+    for name, count in zip(dataset.class_names, counts[1:], strict=True):
+        if count == 0:
+            raise TrainingError(
+                f"class {name}: no positive in {dataset.name}; expected one object or more that "
+                "isn't difficult"
+            )
 
 
 def _backbone(config: Config, files: ModelFiles, *, device: str) -> Backbone:
@@ -235,13 +263,7 @@ def _svms(config: Config, material: Material, files: ModelFiles, head_made_by: s
     )
     if _is_due(files.svm, made_by, material.reporter):
         classifiers = train_svms(material, layer, config.svm, made_by=made_by)
-        save_classifiers(
-            files.svm,
-            classifiers,
-            material.dataset.class_names,
-            made_by=made_by,
-            basis=files.basis(config, layer, material.dataset.class_names),
-        )
+        save_classifiers(files.svm, classifiers, material.dataset.class_names, made_by=made_by)
     return made_by
 
 
@@ -265,12 +287,7 @@ def _regressors(config: Config, material: Material, files: ModelFiles, head_made
         regressors = train_box_regressors(
             material, config.bbox, config.svm, width=width, made_by=made_by
         )
-        save_regressors(
-            files.bbox,
-            regressors,
-            made_by=made_by,
-            basis=files.basis(config, layer, material.dataset.class_names),
-        )
+        save_regressors(files.bbox, regressors, made_by=made_by)
 
 
 def _is_due(path: Path, made_by: str, reporter: Reporter) -> bool:
@@ -278,6 +295,7 @@ def _is_due(path: Path, made_by: str, reporter: Reporter) -> bool:
     there = fingerprint_of(path)
     if there == made_by:
         reporter.say(f"{path.stem}: there already", "stage skipped", part=path.stem)
+        reporter.nothing_done()
         return False
     if path.exists():
         reporter.say(f"{path.stem}: made by other settings or data; done anew", "stage redone")
@@ -288,8 +306,12 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     """Write the stored proposals as `<id>.npz` files with an array `boxes`, which load again."""
     proposer = Proposer(config.proposals, config.store or run / "store")
     pictures = PictureCache.load(run / "pictures.json")
+    digests: dict[str, str] = {}
     for dataset in read_data(config, pictures, reporter=Reporter()):
         for image in dataset.images if dataset is not None else ():
-            proposals = proposer.of_image(image, pictures.digest(image.path))
+            digest = pictures.digest(image.path)
+            if digests.setdefault(image.id, digest) != digest:
+                raise DataError(f"{out}: two pictures have the id {image.id}")
+            proposals = proposer.of_image(image, digest)
             with atomic_path(out / f"{image.id}.npz") as temporary, temporary.open("wb") as handle:
                 np.savez(handle, boxes=proposals.boxes)

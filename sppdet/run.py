@@ -29,6 +29,7 @@ class Reporter:
 
     def __init__(self, folder: Path | None = None, *, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self._idle = False
         self._log = folder / "log.jsonl" if folder else None
         self._timings = folder / "timings.json" if folder else None
 
@@ -56,7 +57,7 @@ class Reporter:
             yield from items
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # names may have brackets
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -66,25 +67,31 @@ class Reporter:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; the seconds are added up over interruptions in `timings.json`."""
-        self.log("stage started", stage=name)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            self._add_seconds(name, seconds)
-        self.log("stage ended", stage=name, seconds=round(seconds, 3))
+        """Time a stage: `timings.json` has the seconds of the last time that it did something.
 
-    def _add_seconds(self, name: str, seconds: float) -> None:
+        A stage that was interrupted has the seconds since it went on.
+        """
+        self.log("stage started", stage=name)
+        self._idle = False
+        start = time.perf_counter()
+        yield
+        seconds = round(time.perf_counter() - start, 3)
+        self.log("stage ended", stage=name, seconds=seconds, idle=self._idle)
+        self._note_seconds(name, seconds)
+
+    def nothing_done(self) -> None:
+        """Say of the stage at work that all it makes was there already."""
+        self._idle = True
+
+    def _note_seconds(self, name: str, seconds: float) -> None:
         if self._timings is None:
             return
         try:
             timings = read_json(self._timings)
         except ArtifactError:
             timings = {}
-        timings[name] = round(timings.get(name, 0.0) + seconds, 3)
-        write_json(self._timings, timings)
+        if not (self._idle and name in timings):
+            write_json(self._timings, {**timings, name: seconds})
 
 
 def _or_none(value: Any) -> Any:

@@ -255,7 +255,7 @@ def test_proposals_are_written_and_read_back(
     out, run = tmp_path / "boxes", tmp_path / "run"
     status, said, _ = sppdet("propose", settings, "--run", run, "--out", out, "--set", shared)
     assert status == 0 and f"boxes (xyxy, 0-based, half-open) are in {out}" in said
-    stored = {p.stem: load_file(p)["boxes"] for p in trained.glob("store/proposals-*/*")}
+    stored = {p.stem[:-9]: load_file(p)["boxes"] for p in trained.glob("store/proposals-*/*")}
     assert len(stored) == 18
     assert {p.stem for p in out.iterdir()} == set(stored)
     read = StoredProposals(out)
@@ -268,11 +268,11 @@ def test_proposals_are_written_and_read_back(
     status, said, err = sppdet("propose", settings, "--run", run, *overrides, f"store={own}")
     assert status == 0, err
     for path in own.glob("proposals-*/*"):
-        assert torch.equal(load_file(path)["boxes"], stored[path.stem])
+        assert torch.equal(load_file(path)["boxes"], stored[path.stem[:-9]])
     assert len(list(own.glob("proposals-*/*"))) == 18
     resolved = load_config(run / "config.yaml").proposals
     assert resolved == ProposalsConfig(
-        engine="stored", path=out, image_width=200, max_boxes=150, min_size=12
+        engine="stored", path=[out], image_width=200, max_boxes=150, min_size=12
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,21 @@ from safetensors.torch import save_file
 from samples import random_picture
 from torch import nn
 
-from sppdet.config import FeaturesConfig, HeadConfig, Layer
+from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, load_backbone, to_input
-from sppdet.features.head import Head, build_head, starts_pretrained
+from sppdet.features.head import Head, build_head, check_start
 from sppdet.features.regions import Extractor
 from sppdet.types import Picture
 
 WHOLE = np.array([[0, 0, 224, 224]], np.float32)
+
+
+def with_head(widths: list[int], **settings: Any) -> Config:
+    data = DataConfig(root=[Path("set")], train=["trainval"])
+    backbone = BackboneConfig(name="alexnet", weights="some.pth")
+    head = HeadConfig(widths=widths)
+    return Config(data=data, backbone=backbone, head=head, bbox=None, **settings)
 
 
 def picture_224() -> Picture:
@@ -112,7 +121,7 @@ def test_one_layer_takes_fc6_alone(small: Backbone) -> None:
     assert small.fc is not None
     config = HeadConfig(widths=[12])
     head = build_head(small, (3, 1), config, classes=2, seed=0)
-    assert head.fc7 is None and starts_pretrained(small, config)
+    assert head.fc7 is None
     assert torch.equal(head.fc6.bias, small.fc.fc6.bias)
     with pytest.raises(ValueError, match="fc7: the head has fc6 alone"):
         head.features(torch.zeros(1, 1280), "fc7")
@@ -122,14 +131,22 @@ def test_other_widths_start_at_random(small: Backbone) -> None:
     assert small.fc is not None
     for widths in ([12, 11], [11, 10], [16]):
         config = HeadConfig(widths=widths)
-        assert not starts_pretrained(small, config)
         head = build_head(small, (3, 1), config, classes=2, seed=0)
         assert head.fc6.weight[:, 128 * 9 :].any()
 
 
 def test_the_grid_must_be_a_level(small: Backbone) -> None:
     with pytest.raises(ConfigError, match=r"spp_levels: \[4, 1\] has no 3"):
-        build_head(small, (4, 1), HeadConfig(widths=[12, 10]), classes=2, seed=0)
+        check_start(small, with_head([12, 10], spp_levels=[4, 1]))
+    check_start(small, with_head([12, 10], spp_levels=[3, 1]))
+    check_start(small, with_head([16], spp_levels=[4, 1]))  # random: any level will do
+
+
+def test_a_random_head_needs_fine_tuning(small: Backbone, tiny: Backbone) -> None:
+    check_start(small, with_head([12], finetune=None, spp_levels=[3, 1]))
+    for backbone, widths in ((small, [16]), (tiny, [12])):
+        with pytest.raises(ConfigError, match="has no fc6/fc7 to start from"):
+            check_start(backbone, with_head(widths, finetune=None, spp_levels=[3, 1]))
 
 
 def test_random_start(tiny: Backbone) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.info import describe_run
 from sppdet.model import read_run_config
-from sppdet.pipeline import STAGES, Stage
+from sppdet.pipeline import STAGES
 from sppdet.run import run_lock
 
 PARTS = {"head", "svm", "bbox"}
@@ -38,7 +39,8 @@ def test_a_run_leaves_its_files(trained: Path) -> None:
     found = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     model = {f"model/{part}.safetensors" for part in (*PARTS, "backbone")}
     reports = {"metrics.json", "coco_results.json", "pr_curves.png", "pr_disc.png", "pr_disc.csv"}
-    reports |= {f"comp4_det_set-test_{name}.txt" for name in CLASSES}
+    reports |= {f"comp4_det_test_{name}.txt" for name in CLASSES}
+    model.add("model/trained.json")
     wanted = model | {f"eval/test/{name}" for name in reports}
     wanted |= {"config.yaml", "log.jsonl", "pictures.json", "timings.json"}
     assert wanted <= found
@@ -131,7 +133,7 @@ def test_settings_of_detection_detect_again(settings: Path, run_copy: Path) -> N
     train_quietly(settings, run_copy, "detect.nms=0.6")
     after = results(run_copy)
     same = {name for name in before if before[name] == after[name]}
-    assert same == {f"{part}.safetensors" for part in (*PARTS, "backbone")}
+    assert same == {*(f"{part}.safetensors" for part in (*PARTS, "backbone")), "trained.json"}
 
 
 def test_stored_maps_change_nothing(settings: Path, trained: Path, tmp_path: Path) -> None:
@@ -164,9 +166,8 @@ def test_another_seed_gives_another_model(settings: Path, run_copy: Path) -> Non
 def test_without_a_head(settings: Path, run_copy: Path) -> None:
     result, _ = train_quietly(settings, run_copy, "head=none", "finetune=none")
     assert result is not None
-    assert set(contents(run_copy / "model")) == {
-        f"{part}.safetensors" for part in ("backbone", "svm", "bbox")
-    }
+    parts = ("backbone.safetensors", "svm.safetensors", "bbox.safetensors", "trained.json")
+    assert set(contents(run_copy / "model")) == {*parts}
     resolved = read_run_config(run_copy)
     assert resolved.head is None and resolved.finetune is None and resolved.svm.layer == "pool5"
     detector = Detector.load(run_copy, device="cpu")
@@ -177,9 +178,8 @@ def test_without_a_head(settings: Path, run_copy: Path) -> None:
 
 def test_without_box_regression(settings: Path, run_copy: Path, demo_root: Path) -> None:
     train_quietly(settings, run_copy, "bbox=none")
-    assert set(contents(run_copy / "model")) == {
-        f"{part}.safetensors" for part in ("backbone", "head", "svm")
-    }
+    parts = ("backbone.safetensors", "head.safetensors", "svm.safetensors", "trained.json")
+    assert set(contents(run_copy / "model")) == {*parts}
     assert read_run_config(run_copy).bbox is None
     picture = read_image(demo_root / "JPEGImages" / "000013.jpg")
     detector = Detector.load(run_copy, device="cpu")
@@ -201,19 +201,33 @@ def test_until_stops_after_its_stage(settings: Path, trained: Path, tmp_path: Pa
     assert list(timings) == ["data", "proposals", "features"]
 
 
-@pytest.mark.parametrize(
-    ("setting", "until", "part"),
-    [
-        ("scales=[120]", "data", "svm"),
-        ("data.classes=[disc,star,square,triangle]", "svm", "bbox"),
-    ],
-)
-def test_a_model_by_other_settings_is_refused(
-    settings: Path, run_copy: Path, setting: str, until: Stage, part: str
+def test_settings_that_trained_nothing_leave_the_model_alone(
+    settings: Path, run_copy: Path
 ) -> None:
+    before = contents(run_copy / "model"), (run_copy / "config.yaml").read_bytes()
+    train_quietly(settings, run_copy, "scales=[120]", until="proposals")
+    assert (contents(run_copy / "model"), (run_copy / "config.yaml").read_bytes()) == before
     Detector.load(run_copy, device="cpu")
-    train_quietly(settings, run_copy, setting, until=until)
-    with pytest.raises(ArtifactError, match=rf"{part}\.safetensors: trained by other settings"):
+
+
+def test_a_half_retrained_model_is_refused(settings: Path, run_copy: Path) -> None:
+    train_quietly(settings, run_copy, "svm.C=0.5", until="svm")
+    with pytest.raises(ArtifactError, match="have changed since it was trained"):
+        Detector.load(run_copy, device="cpu")
+    train_quietly(settings, run_copy, "svm.C=0.5")
+    Detector.load(run_copy, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fits"),
+    [("nms: 0.3", "nms: 0.4", True), ("C: 0.001", "C: 1.0", False)],
+)
+def test_a_runs_settings_edited_by_hand(run_copy: Path, old: str, new: str, fits: bool) -> None:
+    path = run_copy / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with nullcontext() if fits else pytest.raises(ArtifactError, match="have changed since"):
         Detector.load(run_copy, device="cpu")
 
 
@@ -233,8 +247,10 @@ def test_moved_pictures_are_the_same_and_changed_ones_are_not(
     cv2.imwrite(str(path), 255 - bgr)
     train_quietly(moved, run_copy, until="bbox")
     after = times(run_copy)
-    changed = {Path(p).stem for p in before if after[p] != before[p]}
-    assert changed == {*PARTS, "000002", "000002.mirrored"}
+    changed = {Path(p).name for p in before if after[p] != before[p]}
+    assert changed == {f"{part}.safetensors" for part in PARTS}
+    added = {Path(p).name.rsplit("-", 1)[0] for p in after.keys() - before.keys()}
+    assert added == {"000002", "000002.mirrored"}
 
 
 # -- one process at a time ---------------------------------------------------------------------

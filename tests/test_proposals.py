@@ -178,7 +178,7 @@ def test_npz_and_folder(tmp_path: Path) -> None:
     np.savez_compressed(folder / "000012.npz", boxes=boxes)
     np.savez(folder / "other.npz", rects=boxes)
     assert look_up(folder) == expected
-    with pytest.raises(DataError, match=r"7\.npz: no such file"):
+    with pytest.raises(DataError, match="folder: no proposals for picture 7"):
         look_up(folder, "7")
     with pytest.raises(DataError, match="folder: no proposals for picture other"):
         look_up(folder, "other")
@@ -292,9 +292,21 @@ def test_proposals_are_stored_per_settings_and_picture(picture: Picture, tmp_pat
     assert len(other.of_image(image, cache.digest(image.path))) == len(made)
 
 
+def test_one_file_a_split_and_repeated_boxes(tmp_path: Path) -> None:
+    """R-CNN's files are one a split: a list, or the folder that holds them, has all pictures."""
+    box = [2.0, 1.0, 4.0, 3.0]
+    for name, image in (("trainval", "000012"), ("test", "7")):
+        save_mat(tmp_path / f"{name}.mat", {image: np.array([box, box])})
+    files = [tmp_path / "trainval.mat", tmp_path / "test.mat"]
+    for stored in (StoredProposals(*files), StoredProposals(tmp_path)):
+        for image in ("000012", "7"):
+            found = stored.look_up(image, width=500, height=300, max_boxes=9).boxes
+            assert found.tolist() == [[0, 1, 3, 4]]
+
+
 def test_stored_boxes_are_for_their_pictures_only(picture: Picture, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5]]))
-    config = CONFIG.model_copy(update={"engine": "stored", "path": tmp_path / "b.npz"})
+    config = CONFIG.model_copy(update={"engine": "stored", "path": [tmp_path / "b.npz"]})
     proposer = Proposer(config)
     image = on_disk(picture, tmp_path / "one.png")
     assert proposer.of_image(image, "d").boxes.tolist() == [[1, 1, 5, 5]]

@@ -17,6 +17,8 @@ from sppdet.features.source import MapSource
 from sppdet.proposals.stage import Proposer
 from sppdet.types import Boxes, Detections, FeatureMaps, Picture, Proposals, Scores
 
+VERSION = 1  # raised when the same model gives other detections
+
 
 @dataclass(frozen=True)
 class Classifiers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 
 from sppdet.artifacts import ItemStore, fingerprint
-from sppdet.config import Config
+from sppdet.config import Config, DataConfig
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
 from sppdet.data.coco import coco_file
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
+from sppdet.detection.detector import VERSION as DETECTION_VERSION
 from sppdet.detection.detector import Detector
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.coco_results import ids_from_annotations, write_coco_results
@@ -55,12 +57,14 @@ def evaluate_run(
         detections = _detect_all(run, config, detector, dataset, pictures, reporter)
         folder = run / "eval" / split
         return score(
+            config.data,
             dataset, detections, folder, metric=metric or config.eval.metric,
             signature=signature(config), split=split, reporter=reporter,
         )  # fmt: skip
 
 
 def score(
+    data: DataConfig,
     dataset: Dataset,
     detections: dict[str, Detections],
     folder: Path,
@@ -70,17 +74,29 @@ def score(
     split: str,
     reporter: Reporter,
 ) -> EvalResult:
-    """Score detections and write all reports into `folder`; prints the table."""
+    """Score detections of a split and write all reports into `folder`; prints the table."""
     if metric == "coco":
         result = evaluate_coco(dataset, detections)
     else:
         result = evaluate_voc(dataset, detections, metric=metric)
     write_report(result, folder, signature=signature)
-    write_comp4(folder, dataset, detections)
-    write_coco_results(folder / "coco_results.json", dataset, detections)
+    # the devkit's files are named by the set alone
+    set_name = "+".join(dict.fromkeys(Path(name).stem for name in data.sets_of(split) if name))
+    write_comp4(folder, replace(dataset, name=set_name), detections)
+    ids = _coco_ids(data, dataset, split)
+    write_coco_results(folder / "coco_results.json", dataset, detections, **ids)
     print_table(result, reporter.console, signature=signature)
     reporter.log("evaluated", metric=metric, split=split, mean_ap=result.mean_ap)
     return result
+
+
+def _coco_ids(data: DataConfig, dataset: Dataset, split: str) -> dict[str, Any]:
+    """The ids of COCO annotations; none (our own) for VOC's, or where several files are joined."""
+    used = [(r, s) for r, s in zip(data.root, data.sets_of(split), strict=True) if s is not None]
+    if data.format != "coco" or len(used) != 1:
+        return {}
+    image_ids, category_ids = ids_from_annotations(coco_file(*used[0]), dataset)
+    return {"image_ids": image_ids, "category_ids": category_ids}
 
 
 def signature(config: Config) -> str:
@@ -123,10 +139,14 @@ def _detect_all(
     """Detections of every picture by its id, from the run's store where they are there already."""
     proposer = Proposer(config.proposals, config.store or run / "store")
     made_by = fingerprint(
+        "detections",
+        DETECTION_VERSION,
         ModelFiles(run).fingerprint(),
         proposer.fingerprint,
         detector.maps.fingerprint,
-        config.model_dump(include={"spp_levels", "features", "detect"}),
+        config.spp_levels,
+        config.features.canonical_size,
+        config.detect.model_dump(),
     )
     store = ItemStore(run / "store", "detections", made_by)
 
@@ -138,7 +158,7 @@ def _detect_all(
     def maps_of(image: AnnotatedImage) -> FeatureMaps:
         return detector.maps.compute(read_image(image.path))
 
-    found = {}
+    found, new = {}, 0
     prepared = ordered_map(prepare, dataset.images, workers=config.worker_count())
     label = f"detecting, {dataset.name}"
     for image, proposals in reporter.track(prepared, total=len(dataset), label=label):
@@ -147,7 +167,10 @@ def _detect_all(
                 maps_of(image), proposals, width=image.width, height=image.height
             )
             _store(store, image, pictures.digest(image.path), made)
-        found[image.id] = _stored(store, image, detector.class_names)
+            new += 1
+        found[image.id] = _stored(store, image, pictures.digest(image.path), detector.class_names)
+    if new == 0:
+        reporter.nothing_done()
     return found
 
 
@@ -157,8 +180,10 @@ def _store(store: ItemStore, image: AnnotatedImage, digest: str, found: Detectio
     store.write(image.id, digest, tensors)
 
 
-def _stored(store: ItemStore, image: AnnotatedImage, names: tuple[str, ...]) -> Detections:
-    t = store.read(image.id)
+def _stored(
+    store: ItemStore, image: AnnotatedImage, digest: str, names: tuple[str, ...]
+) -> Detections:
+    t = store.read(image.id, digest)
     boxes, scores, labels = (t[k].numpy() for k in ("boxes", "scores", "labels"))
     return Detections(boxes, scores, labels, names, str(image.path))
 
@@ -177,13 +202,9 @@ def evaluate_files(
     if config.data.classes == "auto":
         names = read_split(config.data, "train", None, None, workers=workers).class_names
     dataset = read_split(config.data, split, names, None, workers=workers)
-    ids: dict[str, Any] = {}
-    if config.data.format == "coco" and detections.is_file():
-        annotations = coco_file(config.data.root[0], str(config.data.sets_of(split)[0]))
-        image_ids, category_ids = ids_from_annotations(annotations, dataset)
-        ids = {"image_ids": image_ids, "category_ids": category_ids}
-    found = read_detections(detections, dataset, **ids)
+    found = read_detections(detections, dataset, **_coco_ids(config.data, dataset, split))
     return score(
+        config.data,
         dataset,
         found,
         out,

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.models as tv
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -80,14 +81,19 @@ class Backbone:
 
 
 def to_input(picture: Picture, factor: float) -> torch.Tensor:
-    """(1, 3, h, w) float32: the picture resized by `factor` (bilinear) and normalised."""
+    """(1, 3, h, w) float32: the picture resized by `factor` (bilinear) and normalised.
+
+    One that is thinner than `_LEAST_SIDE` is padded with zeros on the right or below.
+    """
     height, width = picture.shape[:2]
-    size = (max(_LEAST_SIDE, round(width * factor)), max(_LEAST_SIDE, round(height * factor)))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
     resized = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
     x = torch.from_numpy(resized).permute(2, 0, 1)[None].float()
     mean = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1) * 255
     std = torch.tensor(PIXEL_STD).view(1, 3, 1, 1) * 255
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+    missing = [max(0, _LEAST_SIDE - side) for side in size]
+    padded = F.pad((x - mean) / std, (0, missing[0], 0, missing[1]))
+    return padded.contiguous(memory_format=torch.channels_last)
 
 
 _LEAST_SIDE = 64  # resized pixels; a thinner picture would leave some networks no cell

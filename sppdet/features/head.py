@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from sppdet.config import HeadConfig, Layer
+from sppdet.config import Config, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
 from sppdet.features.spp import level_columns, spp_width
@@ -66,9 +66,25 @@ def build_head(
     return head
 
 
-def starts_pretrained(backbone: Backbone, config: HeadConfig) -> bool:
-    """Whether `build_head` takes fc6/fc7 from a pre-trained classifier."""
-    return backbone.fc is not None and _fits(backbone.fc, config)
+def check_start(backbone: Backbone, config: Config) -> None:
+    """Refuse, before any work, a head that can't start as the settings ask.
+
+    Raises:
+        ConfigError: fc6/fc7 would stay random for want of fine-tuning, or the SPP levels lack the
+            grid of the pre-trained fc6.
+    """
+    if config.head is None:
+        return
+    fc = backbone.fc if backbone.fc and _fits(backbone.fc, config.head) else None
+    if fc is None and config.finetune is None:
+        raise ConfigError(
+            f"finetune: {backbone.name} with these weights and head.widths {config.head.widths} has "
+            "no fc6/fc7 to start from; expected finetune settings or head: none"
+        )
+    if fc is not None and fc.grid not in config.spp_levels:
+        raise ConfigError(
+            f"spp_levels: {config.spp_levels} has no {fc.grid}; the pre-trained fc6 needs that level"
+        )
 
 
 def _initialise(head: Head) -> None:
@@ -87,10 +103,6 @@ def _fits(fc: FcLayers, config: HeadConfig) -> bool:
 
 @torch.no_grad()
 def _copy_pretrained(head: Head, fc: FcLayers, channels: int, levels: Sequence[int]) -> None:
-    if fc.grid not in levels:
-        raise ConfigError(
-            f"spp_levels: {list(levels)} has no {fc.grid}; the pre-trained fc6 needs that level"
-        )
     columns = level_columns(channels, levels, fc.grid)
     theirs = fc.fc6.weight.unflatten(1, (channels, fc.grid, fc.grid))
     head.fc6.weight.zero_()

@@ -64,7 +64,7 @@ class MapSource:
         name = f"{image.id}.mirrored" if mirrored else image.id
         digest = self._pictures.digest(image.path)
         if self.store.has(name, digest):
-            tensors = self.store.read(name)
+            tensors = self.store.read(name, digest)
             factors = tensors.pop("scale_factors").numpy()
             maps = tuple(tensors[f"map{s}"] for s in range(len(factors)))
             return FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)

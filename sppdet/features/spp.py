@@ -9,7 +9,7 @@ so that only levels that divide no other one look at the map: {6, 3, 2, 1} costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
+
+Kernel = Callable[[NDArray[np.float32], NDArray[np.int64], int, NDArray[np.float32]], None]
 
 VERSION = 1  # raised when the same settings give other values
 
@@ -92,11 +94,13 @@ def _pool_level(
     parts = np.array_split(np.arange(len(windows)), threads)
     with ThreadPoolExecutor(threads) as pool:  # the kernel holds no lock
         list(
-            pool.map(lambda p: _pool(channels_last, windows[p], n, target[p[0] : p[-1] + 1]), parts)
+            pool.map(
+                lambda p: _pool_compiled(channels_last, windows[p], n, target[p[0] : p[-1] + 1]),
+                parts,
+            )
         )
 
 
-@njit(nogil=True, cache=True)
 def _pool(
     feature_map: NDArray[np.float32], windows: NDArray[np.int64], n: int, out: NDArray[np.float32]
 ) -> None:
@@ -117,6 +121,18 @@ def _pool(
                         cell = feature_map[y, x]
                         for c in range(channels):
                             best[c] = best[c] if best[c] > cell[c] else cell[c]
+
+
+def _compiled(function: Kernel) -> Kernel:
+    """Compiled by Numba, and kept on disk where there is a folder for it."""
+    try:
+        kept: Kernel = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return njit(nogil=True)(function)
+    return kept
+
+
+_pool_compiled = _compiled(_pool)
 
 
 def _check_windows(windows: NDArray[np.int64], height: int, width: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 
+import cv2
 import torch
 
 from sppdet.artifacts import ItemStore, fingerprint
@@ -24,25 +26,25 @@ class Proposer:
 
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
-        self._stored = StoredProposals(config.path) if config.path is not None else None
+        cv2.setNumThreads(1)  # the pictures are searched in parallel, one thread each
         self.fingerprint = fingerprint(
             "proposals", VERSION, config.model_dump(), _state(config.path)
         )
         self.store = ItemStore(folder, "proposals", self.fingerprint) if folder else None
 
+    @cached_property
+    def _stored(self) -> StoredProposals:
+        return StoredProposals(*(self._config.path or ()))
+
     def of(self, picture: Picture) -> Proposals:
-        """Search a picture (H, W, 3) that belongs to no data set."""
-        if self._stored is not None:
-            # boxes by others exist for their pictures only: new ones are searched for
-            plain = self._config.model_copy(update={"engine": "opencv", "path": None})
-            return selective_search(picture, plain)
+        """Search a picture (H, W, 3) that belongs to no data set, whose boxes nobody has stored."""
         return selective_search(picture, self._config)
 
     def of_image(self, image: AnnotatedImage, digest: str) -> Proposals:
         """A data set's picture: from the store where it is there, else made and stored."""
         if self.store is not None and self.store.has(image.id, digest):
-            return Proposals(self.store.read(image.id)["boxes"].numpy())
-        if self._stored is not None:
+            return Proposals(self.store.read(image.id, digest)["boxes"].numpy())
+        if self._config.engine == "stored":
             proposals = self._stored.look_up(
                 image.id,
                 width=image.width,
@@ -63,6 +65,10 @@ class Proposer:
         def one(image: AnnotatedImage) -> tuple[AnnotatedImage, Proposals]:
             return image, self.of_image(image, pictures.digest(image.path))
 
+        if self.store is not None and all(
+            self.store.has(image.id, pictures.digest(image.path)) for image in dataset.images
+        ):
+            reporter.nothing_done()
         pairs = ordered_map(one, dataset.images, workers=workers)
         label = f"proposals, {dataset.name}"
         found = coverage(reporter.track(pairs, total=len(dataset), label=label))
@@ -70,10 +76,10 @@ class Proposer:
         return found
 
 
-def _state(path: Path | None) -> str:
-    """What tells one state of a file or folder of stored proposals from another."""
-    if path is None or not path.exists():
+def _state(paths: list[Path] | None) -> str:
+    """What tells one state of files and folders of stored proposals from another."""
+    if not paths:
         return ""
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    files = [f for p in paths if p.exists() for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
     text = "".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

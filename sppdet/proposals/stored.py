@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,45 @@ from sppdet.types import Boxes, Proposals
 
 
 class StoredProposals:
-    """Boxes by image id, from one file or a folder.
+    """Boxes by image id, from files or folders; the first that names a picture has it.
 
     - `.mat`: cells `images` (ids) and `boxes`, each (P, 4) [y1, x1, y2, x2], 1-based inclusive, as
-      R-CNN and Fast R-CNN distribute them;
+      R-CNN and Fast R-CNN distribute them, one file a split;
     - `.npz`: one (P, 4) array per image id, xyxy, 0-based, half-open, original pixels;
-    - a folder: one `<id>.npz` per picture with an array `boxes` of that kind.
+    - a folder: such `.mat` files, and one `<id>.npz` per picture with an array `boxes`.
 
     Raises:
-        DataError: unreadable file, or a picture that it doesn't name (on look-up).
+        DataError: unreadable file, or a picture that none of them names (on look-up).
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._boxes: Mapping[str, Any] | None = None
-        if path.is_dir():
-            return
-        if not path.is_file():
-            raise DataError(f"{path}: no such file or folder of proposals")
-        if path.suffix == ".mat":
-            self._boxes = _read_mat(path)
-        elif path.suffix == ".npz":
-            self._boxes = _read_npz(path)
-        else:
-            raise DataError(f"{path}: expected .mat, .npz or a folder of .npz files")
+    def __init__(self, *paths: Path) -> None:
+        self._where = ", ".join(map(str, paths))
+        self._folders = [path for path in paths if path.is_dir()]
+        files = [path for path in paths if not path.is_dir()]
+        files += [file for folder in self._folders for file in sorted(folder.glob("*.mat"))]
+        self._boxes: dict[str, Any] = {}
+        for file in reversed(files):
+            self._boxes.update(_read_file(file))
 
     def look_up(self, image_id: str, *, width: int, height: int, max_boxes: int) -> Proposals:
-        """The picture's first `max_boxes` boxes, clipped; those without area are left out."""
-        if self._boxes is None:
-            boxes = _read_npz(self._path / f"{image_id}.npz").get("boxes")
-        else:
-            boxes = self._boxes.get(image_id)
+        """The picture's first `max_boxes` boxes, clipped, distinct; those without area are left out."""
+        boxes = self._boxes.get(image_id)
+        for folder in self._folders:
+            if boxes is None and (folder / f"{image_id}.npz").is_file():
+                boxes = _read_npz(folder / f"{image_id}.npz").get("boxes")
         if boxes is None:
-            raise DataError(f"{self._path}: no proposals for picture {image_id}")
-        return Proposals(_valid(boxes, f"{self._path}, {image_id}", width, height)[:max_boxes])
+            raise DataError(f"{self._where}: no proposals for picture {image_id}")
+        return Proposals(_valid(boxes, f"{self._where}, {image_id}", width, height)[:max_boxes])
+
+
+def _read_file(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder of proposals")
+    if path.suffix == ".mat":
+        return _read_mat(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    raise DataError(f"{path}: expected .mat, .npz or a folder of them")
 
 
 def _valid(boxes: NDArray[Any], where: str, width: int, height: int) -> Boxes:
@@ -63,7 +67,9 @@ def _valid(boxes: NDArray[Any], where: str, width: int, height: int) -> Boxes:
         )
     clipped = clip_boxes(boxes.astype(np.float32), width=width, height=height)
     has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    return np.ascontiguousarray(clipped[has_area])
+    kept = clipped[has_area]
+    _, first = np.unique(kept, axis=0, return_index=True)
+    return np.ascontiguousarray(kept[np.sort(first)])
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

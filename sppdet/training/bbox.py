@@ -52,30 +52,32 @@ def fit_box_regressor(
     """
     whitening = fit_whitening(targets, epsilon=config.whiten_epsilon)
     white = (targets - whitening.mean) @ whitening.matrix
-    ones = torch.ones((len(features), 1), dtype=features.dtype, device=features.device)
-    beta = ridge(torch.cat([features, ones], dim=1), white, strength=config.ridge)  # [D + 1, 4]
-    beta = beta @ whitening.inverse
+    beta = ridge(features, white, strength=config.ridge) @ whitening.inverse  # [D + 1, 4]
     bias = beta[-1] + whitening.mean
     return BoxRegressor(beta[:-1].astype(np.float32), bias.astype(np.float32))
 
 
 def ridge(x: torch.Tensor, y: NDArray[np.float64], *, strength: float) -> NDArray[np.float64]:
-    """argmin over B of ‖XB − Y‖² + strength·‖B‖².
+    """argmin over B of ‖[X 1]B − Y‖² + strength·‖B‖².
 
-    In the smaller of the two equivalent systems: XᵀX (D×D), or XXᵀ (N×N) where N < D.
+    In the smaller of the two equivalent systems: [X 1]ᵀ[X 1], or [X 1][X 1]ᵀ = XXᵀ + 1 where N < D;
+    X itself is not copied.
 
     Args:
         x: (N, D) float32. y: (N, M).
 
     Returns:
-        (D, M) float64.
+        (D + 1, M) float64; the last row belongs to the constant.
     """
     if len(x) < x.shape[1]:
-        alpha = _solve(x @ x.T, y, strength)
-        combined = x.T @ torch.from_numpy(alpha.astype(np.float32)).to(x.device)
-        return combined.cpu().numpy().astype(np.float64)
-    target = x.T @ torch.from_numpy(y.astype(np.float32)).to(x.device)
-    return _solve(x.T @ x, target.cpu().numpy().astype(np.float64), strength)
+        alpha = _solve((x @ x.T).add_(1.0), y, strength)
+        combined = (x.T @ torch.from_numpy(alpha.astype(np.float32)).to(x.device)).cpu().numpy()
+        return np.vstack([combined.astype(np.float64), alpha.sum(axis=0)])
+    gram = x.new_full((x.shape[1] + 1, x.shape[1] + 1), float(len(x)))
+    torch.mm(x.T, x, out=gram[:-1, :-1])
+    gram[-1, :-1] = gram[:-1, -1] = x.sum(dim=0)
+    target = (x.T @ torch.from_numpy(y.astype(np.float32)).to(x.device)).cpu().numpy()
+    return _solve(gram, np.vstack([target.astype(np.float64), y.sum(axis=0)]), strength)
 
 
 def _solve(gram: torch.Tensor, right: NDArray[np.float64], strength: float) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def train_box_regressors(
             done, _ = read_tensors(path)
         else:
             examples = _limit(found[k], config, material.seed + k)
-            fitted = _fit_class(material, name, examples, config, scale)
+            fitted = _fit_class(material, name, examples, config, scale, width)
             if fitted is None:
                 material.reporter.say(f"bbox: {name}: no example; its boxes stay as proposed")
                 continue
@@ -96,21 +96,27 @@ def _limit(examples: list[_Examples], config: BboxConfig, seed: int) -> list[_Ex
 
 
 def _fit_class(
-    material: Material, name: str, examples: list[_Examples], config: BboxConfig, scale: float
+    material: Material,
+    name: str,
+    examples: list[_Examples],
+    config: BboxConfig,
+    scale: float,
+    width: int,
 ) -> BoxRegressor | None:
     if not examples:
         return None
     sights = material.reporter.track(
         material.sights([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
     )
-    parts, deltas = [], []
+    count, device = sum(len(e.boxes) for e in examples), material.maps.device
+    x = torch.empty((count, width), device=device)  # filled in place: it may take half the memory
+    start = 0
     for example, sight in zip(examples, sights, strict=True):
         features = material.extractor(sight.maps, example.boxes, config.layer)
-        parts.append(features.values[torch.from_numpy(features.index).to(features.values.device)])
-        deltas.append(encode_deltas(example.boxes, example.targets))
-    x = torch.cat(parts)
-    x *= scale
-    targets = np.concatenate(deltas)
+        rows = features.values[torch.from_numpy(features.index).to(device)]
+        torch.mul(rows, scale, out=x[start : start + len(rows)])
+        start += len(rows)
+    targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
     regressor = fit_box_regressor(x, targets, config)
     predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
     left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
