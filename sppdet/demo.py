@@ -91,7 +91,18 @@ def _train_backbone(path: Path, config: Config, *, steps: int, reporter: Reporte
         return
     reporter.say(f"backbone: {steps} steps on crops of the objects and the background")
     network = Tiny()
+
+    def say(step: int, total: int, loss: float) -> None:
+        if step % 100 == 0 or step == total:
+            reporter.say(f"backbone: step {step} of {total}, loss {loss:.3f}")
+
     train_on_crops(
-        network.features, network.channels, dataset, seed=config.seed, steps=steps, config=crops
+        network.features,
+        network.channels,
+        dataset,
+        seed=config.seed,
+        steps=steps,
+        config=crops,
+        on_progress=say,
     )
     write_tensors(path, network.features.state_dict(), made_by=made_by)
