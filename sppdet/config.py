@@ -210,7 +210,7 @@ class BboxConfig(Section):
     """λ for features of mean norm `svm.target_norm` (R-CNN; the released SPP-net has 4000)."""
     min_iou: Fraction = 0.5
     whiten_epsilon: PositiveFloat = 1e-3
-    max_examples: PositiveInt = 20_000
+    max_examples: PositiveInt = 10_000
     """Examples a class at most, drawn at random (bounds the memory; ours)."""
 
 
