@@ -109,11 +109,11 @@ def _train(
     store = config.store or run / "store"
     with reporter.stage("proposals"):
         proposer = Proposer(config.proposals, store)
-        for dataset in (training_set, test_set):
-            if dataset is not None:
-                proposer.of_dataset(
-                    dataset, pictures, workers=config.worker_count(), reporter=reporter
-                )
+        datasets = [dataset for dataset in (training_set, test_set) if dataset is not None]
+        if all(proposer.is_complete(dataset, pictures) for dataset in datasets):
+            reporter.nothing_done()
+        for dataset in datasets:
+            proposer.of_dataset(dataset, pictures, workers=config.worker_count(), reporter=reporter)
     if last < STAGES.index("features"):
         return None
 

@@ -57,6 +57,12 @@ class Proposer:
             self.store.write(image.id, digest, {"boxes": torch.from_numpy(proposals.boxes)})
         return proposals
 
+    def is_complete(self, dataset: Dataset, pictures: PictureCache) -> bool:
+        """Whether the store has the proposals of all pictures."""
+        return self.store is not None and all(
+            self.store.has(image.id, pictures.digest(image.path)) for image in dataset.images
+        )
+
     def of_dataset(
         self, dataset: Dataset, pictures: PictureCache, *, workers: int, reporter: Reporter
     ) -> Coverage:
@@ -65,10 +71,6 @@ class Proposer:
         def one(image: AnnotatedImage) -> tuple[AnnotatedImage, Proposals]:
             return image, self.of_image(image, pictures.digest(image.path))
 
-        if self.store is not None and all(
-            self.store.has(image.id, pictures.digest(image.path)) for image in dataset.images
-        ):
-            reporter.nothing_done()
         pairs = ordered_map(one, dataset.images, workers=workers)
         label = f"proposals, {dataset.name}"
         found = coverage(reporter.track(pairs, total=len(dataset), label=label))
