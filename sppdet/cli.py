@@ -1,4 +1,4 @@
-"""The command line: sppdet train | eval | detect | propose | download | demo | info."""
+"""The command line: sppdet train | eval | detect | ... | pretrain | classify | probe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import cv2
 import typer
 
 from sppdet.config import available_cores
-from sppdet.config_file import load_config
+from sppdet.config_file import load_config, load_settings
 from sppdet.errors import ConfigError, SppdetError
 from sppdet.parallel import set_threads
 from sppdet.run import Reporter
@@ -36,6 +36,14 @@ SetOption = Annotated[
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings.")]
 StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
 MetricName = Literal["voc07", "voc10", "coco"]
+ViewName = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
+ClassifierArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a classifier's run.")
+]
+ViewsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="centre, 10, full, maps10, maps96 or maps98; may be given again."),
+]
 _INTERRUPTED = 130  # typer's status after Ctrl-C
 
 
@@ -196,6 +204,92 @@ def propose(
     if out is not None:
         export_proposals(settings, folder, out)
         reporter.say(f"boxes (xyxy, 0-based, half-open) are in {out}")
+
+
+@app.command()
+def pretrain(
+    config: ConfigArgument,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a classifier, which can be a detector's backbone; torchrun starts several processes."""
+    from sppdet.classification.config import PretrainConfig
+    from sppdet.classification.stage import pretrain as run_training
+
+    settings = load_settings(config, PretrainConfig, overrides or ())
+    run_training(settings, run or Path("runs") / config.stem, device=device)
+
+
+@app.command("pretrain-eval")
+def pretrain_eval(
+    run: ClassifierArgument,
+    views: ViewsOption = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Shorter side of the picture.")] = None,
+    crop: Annotated[int | None, typer.Option(min=1, help="Side of a view.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side that a crop is resized to.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Top-1 and top-5 of a classifier on its validation set; the settings' views by default."""
+    from sppdet.classification.testing import evaluate_classifier
+
+    given = {"views": views, "side": side, "crop": crop, "size": size}
+    overrides = {key: value for key, value in given.items() if value}
+    evaluate_classifier(run, overrides=overrides, device=device)
+    print(f"written to {run / 'eval' / 'classifier.json'}")
+
+
+@app.command()
+def classify(
+    run: ClassifierArgument,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Pictures, or folders of them.")
+    ],
+    views: Annotated[ViewName, typer.Option(help="How each picture is seen.")] = "full",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the answers here too.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Name the most probable classes of pictures."""
+    from sppdet.artifacts import write_json
+    from sppdet.classification.testing import classify_pictures
+
+    answers, failed = [], []
+    for path, found in classify_pictures(run, paths, views=views, top=top, device=device):
+        if isinstance(found, str):
+            failed.append(found)
+            continue
+        print(f"{path}: " + ", ".join(f"{name} {score:.3f}" for name, score in found))
+        classes = [{"class": name, "score": score} for name, score in found]
+        answers.append({"file": str(path), "classes": classes})
+    if json_file is not None:
+        write_json(json_file, answers)
+    if failed:
+        total = len(answers) + len(failed)
+        raise SppdetError(f"{len(failed)} of {total} pictures skipped; the first: {failed[0]}")
+
+
+@app.command()
+def probe(
+    config: ConfigArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of probe.json; default: runs/NAME-OF-CONFIG.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Linear SVMs on a network's features of whole pictures: how good are the features?"""
+    from sppdet.classification.config import ProbeConfig
+    from sppdet.classification.probe import probe as run_probe
+
+    settings = load_settings(config, ProbeConfig, overrides or ())
+    folder = out or Path("runs") / config.stem
+    run_probe(settings, folder, device=device)
+    print(f"written to {folder / 'probe.json'}")
 
 
 @app.command()

@@ -25,9 +25,6 @@ from pydantic import (
 from sppdet.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-BackboneName = Literal[
-    "alexnet", "vgg16", "squeezenet1_0", "squeezenet1_1", "resnet18", "resnet50", "zf5", "tiny"
-]
 Layer = Literal["pool5", "fc6", "fc7"]
 
 
@@ -47,7 +44,17 @@ def _interval(values: list[float]) -> list[float]:
     return values
 
 
-def _distinct(values: list[int]) -> list[int]:
+def _network(name: str) -> str:
+    from sppdet.features.nets import problem_with_name  # imports torch, which takes its time
+
+    problem = problem_with_name(name)
+    if problem:
+        raise ValueError(problem)
+    return name
+
+
+def distinct(values: list[int]) -> list[int]:
+    """Refuse a list with a value twice."""
     if len(values) != len(set(values)):
         raise ValueError("expected every level once")
     return values
@@ -124,10 +131,12 @@ class ProposalsConfig(Section):
 class BackboneConfig(Section):
     """The convolutional layers."""
 
-    name: BackboneName = "alexnet"
-    """The paper has zf5, of which there are no public weights in torchvision."""
+    name: Annotated[str, AfterValidator(_network)] = "alexnet"
+    """zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a convolutional
+    network of torchvision's (alexnet, vgg16, squeezenet1_1, resnet50, ...)."""
     weights: str = "imagenet"
-    """imagenet (fetched by torchvision), none (random) or a .safetensors/.pth file."""
+    """imagenet (fetched by torchvision), none (random), a .safetensors/.pth file, or the run of a
+    classifier (`sppdet pretrain`)."""
 
 
 class FeaturesConfig(Section):
@@ -228,7 +237,8 @@ class EvalConfig(Section):
     metric: Literal["voc07", "voc10", "coco"] = "voc07"
 
 
-def _none(value: Any) -> Any:
+def none_of(value: Any) -> Any:
+    """The word none as None."""
     return None if value == "none" else value
 
 
@@ -246,7 +256,7 @@ class Config(Section):
         1200,
     ]
     """Shorter sides of the resized pictures, in pixels."""
-    spp_levels: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)] = [
+    spp_levels: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(distinct)] = [
         6,
         3,
         2,
@@ -254,10 +264,10 @@ class Config(Section):
     ]
     """Bins a side."""
     features: FeaturesConfig = FeaturesConfig()
-    head: Annotated[HeadConfig | None, BeforeValidator(_none)] = HeadConfig()
-    finetune: Annotated[FinetuneConfig | None, BeforeValidator(_none)] = FinetuneConfig()
+    head: Annotated[HeadConfig | None, BeforeValidator(none_of)] = HeadConfig()
+    finetune: Annotated[FinetuneConfig | None, BeforeValidator(none_of)] = FinetuneConfig()
     svm: SvmConfig = SvmConfig()
-    bbox: Annotated[BboxConfig | None, BeforeValidator(_none)] = BboxConfig()
+    bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
     detect: DetectConfig = DetectConfig()
     eval: EvalConfig = EvalConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -277,15 +287,7 @@ class Config(Section):
         for key, layer in wanted.items():
             if layer not in (*layers, "auto"):
                 raise ValueError(f"{key}: {layer} needs a head; there is {', '.join(layers)}")
-        if self.head is not None and self.finetune is None and not self._head_is_pretrained():
-            raise ValueError(
-                f"finetune: {self.backbone.name} with these weights has no fc6/fc7 to start from; "
-                "expected finetune settings or head: none"
-            )
         return self
-
-    def _head_is_pretrained(self) -> bool:
-        return self.backbone.name in ("alexnet", "vgg16") and self.backbone.weights != "none"
 
     def layers(self) -> list[Layer]:
         """The layers whose features exist, in order."""

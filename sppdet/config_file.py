@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -46,10 +46,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+S = TypeVar("S", bound=Section)
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """A detector's settings; see `load_settings`."""
+    return load_settings(path, Config, overrides)
+
+
+def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> S:
     """Read a YAML file, its `base` files and the `overrides` ("svm.C=0.01"), and check the whole.
 
-    Paths in a file are relative to that file; paths in overrides are relative to the working folder.
+    Args:
+        model: what the file holds the settings of.
+        overrides: paths in them are relative to the working folder, those in a file to that file.
 
     Raises:
         ConfigError: one line with file, key and what was expected.
@@ -59,16 +69,16 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     for item in overrides:
         _apply_override(raw, item)
         known_from = f"{path} with --set"
-    return check_config(raw, known_from)
+    return check_config(raw, known_from, model)
 
 
-def check_config(raw: Mapping[str, Any], where: str) -> Config:
+def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
     """Validate plain data; `where` starts the message of an error."""
-    problem = _unknown_key(raw, Config, ())
+    problem = _unknown_key(raw, model, ())
     if problem:
         raise ConfigError(f"{where}: {problem}")
     try:
-        return Config.model_validate_json(json.dumps(raw, default=str))
+        return model.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
 

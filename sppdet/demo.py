@@ -1,25 +1,29 @@
-"""The demo: a set of pictures made here, a small backbone trained on its crops, a whole run."""
+"""The demo: a set of pictures made here, a small backbone trained on their crops, a whole run."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from sppdet.artifacts import fingerprint, fingerprint_of, write_tensors
+from sppdet.artifacts import fingerprint, write_text
+from sppdet.classification.config import PretrainConfig
+from sppdet.classification.stage import pretrain
 from sppdet.config import Config, available_cores
-from sppdet.config_file import load_config
+from sppdet.config_file import load_config, load_settings
 from sppdet.data.cache import PictureCache
+from sppdet.data.crops import VERSION as CROPS_VERSION
+from sppdet.data.crops import CropConfig, write_crops
 from sppdet.data.demo_set import GENERATOR_VERSION, make_demo_set
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
 from sppdet.detection.folder import FORMATS, detect_folder
 from sppdet.evaluation.report import metric_title
-from sppdet.features.tiny import Tiny
 from sppdet.pipeline import train
 from sppdet.run import Reporter
-from sppdet.training.crops import VERSION as CROPS_VERSION
-from sppdet.training.crops import CropConfig, train_on_crops
 
 SETTINGS = Path(__file__).with_name("demo.yaml")
+BACKBONE_SETTINGS = Path(__file__).with_name("demo_backbone.yaml")
+_ROUNDS = 3  # of crops a picture
 
 
 def run_demo(
@@ -29,14 +33,16 @@ def run_demo(
     train_images: int = 240,
     test_images: int = 80,
     fresh_images: int = 12,
-    crop_steps: int = 700,
+    backbone_epochs: int | None = None,
     overrides: tuple[str, ...] = (),
 ) -> float:
     """Make the set, train on it, evaluate, detect in fresh pictures; returns the mAP.
 
     Args:
-        out: receives `set` (the pictures), `tiny.safetensors`, `run` and `detections`. Whatever is
-            there already from the same arguments is used again.
+        out: receives `set` (the pictures), `crops` and `backbone` (what the backbone is trained on,
+            and its run), `run` and `detections`. Whatever is there already from the same arguments
+            is used again.
+        backbone_epochs: None: as the settings say.
     """
     reporter = Reporter(out / "run")
     reporter.say(f"demo: painting {train_images + test_images + fresh_images} pictures")
@@ -47,13 +53,12 @@ def run_demo(
         test_images=test_images,
         fresh_images=fresh_images,
     )
-    weights = out / "tiny.safetensors"
+    backbone = out / "backbone"
     config = load_config(
         SETTINGS,
-        [f"data.root={root}", f"backbone.weights={weights}", f"seed={seed}", *overrides],
+        [f"data.root={root}", f"backbone.weights={backbone}", f"seed={seed}", *overrides],
     )
-    with reporter.stage("backbone"):
-        _train_backbone(weights, config, steps=crop_steps, reporter=reporter)
+    _train_backbone(backbone, config, epochs=backbone_epochs, reporter=reporter)
     result = train(config, out / "run", device="cpu", reporter=reporter)
     if result is None:
         raise ValueError("the demo's settings name no test set")
@@ -74,35 +79,27 @@ def run_demo(
     return result.mean_ap
 
 
-def _train_backbone(path: Path, config: Config, *, steps: int, reporter: Reporter) -> None:
-    """Train the small backbone on crops of the training pictures, unless it is there already."""
+def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: Reporter) -> None:
+    """Train the small backbone as a classifier of crops of the training pictures."""
     dataset = read_split(config.data, "train", None, PictureCache(), workers=1)
+    overrides = [f"data.root={run.parent / 'crops'}", f"seed={config.seed}"]
+    if epochs is not None:
+        overrides.append(f"train.epochs={epochs}")
+    settings = load_settings(BACKBONE_SETTINGS, PretrainConfig, overrides)
     crops = CropConfig(
         scales=tuple(config.scales),
         canonical_size=config.features.canonical_size,
+        side=settings.augment.resize,
         max_side=config.features.max_side,
     )
     images = [(image.id, image.gt_boxes.tolist()) for image in dataset.images]
     made_by = fingerprint(
-        "crops", CROPS_VERSION, GENERATOR_VERSION, vars(crops), steps, config.seed, images
+        "crops", CROPS_VERSION, GENERATOR_VERSION, vars(crops), config.seed, images
     )
-    if fingerprint_of(path) == made_by:
-        reporter.say("backbone: there already")
-        return
-    reporter.say(f"backbone: {steps} steps on crops of the objects and the background")
-    network = Tiny()
-
-    def say(step: int, total: int, loss: float) -> None:
-        if step % 100 == 0 or step == total:
-            reporter.say(f"backbone: step {step} of {total}, loss {loss:.3f}")
-
-    train_on_crops(
-        network.features,
-        network.channels,
-        dataset,
-        seed=config.seed,
-        steps=steps,
-        config=crops,
-        on_progress=say,
-    )
-    write_tensors(path, network.features.state_dict(), made_by=made_by)
+    note = settings.data.root / "made_by.txt"
+    if not note.is_file() or note.read_text(encoding="utf-8") != made_by:
+        shutil.rmtree(settings.data.root, ignore_errors=True)
+        count = write_crops(dataset, settings.data.root, crops, rounds=_ROUNDS, seed=config.seed)
+        write_text(note, made_by)
+        reporter.say(f"backbone: {count} crops of the objects and the background")
+    pretrain(settings, run, device="cpu", reporter=reporter)

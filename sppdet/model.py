@@ -96,7 +96,7 @@ def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -
     """The run's fully connected layers."""
     if config.head is None:
         raise ConfigError("head: none")
-    head = empty_head(backbone, config.spp_levels, config.head, classes)
+    head = empty_head(backbone, config.spp_levels, config.head, classes + 1)
     _fill(head, read_tensors(path)[0], path)
     return head.eval().requires_grad_(False)
 

@@ -227,7 +227,9 @@ def _head(
         files.head.unlink(missing_ok=True)
         return None, ""
     classes = len(material.dataset.class_names)
-    head = build_head(backbone, config.spp_levels, config.head, classes=classes, seed=config.seed)
+    head = build_head(
+        backbone, config.spp_levels, config.head, outputs=classes + 1, seed=config.seed
+    )
     start = weights_digest(head)
     if config.finetune is None:
         made_by = fingerprint("head", start)

@@ -24,11 +24,13 @@ class Reporter:
     """Says what happens, on the screen and (with a folder) in `log.jsonl`.
 
     On a terminal long stages have a progress bar with the time left; elsewhere there are plain
-    lines alone.
+    lines alone; `quiet` says nothing.
     """
 
-    def __init__(self, folder: Path | None = None, *, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(
+        self, folder: Path | None = None, *, console: Console | None = None, quiet: bool = False
+    ) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._idle = False
         self._log = folder / "log.jsonl" if folder else None
         self._timings = folder / "timings.json" if folder else None

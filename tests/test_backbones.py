@@ -17,19 +17,24 @@ from safetensors.torch import save_file
 from samples import random_picture
 from torch import nn
 
-from sppdet.config import BackboneName, FeaturesConfig
+from sppdet.config import FeaturesConfig
 from sppdet.errors import WeightsError
 from sppdet.features import backbones
-from sppdet.features.backbones import Backbone, conv_backbone, geometry_of, load_backbone, to_input
-from sppdet.features.zf5 import WithinChannelNorm
+from sppdet.features.backbones import Backbone, conv_backbone, load_backbone, to_input
+from sppdet.features.graph import geometry_of
+from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 
-GEOMETRY: list[tuple[BackboneName, int, float, int]] = [
+GEOMETRY: list[tuple[str, int, float, int]] = [
     ("alexnet", 16, 15.5, 256),
     ("vgg16", 16, 8.0, 512),
     ("squeezenet1_0", 16, 17.5, 512),
     ("squeezenet1_1", 16, 15.5, 512),
     ("resnet18", 16, 0.5, 256),
-    ("zf5", 16, 0.5, 256),
+    ("zf5", 16, 14.5, 256),
+    ("zf5_detector", 16, 0.5, 256),
+    ("convnet5", 16, 15.5, 256),
+    ("overfeat5", 12, 8.5, 512),
+    ("overfeat7", 12, 8.5, 512),
     ("tiny", 8, 0.5, 128),
 ]
 
@@ -61,7 +66,7 @@ def linearised(module: nn.Module) -> nn.Module:
             new = nn.AvgPool2d(
                 child.kernel_size, child.stride, child.padding, ceil_mode=child.ceil_mode
             )
-        elif isinstance(child, nn.BatchNorm2d | nn.ReLU | WithinChannelNorm):
+        elif isinstance(child, nn.BatchNorm2d | nn.ReLU | WithinChannelNorm | CrossChannelNorm):
             new = nn.Identity()
         else:
             new = linearised(child)
@@ -81,7 +86,7 @@ def support(layers: nn.Module, row: int, column: int) -> list[int]:
 
 @pytest.mark.parametrize(("name", "stride", "offset", "channels"), GEOMETRY)
 def test_geometry_is_that_of_the_input_a_cell_sees(
-    name: BackboneName, stride: int, offset: float, channels: int
+    name: str, stride: int, offset: float, channels: int
 ) -> None:
     backbone = conv_backbone(name)
     assert (backbone.stride, backbone.offset, backbone.channels) == (stride, offset, channels)
@@ -98,7 +103,9 @@ def test_geometry_by_hand() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 4, 11, 4, 2), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 5, 1, 2))
     # 0.5 + (5 − 2) + (1 − 0) · 4 + 0
     assert geometry_of(layers) == (8, 7.5)
-    with pytest.raises(ValueError, match="a layer of 3x5"):
+    with pytest.raises(
+        ValueError, match=r"\(1, 0.5\) down, \(1, 0.5\) across|\(1, 1.5\) down, \(1, 2.5\) across"
+    ):
         geometry_of(nn.Sequential(nn.Conv2d(1, 1, (3, 5))))
 
 
@@ -117,9 +124,9 @@ def test_within_channel_norm_against_a_slow_loop() -> None:
     torch.testing.assert_close(WithinChannelNorm()(x), expected)
 
 
-def test_zf5_maps_a_224_picture_to_14() -> None:
+def test_the_detectors_zf5_maps_a_224_picture_to_14() -> None:
     # 112, 56 (pool), 28, 14 (pool): every layer padded by ⌊k/2⌋
-    layers = conv_backbone("zf5").layers
+    layers = conv_backbone("zf5_detector").layers
     with torch.inference_mode():
         assert layers(torch.zeros(1, 3, 224, 224)).shape == (1, 256, 14, 14)
 
@@ -200,7 +207,7 @@ def test_a_checkpoint_with_a_state_dict(
     assert torch.equal(loaded["0.weight"], squeezenet["features.0.weight"])
 
 
-def refusal(name: BackboneName, weights: str) -> str:
+def refusal(name: str, weights: str) -> str:
     with pytest.raises(WeightsError) as caught:
         load_backbone(name, weights)
     assert "\n" not in str(caught.value)

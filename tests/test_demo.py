@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from runs import CommandLine
 
 from sppdet.artifacts import fingerprint_of, read_tensors
 from sppdet.data.demo_scene import CLASS_NAMES
 from sppdet.demo import run_demo
-from sppdet.features.tiny import Tiny
+from sppdet.features.nets import tiny
 from sppdet.model import read_run_config
 
 SMALLER = (
@@ -21,14 +22,14 @@ SMALLER = (
 )
 
 
-def demo(out: Path, *, seed: int = 0, crop_steps: int = 2) -> float:
+def demo(out: Path, *, seed: int = 0, backbone_epochs: int = 1) -> float:
     return run_demo(
         out,
         seed=seed,
         train_images=8,
         test_images=4,
         fresh_images=2,
-        crop_steps=crop_steps,
+        backbone_epochs=backbone_epochs,
         overrides=SMALLER,
     )
 
@@ -40,10 +41,12 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     metrics = json.loads((tmp_path / "run" / "eval" / "test" / "metrics.json").read_text())
     assert metrics["mAP"] == score
     config = read_run_config(tmp_path / "run")
-    assert config.backbone.weights == str(tmp_path / "tiny.safetensors")
+    assert config.backbone.weights == str(tmp_path / "backbone")
     assert config.data.root == [tmp_path / "set"] and config.svm.layer == "fc6"
-    weights, _ = read_tensors(tmp_path / "tiny.safetensors")
-    assert weights.keys() == Tiny().features.state_dict().keys()
+    weights, _ = read_tensors(tmp_path / "backbone" / "model" / "net.safetensors")
+    used, _ = read_tensors(tmp_path / "run" / "model" / "backbone.safetensors")
+    assert used.keys() == tiny().state_dict().keys()
+    assert all(torch.equal(used[key], weights[f"conv.{key}"]) for key in used)
     found = json.loads((tmp_path / "detections" / "detections.json").read_text())
     assert [image["file_name"] for image in found["images"]] == ["000013.jpg", "000014.jpg"]
     assert [category["name"] for category in found["categories"]] == sorted(CLASS_NAMES)
@@ -52,10 +55,11 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         *("images", "Annotations", "detections.json", "detections.csv", "coco_results.json")
     }
     timings = json.loads((tmp_path / "run" / "timings.json").read_text())
-    assert next(iter(timings)) == "backbone" and list(timings)[-1] == "evaluate"
+    assert next(iter(timings)) == "pretrain" and list(timings)[-1] == "evaluate"
 
     model = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "model").iterdir()}
-    backbone = fingerprint_of(tmp_path / "tiny.safetensors")
+    last = tmp_path / "backbone" / "model" / "last.safetensors"
+    backbone = fingerprint_of(last)
     assert demo(tmp_path) == score
     said = capsys.readouterr().out
     assert said.count("there already") == 4  # the backbone, head, SVMs and box regressors
@@ -63,7 +67,7 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     with pytest.raises(Exception, match="holds a demo set made by"):
         demo(tmp_path, seed=1)
-    assert fingerprint_of(tmp_path / "tiny.safetensors") == backbone
+    assert fingerprint_of(last) == backbone
 
 
 def test_the_command(sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def make_detector(
     bbox: Layer | None = None,
     config: DetectConfig | None = None,
 ) -> Detector:
-    head = build_head(backbone, LEVELS, HeadConfig(widths=[40, 30]), classes=3, seed=1).eval()
+    head = build_head(backbone, LEVELS, HeadConfig(widths=[40, 30]), outputs=4, seed=1).eval()
     head.requires_grad_(False)
     extractor = Extractor(LEVELS, 96, head)
     generator = torch.Generator().manual_seed(4)

@@ -80,7 +80,7 @@ def test_first_pass_equals_the_pretrained_classifier(
     levels = (6, 3, 2, 1) if backbone.name == "alexnet" else (7, 3, 2, 1)
     maps = backbone.feature_maps(picture_224(), [224], FeaturesConfig())
     side = maps.maps[0].shape[1]
-    head = build_head(backbone, levels, HeadConfig(), classes=20, seed=0)
+    head = build_head(backbone, levels, HeadConfig(), outputs=21, seed=0)
     extractor = Extractor(levels, 224, head)
     assert extractor.windows(maps, WHOLE).cells.tolist() == [[0, 0, 0, side - 1, side - 1]]
     expected: list[tuple[Layer, torch.Tensor]] = [("fc6", fc6), ("fc7", fc7)]
@@ -100,27 +100,30 @@ def small() -> Backbone:
 
     tiny = load_backbone("tiny", "none")
     torch.manual_seed(1)
-    fc = FcLayers(3, nn.Linear(128 * 9, 12), nn.Linear(12, 10))
+    fc = FcLayers((3,), nn.Linear(128 * 9, 12), nn.Linear(12, 10))
     return replace(tiny, fc=fc)
 
 
 def test_pretrained_columns_go_to_the_level_of_their_grid(small: Backbone) -> None:
     assert small.fc is not None
-    head = build_head(small, (4, 3, 1), HeadConfig(widths=[12, 10]), classes=2, seed=0)
+    head = build_head(small, (4, 3, 1), HeadConfig(widths=[12, 10]), outputs=3, seed=0)
     before, level = 128 * 16, 128 * 9
     assert not head.fc6.weight[:, :before].any() and not head.fc6.weight[:, before + level :].any()
     x = torch.randn(5, 128, 3, 3)
     pooled = torch.randn(5, 128 * 26)
     pooled[:, before : before + level] = x.permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(
-        head.features(pooled, "fc6"), torch.relu(small.fc.fc6(x.flatten(1))), rtol=1e-4, atol=1e-5
+        head.features(pooled, "fc6"),
+        torch.relu(small.fc.fc6(x.permute(0, 2, 3, 1).flatten(1))),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_one_layer_takes_fc6_alone(small: Backbone) -> None:
     assert small.fc is not None
     config = HeadConfig(widths=[12])
-    head = build_head(small, (3, 1), config, classes=2, seed=0)
+    head = build_head(small, (3, 1), config, outputs=3, seed=0)
     assert head.fc7 is None
     assert torch.equal(head.fc6.bias, small.fc.fc6.bias)
     with pytest.raises(ValueError, match="fc7: the head has fc6 alone"):
@@ -131,7 +134,7 @@ def test_other_widths_start_at_random(small: Backbone) -> None:
     assert small.fc is not None
     for widths in ([12, 11], [11, 10], [16]):
         config = HeadConfig(widths=widths)
-        head = build_head(small, (3, 1), config, classes=2, seed=0)
+        head = build_head(small, (3, 1), config, outputs=3, seed=0)
         assert head.fc6.weight[:, 128 * 9 :].any()
 
 
@@ -152,7 +155,7 @@ def test_a_random_head_needs_fine_tuning(small: Backbone, tiny: Backbone) -> Non
 def test_random_start(tiny: Backbone) -> None:
     config = HeadConfig(widths=[64, 32])
     state = torch.get_rng_state()
-    heads = [build_head(tiny, (2, 1), config, classes=100, seed=s) for s in (0, 0, 1)]
+    heads = [build_head(tiny, (2, 1), config, outputs=101, seed=s) for s in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     a, b, c = (head.state_dict() for head in heads)
     assert all(torch.equal(a[k], b[k]) for k in a)

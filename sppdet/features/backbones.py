@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sppdet.config import BackboneName, FeaturesConfig
-from sppdet.errors import WeightsError
+from sppdet.artifacts import read_tensors
+from sppdet.config import FeaturesConfig
+from sppdet.errors import ArtifactError, ConfigError, WeightsError
 from sppdet.features.geometry import scale_factor
-from sppdet.features.tiny import Tiny
-from sppdet.features.zf5 import zf5
+from sppdet.features.graph import before_last_pooling, geometry_of
+from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.types import FeatureMaps, Picture
 
 VERSION = 1  # raised when the same weights give other maps
@@ -34,12 +35,13 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 class FcLayers:
     """Fully connected layers of a pre-trained classifier.
 
-    fc6's columns are in torchvision's order (channel, row, column) of a `grid`×`grid` map.
+    fc6's columns are those of `SpatialPyramid(levels)`: level by level, each in the order (row,
+    column, channel).
     """
 
-    grid: int
+    levels: tuple[int, ...]
     fc6: nn.Linear
-    fc7: nn.Linear
+    fc7: nn.Linear | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Backbone:
     receptive field in continuous pixels of the network's input.
     """
 
-    name: BackboneName
+    name: str
     layers: nn.Module
     channels: int
     stride: int
@@ -81,91 +83,84 @@ class Backbone:
 
 
 def to_input(picture: Picture, factor: float) -> torch.Tensor:
-    """(1, 3, h, w) float32: the picture resized by `factor` (bilinear) and normalised.
+    """(1, 3, h, w) float32: the picture resized by `factor` and normalised.
 
     One that is thinner than `_LEAST_SIDE` is padded with zeros on the right or below.
     """
-    height, width = picture.shape[:2]
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resized = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-    x = torch.from_numpy(resized).permute(2, 0, 1)[None].float()
-    mean = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1) * 255
-    std = torch.tensor(PIXEL_STD).view(1, 3, 1, 1) * 255
-    missing = [max(0, _LEAST_SIDE - side) for side in size]
-    padded = F.pad((x - mean) / std, (0, missing[0], 0, missing[1]))
+    x = normalised(resized(picture, factor)[None])
+    missing = [max(0, _LEAST_SIDE - side) for side in (x.shape[3], x.shape[2])]
+    padded = F.pad(x, (0, missing[0], 0, missing[1]))
     return padded.contiguous(memory_format=torch.channels_last)
 
 
 _LEAST_SIDE = 64  # resized pixels; a thinner picture would leave some networks no cell
 
 
-def geometry_of(layers: nn.Module) -> tuple[int, float]:
-    """(S, c₀) of a chain of layers, from their kernels, strides and paddings.
-
-    A parallel branch that keeps the cell grid (a Fire module's 1×1 and 3×3) adds nothing; a
-    ResNet's shortcut repeats the stride of the branch beside it and is passed over.
-    """
-    stride, centre = 1, 0.5
-    for name, module in layers.named_modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and "downsample" not in name.split("."):
-            kernel, step, padding = (
-                _side(v) for v in (module.kernel_size, module.stride, module.padding)
-            )
-            centre += ((kernel - 1) / 2 - padding) * stride
-            stride *= step
-    return stride, centre
+def resized(picture: Picture, factor: float) -> Picture:
+    """The picture (H, W, 3) resized by `factor`, bilinearly, to one pixel or more a side."""
+    height, width = picture.shape[:2]
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(small, dtype=np.uint8)
 
 
-def _side(value: Any) -> int:
-    first, second = value if isinstance(value, tuple) else (value, value)
-    if first != second:
-        raise ValueError(f"a layer of {first}x{second}: expected square ones")
-    return int(first)
+def normalised(pictures: NDArray[np.uint8] | NDArray[np.float32]) -> torch.Tensor:
+    """(N, 3, H, W) float32, as the networks expect it, of RGB pictures (N, H, W, 3) in 0..255."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1) * 255
+    std = torch.tensor(PIXEL_STD).view(1, 3, 1, 1) * 255
+    return (x - mean) / std
 
 
-def load_backbone(name: BackboneName, weights: str, *, seed: int = 0) -> Backbone:
+def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False) -> Backbone:
     """Build a backbone with the weights of `backbone.weights`.
 
     Args:
-        weights: imagenet (torchvision's own, fetched on first use), none (random from `seed`), or
-            a file of tensors: the whole torchvision model's or the convolutional layers' alone.
+        name: one for which `problem_with_name` is None.
+        weights: imagenet (torchvision's own, fetched on first use), none (random from `seed`), a
+            file of tensors (the whole torchvision model's or the convolutional layers' alone), or
+            the folder of a `sppdet pretrain` run.
+        whole: all layers up to the last pooling, as a classifier has them; otherwise a ResNet ends
+            at stride 16.
 
     Raises:
+        ConfigError: an unknown name, or a network without a convolutional map.
         WeightsError: no such file, not a file of tensors, tensors that don't fit, no download.
     """
+    problem = problem_with_name(name)
+    if problem:
+        raise ConfigError(f"backbone.name: {problem}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights == "imagenet":
-            return _from_torchvision(name, _imagenet_model(name), with_fc=True)
+            return _backbone(name, _imagenet_model(name), whole=whole, with_fc=True)
         model = _random_model(name)
-    with_fc = _load_weights(model, Path(weights), name) if weights != "none" else False
-    return _from_torchvision(name, model, with_fc=with_fc)
+    if weights == "none":
+        return _backbone(name, model, whole=whole, with_fc=False)
+    path = Path(weights)
+    if path.is_dir():
+        backbone = _backbone(name, model, whole=whole, with_fc=False)
+        return replace(backbone, fc=_load_run(backbone, path))
+    return _backbone(name, model, whole=whole, with_fc=_load_weights(model, path, name))
 
 
-def conv_backbone(name: BackboneName) -> Backbone:
+def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
     """The convolutional layers alone, to be filled with a run's own weights."""
-    return _from_torchvision(name, _random_model(name), with_fc=False)
+    return _backbone(name, _random_model(name), whole=whole, with_fc=False)
 
 
-_MODELS: Mapping[str, Any] = {
-    "alexnet": (tv.alexnet, tv.AlexNet_Weights.IMAGENET1K_V1),
-    "vgg16": (tv.vgg16, tv.VGG16_Weights.IMAGENET1K_V1),
-    "squeezenet1_0": (tv.squeezenet1_0, tv.SqueezeNet1_0_Weights.IMAGENET1K_V1),
-    "squeezenet1_1": (tv.squeezenet1_1, tv.SqueezeNet1_1_Weights.IMAGENET1K_V1),
-    "resnet18": (tv.resnet18, tv.ResNet18_Weights.IMAGENET1K_V1),
-    "resnet50": (tv.resnet50, tv.ResNet50_Weights.IMAGENET1K_V1),
-}
-_OWN: Mapping[str, Any] = {"zf5": zf5, "tiny": lambda: Tiny().features}
-
-
-def _imagenet_model(name: BackboneName) -> nn.Module:
-    if name not in _MODELS:
+def _imagenet_model(name: str) -> nn.Module:
+    if name in OWN_NETS:
         raise WeightsError(
-            f"backbone.weights: there are no imagenet weights for {name}; expected a file or none"
+            f"backbone.weights: there are no imagenet weights for {name}; expected a file, the run "
+            "of a classifier, or none"
         )
-    build, weights = _MODELS[name]
+    weights = tv.get_model_weights(name).DEFAULT
+    for entry in tv.get_model_weights(name):
+        if entry.name == "IMAGENET1K_V1":  # the plain recipe, the nearest to the paper's
+            weights = entry
     try:
-        model: nn.Module = build(weights=weights)
+        model: nn.Module = tv.get_model(name, weights=weights)
     except Exception as error:  # the network's and the hub's errors have no common base
         raise WeightsError(
             f"backbone.weights: imagenet weights of {name} can't be fetched from {weights.url}: {error}"
@@ -173,8 +168,12 @@ def _imagenet_model(name: BackboneName) -> nn.Module:
     return model
 
 
-def _random_model(name: BackboneName) -> nn.Module:
-    model: nn.Module = _OWN[name]() if name in _OWN else _MODELS[name][0](weights=None)
+def _random_model(name: str) -> nn.Module:
+    if name in OWN_NETS:
+        return OWN_NETS[name]()
+    # these two warn that their initialisation is slow unless told whether it is wanted
+    known = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = tv.get_model(name, weights=None, **known)
     return model
 
 
@@ -198,11 +197,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _load_weights(model: nn.Module, path: Path, name: BackboneName) -> bool:
+def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
     """Fill the model from a file; returns whether its fc6 and fc7 were filled too."""
     state = read_state_dict(path)
     # the classes' layer is of no use here: it may be missing, or have other classes
-    last = "classifier.6." if name in ("alexnet", "vgg16") else "classifier."
+    last = "classifier.6." if name.startswith(("alexnet", "vgg")) else "classifier."
     own = {k: v for k, v in model.state_dict().items() if not k.startswith((last, "fc."))}
     for key, tensor in state.items():
         if key in own and own[key].shape != tensor.shape:
@@ -220,30 +219,81 @@ def _load_weights(model: nn.Module, path: Path, name: BackboneName) -> bool:
     return not absent
 
 
-def _from_torchvision(name: BackboneName, model: nn.Module, *, with_fc: bool) -> Backbone:
-    layers = _conv_layers(name, model).eval().requires_grad_(False)
-    layers = layers.to(memory_format=torch.channels_last)
-    stride, offset = geometry_of(layers)
+def _load_run(backbone: Backbone, run: Path) -> FcLayers | None:
+    """Fill the layers from a run of `sppdet pretrain`; its fc6 and fc7, where it has them.
+
+    Layers that a ResNet's classifier has beyond the backbone's are left out, and its fully
+    connected ones with them.
+    """
+    path = run / "model" / "net.safetensors"
+    try:
+        tensors, about = read_tensors(path)
+    except ArtifactError as error:
+        raise WeightsError(f"backbone.weights: {run} isn't a classifier's run: {error}") from None
+    if about.get("net") != backbone.name:
+        raise WeightsError(
+            f"backbone.weights: {run} has a {about.get('net')}, expected a {backbone.name}"
+        )
+    conv = {k.removeprefix("conv."): v for k, v in tensors.items() if k.startswith("conv.")}
+    own = backbone.layers.state_dict()
+    missing = [key for key in own if key not in conv or conv[key].shape != own[key].shape]
+    if missing:
+        raise WeightsError(
+            f"{path}: has no fitting {missing[0]}; expected those of {backbone.name}"
+        )
+    backbone.layers.load_state_dict({key: conv[key] for key in own})
+    if len(conv) > len(own):
+        return None
+    fc6, fc7 = (
+        _filled_linear(tensors[f"head.{fc}.weight"], tensors[f"head.{fc}.bias"])
+        if f"head.{fc}.weight" in tensors
+        else None
+        for fc in ("fc6", "fc7")
+    )
+    return FcLayers(tuple(about["levels"]), fc6, fc7) if fc6 is not None else None
+
+
+def _filled_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
+
+
+def _backbone(name: str, model: nn.Module, *, whole: bool, with_fc: bool) -> Backbone:
+    try:
+        layers = _conv_layers(name, model, whole=whole).eval().requires_grad_(False)
+        layers = layers.to(memory_format=torch.channels_last)
+        stride, offset = geometry_of(layers)
+    except ValueError as error:
+        raise ConfigError(f"{name}: can't be used as a backbone: {error}") from None
     with torch.inference_mode():
         channels = layers(torch.zeros(1, 3, 96, 96)).shape[1]
-    return Backbone(name, layers, channels, stride, offset, _fc_layers(name, model, with_fc))
+    fc = _fc_layers(name, model, channels) if with_fc else None
+    return Backbone(name, layers, channels, stride, offset, fc)
 
 
-def _conv_layers(name: BackboneName, model: nn.Module) -> nn.Module:
-    """Everything up to the last map of stride 16 (the last pooling belongs to the classifier)."""
-    if name in _OWN:
+def _conv_layers(name: str, model: nn.Module, *, whole: bool) -> nn.Module:
+    """Everything up to the last map (the last pooling belongs to the classifier)."""
+    if name in OWN_NETS:
         return model
-    if name in ("alexnet", "vgg16"):
+    if name.startswith(("alexnet", "vgg")):
         return nn.Sequential(*list(model.features)[:-1])  # type: ignore[arg-type]
     if name.startswith("squeezenet"):
         return model.features  # type: ignore[return-value]
-    order = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
-    return nn.Sequential(*(getattr(model, part) for part in order))
+    if isinstance(model, tv.ResNet):
+        order = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        return nn.Sequential(*(getattr(model, part) for part in order[: None if whole else -1]))
+    return before_last_pooling(model.eval())
 
 
-def _fc_layers(name: BackboneName, model: nn.Module, wanted: bool) -> FcLayers | None:
-    if wanted and name == "alexnet":
-        return FcLayers(6, model.classifier[1], model.classifier[4])  # type: ignore[index, arg-type]
-    if wanted and name == "vgg16":
-        return FcLayers(7, model.classifier[0], model.classifier[3])  # type: ignore[index, arg-type]
-    return None
+def _fc_layers(name: str, model: nn.Module, channels: int) -> FcLayers | None:
+    """AlexNet's and VGG's fc6 and fc7; their columns come in the order (channel, row, column)."""
+    if name.startswith("alexnet"):
+        grid, fc6, fc7 = 6, model.classifier[1], model.classifier[4]  # type: ignore[index]
+    elif name.startswith("vgg"):
+        grid, fc6, fc7 = 7, model.classifier[0], model.classifier[3]  # type: ignore[index]
+    else:
+        return None
+    assert isinstance(fc6, nn.Linear) and isinstance(fc7, nn.Linear)
+    weight = fc6.weight.detach().unflatten(1, (channels, grid, grid)).permute(0, 2, 3, 1)
+    return FcLayers((grid,), _filled_linear(weight.flatten(1), fc6.bias.detach()), fc7)

@@ -12,17 +12,21 @@ from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
 from sppdet.features.spp import level_columns, spp_width
 
-_FC8_DEVIATION = 0.01
+FC8_DEVIATION = 0.01
 
 
 class Head(nn.Module):
-    """fc6 (– fc7) – fc8 with ReLU and dropout after all but the last."""
+    """fc6 (– fc7) – fc8 with ReLU and dropout after all but the last.
 
-    def __init__(self, width_in: int, widths: Sequence[int], classes: int, dropout: float) -> None:
+    Args:
+        outputs: scores of fc8: K + 1 with the background, K for a classifier.
+    """
+
+    def __init__(self, width_in: int, widths: Sequence[int], outputs: int, dropout: float) -> None:
         super().__init__()
         self.fc6 = nn.Linear(width_in, widths[0])
         self.fc7 = nn.Linear(widths[0], widths[1]) if len(widths) > 1 else None
-        self.fc8 = nn.Linear(widths[-1], classes + 1)
+        self.fc8 = nn.Linear(widths[-1], outputs)
         self.dropout = nn.Dropout(dropout)
 
     def features(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
@@ -35,7 +39,7 @@ class Head(nn.Module):
         return x
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(N, K + 1) class scores of pool5 features (N, D); column 0 is background."""
+        """(N, outputs) scores of pool5 features (N, D); of K + 1, column 0 is background."""
         x = self.dropout(torch.relu(self.fc6(pooled)))
         if self.fc7 is not None:
             x = self.dropout(torch.relu(self.fc7(x)))
@@ -43,23 +47,23 @@ class Head(nn.Module):
         return scores
 
 
-def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, classes: int) -> Head:
+def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, outputs: int) -> Head:
     """A head of the right shape, to be filled."""
-    return Head(spp_width(backbone.channels, levels), config.widths, classes, config.dropout)
+    return Head(spp_width(backbone.channels, levels), config.widths, outputs, config.dropout)
 
 
 def build_head(
-    backbone: Backbone, levels: Sequence[int], config: HeadConfig, *, classes: int, seed: int
+    backbone: Backbone, levels: Sequence[int], config: HeadConfig, *, outputs: int, seed: int
 ) -> Head:
-    """The head that fine-tuning starts from.
+    """The head that fine-tuning, or a classifier's training, starts from.
 
     fc6 and fc7 start from the pre-trained classifier where there is one of their width; its fc6
-    columns go to the SPP level of its own grid and the other levels start at zero, so that the
-    first forward pass equals the pre-trained network. Else they are random. fc8 ~ N(0, 0.01²).
+    columns go to the SPP levels that it was trained with and other levels start at zero, so that
+    the first forward pass equals the pre-trained network. Else they are random. fc8 ~ N(0, 0.01²).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = empty_head(backbone, levels, config, classes)
+        head = empty_head(backbone, levels, config, outputs)
         _initialise(head)
     if backbone.fc is not None and _fits(backbone.fc, config):
         _copy_pretrained(head, backbone.fc, backbone.channels, levels)
@@ -81,10 +85,11 @@ def check_start(backbone: Backbone, config: Config) -> None:
             f"finetune: {backbone.name} with these weights and head.widths {config.head.widths} has "
             "no fc6/fc7 to start from; expected finetune settings or head: none"
         )
-    if fc is not None and fc.grid not in config.spp_levels:
-        raise ConfigError(
-            f"spp_levels: {config.spp_levels} has no {fc.grid}; the pre-trained fc6 needs that level"
-        )
+    for level in fc.levels if fc is not None else ():
+        if level not in config.spp_levels:
+            raise ConfigError(
+                f"spp_levels: {config.spp_levels} has no {level}; the pre-trained fc6 needs that level"
+            )
 
 
 def _initialise(head: Head) -> None:
@@ -92,22 +97,22 @@ def _initialise(head: Head) -> None:
         if layer is not None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-    nn.init.normal_(head.fc8.weight, std=_FC8_DEVIATION)
+    nn.init.normal_(head.fc8.weight, std=FC8_DEVIATION)
     nn.init.zeros_(head.fc8.bias)
 
 
 def _fits(fc: FcLayers, config: HeadConfig) -> bool:
-    widths = [fc.fc6.out_features, fc.fc7.out_features]
+    widths = [layer.out_features for layer in (fc.fc6, fc.fc7) if layer is not None]
     return config.widths == widths[: len(config.widths)]
 
 
 @torch.no_grad()
 def _copy_pretrained(head: Head, fc: FcLayers, channels: int, levels: Sequence[int]) -> None:
-    columns = level_columns(channels, levels, fc.grid)
-    theirs = fc.fc6.weight.unflatten(1, (channels, fc.grid, fc.grid))
     head.fc6.weight.zero_()
-    head.fc6.weight[:, columns] = theirs.permute(0, 2, 3, 1).flatten(1)
+    for level in fc.levels:
+        ours = level_columns(channels, levels, level)
+        head.fc6.weight[:, ours] = fc.fc6.weight[:, level_columns(channels, fc.levels, level)]
     head.fc6.bias.copy_(fc.fc6.bias)
-    if head.fc7 is not None:
+    if head.fc7 is not None and fc.fc7 is not None:
         head.fc7.weight.copy_(fc.fc7.weight)
         head.fc7.bias.copy_(fc.fc7.bias)

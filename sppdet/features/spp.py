@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
+from torch.autograd.function import once_differentiable
 from torchvision.ops import roi_pool
-
-Kernel = Callable[[NDArray[np.float32], NDArray[np.int64], int, NDArray[np.float32]], None]
 
 VERSION = 1  # raised when the same settings give other values
 
@@ -41,6 +42,9 @@ def spp_windows(
 ) -> torch.Tensor:
     """Max-pool windows of one feature map into fixed vectors.
 
+    Differentiable: where gradients are wanted, that of a bin goes to the first of its greatest
+    cells in reading order, as torch's own pooling does it.
+
     Args:
         feature_map: (C, H, W) float, on any device.
         windows: (U, 4) int64 (left, top, right, bottom) in cells, inclusive, inside the map.
@@ -53,8 +57,21 @@ def spp_windows(
     Raises:
         ValueError: a window outside the map or with left > right.
     """
-    channels, height, width = feature_map.shape
+    _, height, width = feature_map.shape
     _check_windows(windows, height, width)
+    if not (torch.is_grad_enabled() and feature_map.requires_grad):
+        return _pooled(feature_map, windows, levels)
+    if feature_map.device.type == "cpu":
+        result: torch.Tensor = _WindowPooling.apply(feature_map, windows, tuple(levels))
+        return result
+    parts = [_roi_pooled(feature_map, windows, n).flatten(1) for n in levels]
+    return torch.cat(parts, dim=1)
+
+
+def _pooled(
+    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+) -> torch.Tensor:
+    channels = feature_map.shape[0]
     pooled = feature_map.new_empty((len(windows), spp_width(channels, levels)), dtype=torch.float32)
     if len(windows) == 0:
         return pooled
@@ -83,22 +100,62 @@ def _pool_level(
     feature_map: torch.Tensor, windows: NDArray[np.int64], n: int, out: torch.Tensor
 ) -> None:
     if feature_map.device.type != "cpu":
-        # on whole windows roi_pool's bins are ours: its rounding meets nothing to round
-        rois = torch.zeros((len(windows), 5), device=feature_map.device)
-        rois[:, 1:] = torch.from_numpy(windows).to(rois)
-        out.copy_(roi_pool(feature_map[None].float(), rois, n).permute(0, 2, 3, 1))
+        out.copy_(_roi_pooled(feature_map, windows, n))
         return
     channels_last = feature_map.permute(1, 2, 0).float().contiguous().numpy()
     target = out.numpy()
-    threads = min(torch.get_num_threads(), len(windows))
-    parts = np.array_split(np.arange(len(windows)), threads)
-    with ThreadPoolExecutor(threads) as pool:  # the kernel holds no lock
-        list(
-            pool.map(
-                lambda p: _pool_compiled(channels_last, windows[p], n, target[p[0] : p[-1] + 1]),
-                parts,
-            )
-        )
+    parts = _shares(len(windows))
+    with ThreadPoolExecutor(len(parts)) as pool:  # the kernel holds no lock
+        list(pool.map(lambda p: _pool_compiled(channels_last, windows[p], n, target[p]), parts))
+
+
+def _roi_pooled(feature_map: torch.Tensor, windows: NDArray[np.int64], n: int) -> torch.Tensor:
+    """(U, n, n, C) by torchvision; on whole windows its bins are ours: there is nothing to round."""
+    rois = torch.zeros((len(windows), 5), device=feature_map.device)
+    rois[:, 1:] = torch.from_numpy(windows).to(rois)
+    pooled: torch.Tensor = roi_pool(feature_map[None].float(), rois, n)
+    return pooled.permute(0, 2, 3, 1)
+
+
+def _shares(count: int) -> list[slice]:
+    """`count` items dealt out to torch's number of threads."""
+    ends = np.linspace(0, count, min(torch.get_num_threads(), count) + 1).astype(int).tolist()
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+class _WindowPooling(torch.autograd.Function):
+    """Pooling of windows on the CPU, with the gradient of the map."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feature_map: torch.Tensor, windows: NDArray[np.int64], levels: tuple[int, ...]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(feature_map)
+        ctx.windows, ctx.levels = windows, levels
+        return _pooled(feature_map, windows, levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (feature_map,) = ctx.saved_tensors
+        channels = feature_map.shape[0]
+        source = feature_map.permute(1, 2, 0).float().contiguous().numpy()
+        result = np.zeros_like(source)
+        for n in ctx.levels:
+            columns = level_columns(channels, ctx.levels, n)
+            given = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
+            # each thread has channels of its own: nothing is added in an order that could vary
+            parts = _shares(channels)
+            with ThreadPoolExecutor(len(parts)) as pool:
+                list(
+                    pool.map(
+                        lambda p, given=given: _spread_compiled(
+                            source[:, :, p], ctx.windows, given[..., p], result[:, :, p]
+                        ),
+                        parts,
+                    )
+                )
+        return torch.from_numpy(result).permute(2, 0, 1).to(feature_map.dtype), None, None
 
 
 def _pool(
@@ -123,16 +180,44 @@ def _pool(
                             best[c] = best[c] if best[c] > cell[c] else cell[c]
 
 
-def _compiled(function: Kernel) -> Kernel:
+def _spread(
+    feature_map: NDArray[np.float32],
+    windows: NDArray[np.int64],
+    gradients: NDArray[np.float32],
+    result: NDArray[np.float32],
+) -> None:
+    """Add gradients (U, n, n, C) of bins to the first greatest cells of a map (H, W, C)."""
+    n, channels = gradients.shape[1], gradients.shape[3]
+    for u in range(windows.shape[0]):
+        left, top = windows[u, 0], windows[u, 1]
+        w, h = windows[u, 2] - left + 1, windows[u, 3] - top + 1
+        for i in range(n):
+            y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
+            for j in range(n):
+                x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+                for c in range(channels):
+                    best_y, best_x = y0, x0
+                    for y in range(y0, y1):
+                        for x in range(x0, x1):
+                            if feature_map[y, x, c] > feature_map[best_y, best_x, c]:
+                                best_y, best_x = y, x
+                    result[best_y, best_x, c] += gradients[u, i, j, c]
+
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _compiled(function: F) -> F:
     """Compiled by Numba, and kept on disk where there is a folder for it."""
     try:
-        kept: Kernel = njit(nogil=True, cache=True)(function)
+        kept: Any = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written
-        return njit(nogil=True)(function)
-    return kept
+        kept = njit(nogil=True)(function)
+    return cast(F, kept)
 
 
 _pool_compiled = _compiled(_pool)
+_spread_compiled = _compiled(_spread)
 
 
 def _check_windows(windows: NDArray[np.int64], height: int, width: int) -> None:

@@ -1,0 +1,116 @@
+"""Classifiers with spatial pyramid pooling, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sppdet.artifacts import read_tensors, write_tensors
+from sppdet.classification.config import PretrainConfig
+from sppdet.config_file import load_settings
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
+from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
+from sppdet.features.pyramid import SpatialPyramid
+
+
+class SppClassifier(nn.Module):
+    """Convolutional layers, spatial pyramid pooling, fully connected layers: any picture size.
+
+    Attributes:
+        conv: (N, 3, H, W) normalised RGB to maps (N, C, h, w).
+        pyramid: maps to (N, D).
+        head: (N, D) to (N, K).
+        stride, offset: S and c₀ of the maps, as in `Backbone`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, levels: Sequence[int], head: nn.Module, class_names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.conv = backbone.layers
+        self.pyramid = SpatialPyramid(levels)
+        self.head = head
+        self.net = backbone.name
+        self.stride, self.offset = backbone.stride, backbone.offset
+        self.class_names = tuple(class_names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) normalised RGB to scores (N, K)."""
+        scores: torch.Tensor = self.head(self.pyramid(self.conv(x)))
+        return scores
+
+
+def build_classifier(config: PretrainConfig, class_names: Sequence[str]) -> SppClassifier:
+    """The classifier that training starts from, in float32 on the CPU.
+
+    Raises:
+        ConfigError, WeightsError: see `load_backbone`.
+    """
+    backbone = load_backbone(
+        config.backbone.name, config.backbone.weights, seed=config.seed, whole=True
+    )
+    levels, count = config.spp_levels, len(class_names)
+    if config.head is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            head: nn.Module = _linear(backbone, levels, count)
+    else:
+        head = build_head(backbone, levels, config.head, outputs=count, seed=config.seed)
+    return SppClassifier(backbone, levels, head, class_names).requires_grad_(True)
+
+
+def _linear(backbone: Backbone, levels: Sequence[int], count: int) -> nn.Linear:
+    layer = nn.Linear(SpatialPyramid(levels).width(backbone.channels), count)
+    nn.init.normal_(layer.weight, std=FC8_DEVIATION)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def save_classifier(path: Path, classifier: SppClassifier, *, made_by: str) -> None:
+    """Write all tensors, with what is needed to build the net again."""
+    about = {
+        "net": classifier.net,
+        "levels": list(classifier.pyramid.levels),
+        "class_names": list(classifier.class_names),
+    }
+    write_tensors(path, classifier.state_dict(), made_by=made_by, about=about)
+
+
+def load_classifier(run: Path) -> SppClassifier:
+    """The best classifier of a run, ready for inference on the CPU.
+
+    Raises:
+        ArtifactError: not the run of a classifier, or one that has no weights yet.
+    """
+    config = read_classifier_config(run)
+    path = run / "model" / "net.safetensors"
+    tensors, about = read_tensors(path)
+    names = about.get("class_names", [])
+    backbone = conv_backbone(config.backbone.name, whole=True)
+    head: nn.Module = (
+        _linear(backbone, config.spp_levels, len(names))
+        if config.head is None
+        else empty_head(backbone, config.spp_levels, config.head, len(names))
+    )
+    classifier = SppClassifier(backbone, config.spp_levels, head, names)
+    try:
+        classifier.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{path}: doesn't fit the run's settings: {reason}") from None
+    return classifier.eval().requires_grad_(False)
+
+
+def read_classifier_config(run: Path) -> PretrainConfig:
+    """The settings of a classifier's run."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ArtifactError(f"{run}: not a run: it has no config.yaml")
+    try:
+        return load_settings(path, PretrainConfig)
+    except ConfigError as error:
+        raise ArtifactError(f"{run}: not the run of a classifier: {error}") from None

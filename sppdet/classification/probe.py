@@ -1,0 +1,229 @@
+"""A linear probe: features of pictures from a network's layer, one linear SVM a class.
+
+The paper's Tables 6 (VOC 2007 classification) and 7 (Caltech-101): features scaled to length 1, no
+augmentation, one-vs-rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.artifacts import write_json
+from sppdet.classification.config import ProbeConfig
+from sppdet.classification.data import read_folder, split_classes
+from sppdet.classification.views import centre_crop
+from sppdet.config import DataConfig
+from sppdet.data.cache import PictureCache
+from sppdet.data.images import read_image
+from sppdet.data.splits import read_split
+from sppdet.errors import ConfigError
+from sppdet.evaluation.voc import average_precision, precision_recall
+from sppdet.features.backbones import Backbone, load_backbone, to_input
+from sppdet.features.head import Head, build_head
+from sppdet.features.pyramid import SpatialPyramid
+from sppdet.model import choose_device
+from sppdet.parallel import ordered_map
+from sppdet.run import Reporter
+from sppdet.types import Dataset, Picture
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the probe scored: accuracy of every split, or the 11-point mAP of VOC's test set."""
+
+    metric: str  # accuracy, or mAP (voc07)
+    values: tuple[float, ...]
+    width: int  # of the features
+    per_class: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the splits."""
+        return float(np.mean(self.values))
+
+
+class Features:
+    """Features of whole pictures by the settings of a probe."""
+
+    def __init__(self, config: ProbeConfig, *, device: torch.device) -> None:
+        self._config = config
+        self._backbone = load_backbone(config.backbone.name, config.backbone.weights, whole=True)
+        self._backbone.layers.to(device)
+        self._pyramid = SpatialPyramid(config.spp_levels)
+        self._device = device
+        self._head = _head(config, self._backbone, device)
+        if config.layer == "conv" and config.picture == "full":
+            raise ConfigError(
+                "layer: conv has another length for every picture; expected picture: crop or warp"
+            )
+
+    @torch.inference_mode()
+    def of(self, picture: Picture) -> Matrix:
+        """(D,) of length 1."""
+        maps = self._backbone.layers(self._input(picture).to(self._device))
+        if self._config.layer == "conv":
+            values = maps.flatten(1)
+        else:
+            values = self._pyramid(maps)
+            if self._head is not None:
+                layer: str = self._config.layer
+                values = self._head.features(values, "fc7" if layer == "fc7" else "fc6")
+        vector: Matrix = torch.nn.functional.normalize(values.float(), dim=1)[0].cpu().numpy()
+        return vector
+
+    def _input(self, picture: Picture) -> torch.Tensor:
+        side = self._config.side
+        if self._config.picture == "full":
+            return to_input(picture, side / min(picture.shape[:2]))
+        if self._config.picture == "crop":
+            return to_input(centre_crop(picture, side=side, crop=side, size=side), 1.0)
+        squeezed = cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR)
+        return to_input(np.asarray(squeezed, dtype=np.uint8), 1.0)
+
+    def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
+        """(N, D), a row a picture."""
+        pictures = ordered_map(read_image, paths, workers=workers)
+        tracked = reporter.track(pictures, total=len(paths), label="features")
+        return np.stack([self.of(picture) for picture in tracked])
+
+
+def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head | None:
+    if config.layer not in ("fc6", "fc7"):
+        return None
+    if config.head is None or backbone.fc is None:
+        raise ConfigError(
+            f"layer: {config.layer} needs head.widths and weights that have fully connected layers"
+        )
+    if config.layer == "fc7" and (len(config.head.widths) < 2 or backbone.fc.fc7 is None):
+        raise ConfigError("layer: fc7 needs two head.widths and weights that have an fc7")
+    own = [fc.out_features for fc in (backbone.fc.fc6, backbone.fc.fc7) if fc is not None]
+    if config.head.widths != own[: len(config.head.widths)]:
+        raise ConfigError(f"head.widths: {config.head.widths}, expected the weights' own {own}")
+    missing = [n for n in backbone.fc.levels if n not in config.spp_levels]
+    if missing:
+        raise ConfigError(f"spp_levels: {config.spp_levels} has no {missing[0]}, which fc6 needs")
+    head = build_head(backbone, config.spp_levels, config.head, outputs=1, seed=0)
+    return head.to(device).eval().requires_grad_(False)
+
+
+def probe(
+    config: ProbeConfig, out: Path, *, device: str = "auto", reporter: Reporter | None = None
+) -> ProbeResult:
+    """Train and test linear SVMs on features; writes `probe.json` into the folder `out`.
+
+    Raises:
+        ConfigError: a layer that the network or the weights don't have.
+        DataError: see the readers.
+    """
+    reporter = reporter or Reporter()
+    features = Features(config, device=choose_device(device))
+    if config.data.format == "voc":
+        result = _probe_voc(config, features, reporter)
+    else:
+        result = _probe_folders(config, features, reporter)
+    spread = float(np.std(result.values))
+    reporter.say(
+        f"{result.metric}: {result.mean:.4f} ± {spread:.4f} over {len(result.values)} splits, "
+        f"features of {result.width}"
+    )
+    write_json(
+        out / "probe.json",
+        {
+            "metric": result.metric,
+            "mean": result.mean,
+            "deviation": spread,
+            "values": result.values,
+            "per_class": result.per_class,
+            "width": result.width,
+            "settings": config.model_dump(mode="json"),
+        },
+    )
+    return result
+
+
+def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
+    data = config.data
+    training = read_folder(data.root / data.train)
+    same = data.train == data.test
+    if same and data.train_per_class is None:
+        raise ConfigError("data.train_per_class: expected where train and test are the same folder")
+    other = training if same else read_folder(data.root / data.test, training.class_names)
+    workers = config.worker_count()
+    # a picture of both folders' splits is computed once
+    paths = sorted({*training.paths, *other.paths})
+    row_of = {path: row for row, path in enumerate(paths)}
+    values = features.of_all(paths, workers=workers, reporter=reporter)
+    accuracies = []
+    for seed in config.splits:
+        train, rest = split_classes(
+            training, first=data.train_per_class, second=data.test_per_class, seed=seed
+        )
+        test = rest
+        if not same:
+            test, _ = split_classes(other, first=data.test_per_class, second=None, seed=seed)
+        if len(test) == 0:
+            raise ConfigError("data.train_per_class: leaves no picture to test on")
+        machine = _fit(values[[row_of[p] for p in train.paths]], train.labels, config.C)
+        found = machine.predict(values[[row_of[p] for p in test.paths]])
+        # the mean over classes, as Caltech-101's results are given
+        per_class = {
+            name: float((found[test.labels == k] == k).mean())
+            for k, name in enumerate(train.class_names)
+            if (test.labels == k).any()
+        }
+        accuracies.append(float(np.mean(list(per_class.values()))))
+        reporter.say(f"split {seed}: accuracy {accuracies[-1]:.4f} on {len(test)} pictures")
+    return ProbeResult("accuracy", tuple(accuracies), values.shape[1], per_class)
+
+
+def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
+    data, workers = config.data, config.worker_count()
+    settings = DataConfig(root=[data.root], train=[data.train], test=[data.test])
+    cache = PictureCache()
+    train = read_split(settings, "train", None, cache, workers=workers)
+    test = read_split(settings, "test", train.class_names, cache, workers=workers)
+    x, y = (
+        features.of_all([i.path for i in part.images], workers=workers, reporter=reporter)
+        for part in (train, test)
+    )
+    train_truth, test_truth = (picture_labels(part) for part in (train, test))
+    per_class = {}
+    for k, name in enumerate(train.class_names):
+        known = train_truth[:, k] != 0
+        machine = _fit(x[known], train_truth[known, k], config.C)
+        scores = machine.decision_function(y)
+        counted = test_truth[:, k] != 0
+        order = np.argsort(-scores[counted], kind="stable")
+        outcomes = (test_truth[counted, k][order] > 0).astype(np.int8)
+        recall, precision = precision_recall(outcomes, ground_truths=int(outcomes.sum()))
+        per_class[name] = float(average_precision(recall, precision, metric="voc07"))
+        reporter.say(f"{name}: AP (voc07) {per_class[name]:.4f}")
+    mean = float(np.mean(list(per_class.values())))
+    return ProbeResult("mAP (voc07)", (mean,), x.shape[1], per_class)
+
+
+def picture_labels(dataset: Dataset) -> NDArray[np.int64]:
+    """(N, K): 1 where a picture has an object of the class, -1 where not, 0 where only difficult ones.
+
+    VOC's classification leaves the last kind out for that class.
+    """
+    truth = np.full((len(dataset), len(dataset.class_names)), -1, dtype=np.int64)
+    for row, image in enumerate(dataset.images):
+        truth[row, image.gt_labels[image.difficult] - 1] = 0
+        truth[row, image.gt_labels[~image.difficult] - 1] = 1
+    return truth
+
+
+def _fit(x: Matrix, y: NDArray[np.int64], c: float):  # type: ignore[no-untyped-def]
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(C=c, random_state=0, max_iter=5000).fit(x, y)

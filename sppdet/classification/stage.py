@@ -1,0 +1,240 @@
+"""`sppdet pretrain`: trains a classifier in a run's folder, going on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.artifacts import (
+    fingerprint,
+    fingerprint_of,
+    read_tensors,
+    remove_leftovers,
+    write_tensors,
+    write_text,
+)
+from sppdet.classification.classifier import (
+    SppClassifier,
+    build_classifier,
+    save_classifier,
+)
+from sppdet.classification.config import PretrainConfig
+from sppdet.classification.data import (
+    Batch,
+    LabelledPictures,
+    read_sets,
+    training_batches,
+)
+from sppdet.classification.distributed import Ranks, joined_ranks
+from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
+from sppdet.classification.views import centre_crop
+from sppdet.data.images import read_image
+from sppdet.errors import TrainingError
+from sppdet.features.backbones import normalised
+from sppdet.features.source import weights_digest
+from sppdet.model import choose_device
+from sppdet.parallel import ordered_map
+from sppdet.run import Reporter, run_lock
+
+_VALIDATION_BATCH = 32  # pictures
+
+
+def pretrain(
+    config: PretrainConfig, run: Path, *, device: str = "auto", reporter: Reporter | None = None
+) -> None:
+    """Train a classifier in the folder `run`, going on where an earlier call stopped.
+
+    Under `torchrun` all its processes train together. The run receives `config.yaml`,
+    `model/net.safetensors` (the epoch of least validation error), `model/last.safetensors`, and
+    `log.jsonl` with a line an epoch.
+
+    Raises:
+        ArtifactError: another process is training in this folder.
+        DataError, TrainingError: see the stages.
+    """
+    with joined_ranks(choose_device(device)) as ranks:
+        reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
+        lock = run_lock(run) if ranks.is_first else contextlib.nullcontext()
+        with lock:
+            if ranks.is_first:
+                for folder in (run, run / "model", run / "state"):
+                    remove_leftovers(folder)
+            _pretrain(config, run, ranks, reporter)
+
+
+def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporter) -> None:
+    training, validation = read_sets(config.data, workers=config.worker_count())
+    for line in training.skipped + (validation.skipped if validation else ()):
+        reporter.say(f"skipped: {line}", "skipped")
+    held_out = f"{len(validation)} to validate on" if validation else "none to validate on"
+    reporter.say(
+        f"{len(training)} pictures of {len(training.class_names)} classes, {held_out}", "data"
+    )
+    classifier = build_classifier(config, training.class_names)
+    made_by = _fingerprint(config, classifier, training, validation)
+    last = run / "model" / "last.safetensors"
+    if ranks.is_first:
+        write_text(run / "config.yaml", config.to_yaml())
+    if fingerprint_of(last) == made_by:
+        reporter.say("the classifier is there already")
+        return
+    if last.exists():
+        reporter.say("the classifier was made by other settings or data; done anew")
+    trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
+    path = run / "state" / "pretrain.safetensors"
+    if fingerprint_of(path) == made_by:
+        trainer.restore(*read_tensors(path))
+        p = trainer.progress
+        reporter.say(f"going on in epoch {p.epoch + 1} of {config.train.epochs}, batch {p.batch}")
+    ranks.wait()
+    with reporter.stage("pretrain"), _curves(run, config, ranks) as draw:
+        _epochs(config, trainer, training, validation, ranks, reporter, run, made_by, draw)
+    if ranks.is_first:
+        save_classifier(last, trainer.classifier, made_by=made_by)
+        path.unlink(missing_ok=True)
+    ranks.wait()
+    best = trainer.progress
+    reporter.say(f"kept epoch {best.best_epoch} of {best.epoch}; the run is in {run}")
+
+
+def _epochs(
+    config: PretrainConfig,
+    trainer: Trainer,
+    training: LabelledPictures,
+    validation: LabelledPictures | None,
+    ranks: Ranks,
+    reporter: Reporter,
+    run: Path,
+    made_by: str,
+    draw: Callable[[dict[str, float]], None],
+) -> None:
+    state_path = run / "state" / "pretrain.safetensors"
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        if ranks.is_first:
+            state, about = trainer.state()
+            write_tensors(state_path, state, made_by=made_by, about=about)
+        saved = time.monotonic()
+
+    while trainer.progress.epoch < config.train.epochs:
+        p = trainer.progress
+        started, seen_before = time.perf_counter(), p.seen
+        size = size_of_epoch(config.train, p.epoch, seed=config.seed)
+        label = f"epoch {p.epoch + 1} of {config.train.epochs}, {size} px"
+        steps, total = _steps_left(config, trainer, training, size, ranks)
+        for share, whole in reporter.track(steps, total=total, label=label):
+            trainer.step(share, whole)
+            due = time.monotonic() - saved >= 60 * config.checkpoint_minutes
+            if ranks.count == 1 and due:
+                save()
+        seconds = time.perf_counter() - started
+        rate = (p.seen - seen_before) / max(seconds, 1e-9)
+        found = None
+        if validation is not None:
+            found = trainer.validate(_validation_batches(config, validation, ranks))
+        record, best = trainer.end_epoch(found)
+        record |= {"size": float(size), "pictures_per_second": rate}
+        text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
+        reporter.say(text, "epoch", **record)
+        draw(record)
+        if best and ranks.is_first:
+            # before the state: an interruption between the two redoes the epoch to the same end
+            save_classifier(run / "model" / "net.safetensors", trainer.classifier, made_by=made_by)
+        save()
+
+
+def _steps_left(
+    config: PretrainConfig, trainer: Trainer, training: LabelledPictures, size: int, ranks: Ranks
+) -> tuple[Iterator[tuple[Batch, int]], int]:
+    """(this process's share of a batch, the batch's size) for the rest of an epoch, and how many."""
+    p = trainer.progress
+    batches = batches_of_epoch(len(training), config.train, p.epoch, seed=config.seed)[p.batch :]
+    if min(map(len, batches), default=ranks.count) < ranks.count:
+        raise TrainingError(
+            f"batches of {len(batches[0])} pictures for {ranks.count} processes; expected one each"
+        )
+    shares = [rows[ranks.rank :: ranks.count] for rows in batches]
+    made = training_batches(
+        training,
+        shares,
+        config.augment,
+        size=size,
+        key=(config.seed, p.epoch),
+        workers=config.worker_count(),
+    )
+    return zip(made, map(len, batches), strict=True), len(batches)
+
+
+def _validation_batches(
+    config: PretrainConfig, pictures: LabelledPictures, ranks: Ranks
+) -> Iterator[Batch]:
+    """Centre crops of this process's share of the pictures, at the first training size."""
+    rows = np.arange(len(pictures))[ranks.rank :: ranks.count]
+
+    def make(row: int) -> NDArray[np.uint8]:
+        picture = read_image(pictures.paths[row])
+        augment = config.augment
+        return centre_crop(
+            picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
+        )
+
+    made = ordered_map(make, rows.tolist(), workers=config.worker_count(), ahead=64)
+    for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
+        if len(part):
+            crops = np.stack([next(made) for _ in part])
+            x = normalised(crops).contiguous(memory_format=torch.channels_last)
+            yield x, torch.from_numpy(pictures.labels[part])
+
+
+def _fingerprint(
+    config: PretrainConfig,
+    classifier: SppClassifier,
+    training: LabelledPictures,
+    validation: LabelledPictures | None,
+) -> str:
+    pictures = [
+        [(str(path), path.stat().st_size) for path in part.paths]
+        for part in (training, validation)
+        if part is not None
+    ]
+    return fingerprint(
+        "pretrain",
+        VERSION,
+        config.augment.model_dump(),
+        config.train.model_dump(),
+        config.spp_levels,
+        config.seed,
+        weights_digest(classifier),
+        pictures,
+    )
+
+
+@contextlib.contextmanager
+def _curves(
+    run: Path, config: PretrainConfig, ranks: Ranks
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """What draws an epoch's record as TensorBoard curves, where that is asked for."""
+    if not config.tensorboard or not ranks.is_first:
+        yield lambda _: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise TrainingError("tensorboard: true needs `pip install tensorboard`") from None
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+
+        def draw(record: dict[str, float]) -> None:
+            for key, value in record.items():
+                if key != "epoch":
+                    writer.add_scalar(key, value, int(record["epoch"]))
+            writer.flush()
+
+        yield draw

@@ -1,0 +1,142 @@
+"""`sppdet pretrain-eval` and `sppdet classify`: what a trained classifier says of pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.artifacts import write_json
+from sppdet.classification.classifier import (
+    SppClassifier,
+    load_classifier,
+    read_classifier_config,
+)
+from sppdet.classification.config import TestConfig, ViewSet
+from sppdet.classification.data import read_sets
+from sppdet.classification.views import score_crops, score_maps, views_of
+from sppdet.config import available_cores
+from sppdet.config_file import check_config
+from sppdet.data.images import find_images, read_image
+from sppdet.errors import ConfigError, ImageError
+from sppdet.model import choose_device
+from sppdet.parallel import ordered_map
+from sppdet.run import Reporter
+from sppdet.types import Picture
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a set of views scored; errors are parts of 1."""
+
+    views: ViewSet
+    top1: float
+    top5: float
+    pictures: int
+    seconds: float  # of the networks and views, a picture
+
+
+def score_picture(
+    classifier: SppClassifier, picture: Picture, views: ViewSet, config: TestConfig
+) -> torch.Tensor:
+    """(K,) mean softmax of a picture (H, W, 3) over a set of views."""
+    chosen = views_of(views, config.side)
+    if views.startswith("maps"):
+        return score_maps(classifier, picture, chosen, crop=config.crop)
+    size = config.size or config.crop
+    return score_crops(classifier, picture, chosen, crop=config.crop, size=size)
+
+
+def evaluate_classifier(
+    run: Path,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> list[TestResult]:
+    """Score a run's best classifier on its validation set, for every set of views of `test`.
+
+    Writes `RUN/eval/classifier.json`.
+
+    Args:
+        overrides: fields of the run's `test` settings.
+
+    Raises:
+        ConfigError: the run's settings name no validation set.
+    """
+    config = read_classifier_config(run)
+    given = {**config.test.model_dump(), **(overrides or {})}
+    test = check_config(given, "test", TestConfig)
+    classifier = load_classifier(run).to(choose_device(device))
+    _, pictures = read_sets(config.data, workers=config.worker_count())
+    if pictures is None:
+        raise ConfigError(f"{run}: data.val names no pictures to test on")
+    reporter = reporter or Reporter()
+    results = []
+    for views in test.views:
+        ranks, seconds = [], 0.0
+        decoded = ordered_map(read_image, pictures.paths, workers=config.worker_count())
+        pairs = zip(decoded, pictures.labels.tolist(), strict=True)
+        for picture, label in reporter.track(pairs, total=len(pictures), label=views):
+            start = time.perf_counter()
+            scores = score_picture(classifier, picture, views, test)
+            seconds += time.perf_counter() - start
+            ranks.append(int((scores > scores[label]).sum()))
+        found = np.array(ranks)
+        result = TestResult(
+            views,
+            float((found < 1).mean()),
+            float((found < 5).mean()),
+            len(pictures),
+            seconds / len(pictures),
+        )
+        results.append(result)
+        reporter.say(
+            f"{views}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} on {result.pictures} "
+            f"pictures, {result.seconds:.3f} s a picture"
+        )
+    write_json(
+        run / "eval" / "classifier.json",
+        {"test": test.model_dump(), "results": [vars(result) for result in results]},
+    )
+    return results
+
+
+def classify_pictures(
+    run: Path,
+    paths: Sequence[Path],
+    *,
+    views: ViewSet,
+    top: int = 5,
+    device: str = "auto",
+) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
+    """The most probable classes of every picture, in the order of `find_images`.
+
+    Yields:
+        the picture and (class, probability) in descending order, or what is wrong with it.
+    """
+    config = read_classifier_config(run)
+    test = check_config({**config.test.model_dump(), "views": [views]}, "test", TestConfig)
+    classifier = load_classifier(run).to(choose_device(device))
+    found = find_images(paths)
+
+    def read(path: Path) -> NDArray[np.uint8] | str:
+        try:
+            return read_image(path)
+        except ImageError as error:
+            return str(error)
+
+    for path, picture in zip(
+        found, ordered_map(read, found, workers=available_cores()), strict=True
+    ):
+        if isinstance(picture, str):
+            yield path, picture
+            continue
+        scores, order = score_picture(classifier, picture, views, test).sort(descending=True)
+        names = [classifier.class_names[k] for k in order[:top].tolist()]
+        yield path, list(zip(names, scores[:top].tolist(), strict=True))

@@ -1,0 +1,174 @@
+"""Views of a picture for testing: crops, the whole, or windows pooled from the whole picture's maps.
+
+A view is a square of `crop` resized pixels at one of the positions below, mirrored or not, of the
+picture resized to a shorter side. On maps the layers run once on each resized picture and its mirror
+image, and the views are pooled from there (paper §3.3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.classification.classifier import SppClassifier
+from sppdet.classification.config import ViewSet
+from sppdet.features.backbones import normalised, resized, to_input
+from sppdet.features.geometry import project
+from sppdet.features.spp import spp_windows
+from sppdet.types import Picture
+
+_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+_CENTRE = (0.5, 0.5)
+_SIDE_MIDDLES = ((0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5))
+PAPER_SIDES = (224, 256, 300, 360, 448, 560)  # resized pixels
+
+
+@dataclass(frozen=True)
+class View:
+    """A square at a position (0..1 across and down the room there is), or the whole picture."""
+
+    side: int  # shorter side of the resized picture
+    position: tuple[float, float] | None  # None: the whole
+    mirrored: bool
+
+
+def views_of(name: ViewSet, side: int) -> list[View]:
+    """The views of a set.
+
+    Args:
+        side: shorter side of the resized picture, where the set doesn't have sides of its own.
+    """
+    whole = [View(side, None, mirrored) for mirrored in (False, True)]
+    if name == "centre":
+        return [View(side, _CENTRE, False)]
+    if name == "full":
+        return whole
+    if name in ("10", "maps10"):
+        return [View(side, p, mirrored) for p in (_CENTRE, *_CORNERS) for mirrored in (False, True)]
+    views = []
+    for s in PAPER_SIDES:
+        # at the least side there is room along one axis alone: the middle and both ends
+        ends = ((0.0, 0.0), (1.0, 1.0))
+        spots = (_CENTRE, *ends) if s == min(PAPER_SIDES) else (_CENTRE, *_CORNERS, *_SIDE_MIDDLES)
+        views += [View(s, p, mirrored) for p in spots for mirrored in (False, True)]
+    return views + (whole if name == "maps98" else [])
+
+
+def centre_crop(picture: Picture, *, side: int, crop: int, size: int) -> NDArray[np.uint8]:
+    """(size, size, 3): the centre of a picture (H, W, 3) resized to a shorter side."""
+    larger = resized(picture, side / min(picture.shape[:2]))
+    return _to_size(_cut(larger, _CENTRE, crop), size)
+
+
+def _to_size(square: Picture, size: int) -> Picture:
+    if square.shape[0] == size:
+        return square
+    return np.asarray(cv2.resize(np.ascontiguousarray(square), (size, size)), dtype=np.uint8)
+
+
+def _cut(larger: Picture, position: tuple[float, float], crop: int) -> Picture:
+    left, top = _corner(larger.shape[1], larger.shape[0], position, crop)
+    return larger[top : top + crop, left : left + crop]
+
+
+def _corner(width: int, height: int, position: tuple[float, float], crop: int) -> tuple[int, int]:
+    """Left and top of a square in a resized picture."""
+    return (
+        max(0, round((width - crop) * position[0])),
+        max(0, round((height - crop) * position[1])),
+    )
+
+
+@torch.inference_mode()
+def score_crops(
+    classifier: SppClassifier, picture: Picture, views: list[View], *, crop: int, size: int
+) -> torch.Tensor:
+    """(K,) mean softmax over views, each cut from the picture and run through the whole net.
+
+    Args:
+        size: side that a cut square is resized to; the whole picture isn't.
+    """
+    device = next(classifier.parameters()).device
+    total = torch.zeros(len(classifier.class_names), device=device)
+    crops = []
+    for view in views:
+        factor = view.side / min(picture.shape[:2])
+        if view.position is None:
+            x = to_input(_mirrored(picture, view.mirrored), factor).to(device)
+            total += classifier(x).float().softmax(dim=1)[0]
+        else:
+            cut = _cut(resized(picture, factor), view.position, crop)
+            crops.append(_mirrored(_to_size(cut, size), view.mirrored))
+    if crops:
+        batch = normalised(np.stack(crops)).to(device).contiguous(memory_format=torch.channels_last)
+        total += classifier(batch).float().softmax(dim=1).sum(dim=0)
+    return total / len(views)
+
+
+@torch.inference_mode()
+def score_maps(
+    classifier: SppClassifier, picture: Picture, views: list[View], *, crop: int
+) -> torch.Tensor:
+    """(K,) mean softmax over views pooled from maps; the layers run once a side and mirror image.
+
+    A view is the window of the cells whose receptive-field centres lie inside its square; views that
+    are the same window are computed once.
+    """
+    device = next(classifier.parameters()).device
+    total = torch.zeros(len(classifier.class_names), device=device)
+    for (side, mirrored), wanted in _by_map(views).items():
+        factor = side / min(picture.shape[:2])
+        x = to_input(_mirrored(picture, mirrored), factor)
+        feature_map = classifier.conv(x.to(device))[0].float()
+        height, width = (round(length * factor) for length in picture.shape[:2])
+        windows = Counter(
+            _window(classifier, feature_map, view, (width, height), crop) for view in wanted
+        )
+        cells = np.array(list(windows), dtype=np.int64)
+        pooled = spp_windows(feature_map, cells, classifier.pyramid.levels)
+        scores = classifier.head(pooled).float().softmax(dim=1)
+        total += torch.tensor(list(windows.values()), device=device).float() @ scores
+    return total / len(views)
+
+
+def _by_map(views: list[View]) -> dict[tuple[int, bool], list[View]]:
+    groups: dict[tuple[int, bool], list[View]] = {}
+    for view in views:
+        groups.setdefault((view.side, view.mirrored), []).append(view)
+    return groups
+
+
+def _window(
+    classifier: SppClassifier,
+    feature_map: torch.Tensor,
+    view: View,
+    size: tuple[int, int],
+    crop: int,
+) -> tuple[int, ...]:
+    """The window (left, top, right, bottom) of a view on a map, in cells, inclusive."""
+    map_height, map_width = feature_map.shape[1:]
+    if view.position is None:
+        return 0, 0, map_width - 1, map_height - 1
+    # a mirror image has the view at the mirrored position
+    across, down = view.position
+    position = (1 - across if view.mirrored else across, down)
+    left, top = _corner(*size, position, crop)
+    box = np.array([[left, top, left + crop, top + crop]], dtype=np.float32)
+    cells = project(
+        box,
+        np.ones(1, dtype=np.float32),
+        stride=classifier.stride,
+        offset=classifier.offset,
+        map_width=map_width,
+        map_height=map_height,
+    )
+    return tuple(cells[0].tolist())
+
+
+def _mirrored(picture: Picture, wanted: bool) -> Picture:
+    return np.ascontiguousarray(picture[:, ::-1]) if wanted else picture

@@ -1,0 +1,154 @@
+"""Networks as graphs of layers: where a classifier's last pooling stands, and what a cell sees."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+
+_LEAST_PROBE, _LARGER_PROBE = 128, 320  # resized pixels a side
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, WithinChannelNorm | CrossChannelNorm):
+            return True
+        leaf: bool = super().is_leaf_module(m, module_qualified_name)
+        return leaf
+
+
+def before_last_pooling(model: nn.Module) -> nn.Module:
+    """The part of a classifier that makes its last map, without the pooling that follows.
+
+    The last pooling is the last adaptive or global one.
+
+    Raises:
+        ValueError: a model that pools no map (a transformer), or that can't be traced.
+    """
+    graph = _trace(model)
+    modules = dict(model.named_modules())
+    pooling = [node for node in graph.nodes if _is_global_pooling(node, modules)]
+    if not pooling:
+        raise ValueError("it has no global pooling of a map")
+    source = pooling[-1].args[0]
+    while _is_dropping(source, modules):  # a max pooling just before it is the last one
+        source = source.args[0]
+    cut = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copied[node] = cut.node_copy(node, lambda n: copied[n])
+        if node is source:
+            cut.output(copied[node])
+            break
+    return fx.GraphModule(model, cut)
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # a tracer meets whatever a forward pass may do
+        raise ValueError(f"its layers can't be traced: {error}") from None
+
+
+def _is_global_pooling(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.AdaptiveAvgPool2d)
+    if node.op == "call_function":
+        return node.target is F.adaptive_avg_pool2d
+    return node.op == "call_method" and node.target == "mean"
+
+
+def _is_dropping(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    return isinstance(layer, nn.MaxPool2d | nn.Dropout | nn.Flatten)
+
+
+def geometry_of(layers: nn.Module) -> tuple[int, float]:
+    """(S, c₀) of the last map: the product of the strides, and the centre of the first cell.
+
+    Followed from layer to layer through the graph, from kernels, strides and paddings; where
+    branches meet, their strides must agree and the first one's centre is taken.
+
+    Raises:
+        ValueError: branches that don't fit, other strides or centres across than down, or a map
+            whose size isn't what the strides say.
+    """
+    graph, modules = _trace(layers), dict(layers.named_modules())
+    down, across = (_geometry_along(axis, graph, modules) for axis in (0, 1))
+    if down != across:
+        raise ValueError(f"stride and centre are {down} down, {across} across: expected the same")
+    _check_size(layers, down[0])
+    return down
+
+
+def _geometry_along(axis: int, graph: fx.Graph, modules: dict[str, nn.Module]) -> tuple[int, float]:
+    known: dict[fx.Node, tuple[int, float]] = {}
+    for node in graph.nodes:
+        inputs = [known[source] for source in node.all_input_nodes if source in known]
+        if node.op == "placeholder":
+            known[node] = (1, 0.5)
+        elif node.op == "output":
+            return inputs[0]
+        elif inputs:
+            stride, centre = _joined(node, inputs)
+            kernel, step, padding = (_along(axis, v) for v in _sizes_of(node, modules))
+            known[node] = (stride * step, centre + ((kernel - 1) / 2 - padding) * stride)
+    raise ValueError("its layers have no output")
+
+
+def _joined(node: fx.Node, inputs: list[tuple[int, float]]) -> tuple[int, float]:
+    if node.target in (operator.mul, operator.imul):  # squeeze-and-excitation: a gate of one cell
+        return min(inputs)
+    if len({stride for stride, _ in inputs}) > 1:
+        raise ValueError(f"{node.name}: branches of strides {sorted(s for s, _ in inputs)} meet")
+    return inputs[0]
+
+
+def _sizes_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, Any, Any]:
+    """Kernel (as wide as dilation makes it), stride and padding of a node's layer."""
+    layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(layer, nn.Conv2d):
+        spread = zip(layer.kernel_size, layer.dilation, strict=True)
+        return tuple((k - 1) * d + 1 for k, d in spread), layer.stride, layer.padding
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+        return layer.kernel_size, layer.stride, layer.padding
+    if node.target in (F.max_pool2d, F.avg_pool2d):
+        names = ("kernel_size", "stride", "padding")
+        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        kernel = given["kernel_size"]
+        return kernel, given.get("stride") or kernel, given.get("padding", 0)
+    return 1, 1, 0
+
+
+def _along(axis: int, value: Any) -> int:
+    return int(value[axis] if isinstance(value, tuple | list) else value)
+
+
+@torch.no_grad()
+def _check_size(layers: nn.Module, stride: int) -> None:
+    """Compare maps of two sizes with the stride: what the graph doesn't show would show here."""
+    weight = next(layers.parameters(), None)
+    if weight is None or weight.ndim != 4:
+        return
+    was_training = layers.training
+    layers.eval()
+    sides = []
+    try:
+        for probe in (_LEAST_PROBE, _LARGER_PROBE):
+            x = torch.zeros(1, weight.shape[1], probe, probe).to(weight)
+            with contextlib.redirect_stderr(io.StringIO()):  # a graph that fails prints itself
+                sides.append(int(layers(x).shape[-1]))
+    except RuntimeError:
+        raise ValueError("it doesn't take pictures of any size") from None
+    finally:
+        layers.train(was_training)
+    expected = (_LARGER_PROBE - _LEAST_PROBE) / stride
+    if abs((sides[1] - sides[0]) - expected) > 1:
+        raise ValueError(f"maps of {sides} cells a side don't fit a stride of {stride}")
