@@ -23,7 +23,7 @@ from sppdet.run import Reporter
 
 SETTINGS = Path(__file__).with_name("demo.yaml")
 BACKBONE_SETTINGS = Path(__file__).with_name("demo_backbone.yaml")
-_ROUNDS = 3  # of crops a picture
+_ROUNDS = 4  # of crops a picture
 
 
 def run_demo(

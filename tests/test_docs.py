@@ -20,8 +20,10 @@ def _generator() -> ModuleType:
     return module
 
 
-def test_settings_table_is_what_the_types_say() -> None:
-    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == _generator().config_page()
+@pytest.mark.parametrize("page", ["config.md", "classification.md"])
+def test_settings_tables_are_what_the_types_say(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == _generator().page_with_tables(page)
 
 
 def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +38,9 @@ def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/config.md", "docs/method.md"]
+    "page",
+    ["README.md", "CONTRIBUTING.md"]
+    + [f"docs/{name}.md" for name in ("config", "method", "classification", "results")],
 )
 def test_links_and_configs_exist(page: str) -> None:
     path = ROOT / page
