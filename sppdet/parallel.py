@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import cv2
@@ -41,3 +42,10 @@ def ordered_map(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def shares(count: int) -> list[slice]:
+    """`count` items dealt out evenly to as many threads as torch uses, none of them idle."""
+    parts = max(1, min(torch.get_num_threads(), count))
+    ends = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]

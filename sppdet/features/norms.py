@@ -1,14 +1,26 @@
 """Local response normalisation, within a channel and across channels.
 
-torch's own layer pools a five-dimensional view, which takes longer than the convolution beside it;
-here the squares are summed by shifted adds, and the power 3/4 by two square roots.
+torch's own layer pools a five-dimensional view, which takes longer than the convolution beside it. Here
+a compiled loop reads a channels-last map once where no gradient is wanted; elsewhere (training, a GPU)
+the squares are summed by a pooling or by shifted adds. The power 3/4 takes two square roots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
+
+from sppdet.compiled import compiled_sum
+from sppdet.parallel import shares
+
+Maps = NDArray[np.float32]  # (N, H, W, C)
 
 
 class WithinChannelNorm(nn.Module):
@@ -24,6 +36,8 @@ class WithinChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same shape."""
+        if _loops_over(x) and self.beta == 0.75 and self.size % 2:
+            return _looped(x, _within_row, self.size // 2, self.alpha / self.size**2)
         mean_square = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
         return x * _inverse_power(mean_square.mul(self.alpha).add(1.0), self.beta)
 
@@ -43,6 +57,8 @@ class CrossChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same shape."""
+        if _loops_over(x) and self.beta == 0.75:
+            return _looped(x, _across_row, self.size, self.alpha / self.size, self.k)
         channels = x.shape[1]
         before = self.size // 2
         padded = F.pad(x * x, (0, 0, 0, 0, before, self.size - 1 - before))
@@ -58,3 +74,66 @@ def _inverse_power(base: torch.Tensor, beta: float) -> torch.Tensor:
         root = base.rsqrt()
         return root * root.sqrt()
     return base.pow(-beta)
+
+
+def _loops_over(x: torch.Tensor) -> bool:
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not wants_gradient
+
+
+def _looped(x: torch.Tensor, row: Callable[..., None], *settings: Any) -> torch.Tensor:
+    source = x.detach().contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(source)
+    given, made = (t.permute(0, 2, 3, 1).numpy() for t in (source, out))
+    parts = shares(given.shape[0] * given.shape[1])
+    with ThreadPoolExecutor(len(parts)) as pool:  # the loops hold no lock
+        list(pool.map(lambda p: row(given, made, p.start, p.stop, *settings), parts))
+    return out
+
+
+@compiled_sum
+def _within_row(x: Maps, out: Maps, start: int, stop: int, reach: int, factor: float) -> None:
+    """Rows start..stop (counted over all maps) of the norm over (2·reach + 1)² cells."""
+    height, width, channels = x.shape[1:]
+    columns = np.empty((width, channels), np.float32)
+    factor32, one = np.float32(factor), np.float32(1)
+    for index in range(start, stop):
+        n, y = index // height, index % height
+        columns[:] = 0
+        for near in range(max(0, y - reach), min(height, y + reach + 1)):
+            for i in range(width):
+                for c in range(channels):
+                    columns[i, c] += x[n, near, i, c] * x[n, near, i, c]
+        total = np.empty(channels, np.float32)
+        for i in range(width):
+            total[:] = 0
+            for near in range(max(0, i - reach), min(width, i + reach + 1)):
+                for c in range(channels):
+                    total[c] += columns[near, c]
+            for c in range(channels):
+                root = np.sqrt(one + factor32 * total[c])
+                out[n, y, i, c] = x[n, y, i, c] / (root * np.sqrt(root))
+
+
+@compiled_sum
+def _across_row(
+    x: Maps, out: Maps, start: int, stop: int, size: int, factor: float, k: float
+) -> None:
+    """Rows start..stop (counted over all maps) of the norm over `size` channels."""
+    height, width, channels = x.shape[1:]
+    before = size // 2
+    squares = np.zeros(channels + size - 1, np.float32)
+    total = np.empty(channels, np.float32)
+    factor32, k32 = np.float32(factor), np.float32(k)
+    for index in range(start, stop):
+        n, y = index // height, index % height
+        for i in range(width):
+            for c in range(channels):
+                squares[before + c] = x[n, y, i, c] * x[n, y, i, c]
+            total[:] = 0
+            for shift in range(size):
+                for c in range(channels):
+                    total[c] += squares[shift + c]
+            for c in range(channels):
+                root = np.sqrt(k32 + factor32 * total[c])
+                out[n, y, i, c] = x[n, y, i, c] / (root * np.sqrt(root))

@@ -9,17 +9,18 @@ so that only levels that divide no other one look at the map: {6, 3, 2, 1} costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 from torchvision.ops import roi_pool
+
+from sppdet.compiled import compiled
+from sppdet.parallel import shares
 
 VERSION = 1  # raised when the same settings give other values
 
@@ -104,9 +105,9 @@ def _pool_level(
         return
     channels_last = feature_map.permute(1, 2, 0).float().contiguous().numpy()
     target = out.numpy()
-    parts = _shares(len(windows))
+    parts = shares(len(windows))
     with ThreadPoolExecutor(len(parts)) as pool:  # the kernel holds no lock
-        list(pool.map(lambda p: _pool_compiled(channels_last, windows[p], n, target[p]), parts))
+        list(pool.map(lambda p: _pool(channels_last, windows[p], n, target[p]), parts))
 
 
 def _roi_pooled(feature_map: torch.Tensor, windows: NDArray[np.int64], n: int) -> torch.Tensor:
@@ -115,12 +116,6 @@ def _roi_pooled(feature_map: torch.Tensor, windows: NDArray[np.int64], n: int) -
     rois[:, 1:] = torch.from_numpy(windows).to(rois)
     pooled: torch.Tensor = roi_pool(feature_map[None].float(), rois, n)
     return pooled.permute(0, 2, 3, 1)
-
-
-def _shares(count: int) -> list[slice]:
-    """`count` items dealt out to torch's number of threads."""
-    ends = np.linspace(0, count, min(torch.get_num_threads(), count) + 1).astype(int).tolist()
-    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 class _WindowPooling(torch.autograd.Function):
@@ -145,11 +140,11 @@ class _WindowPooling(torch.autograd.Function):
             columns = level_columns(channels, ctx.levels, n)
             given = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
             # each thread has channels of its own: nothing is added in an order that could vary
-            parts = _shares(channels)
+            parts = shares(channels)
             with ThreadPoolExecutor(len(parts)) as pool:
                 list(
                     pool.map(
-                        lambda p, given=given: _spread_compiled(
+                        lambda p, given=given: _spread(
                             source[:, :, p], ctx.windows, given[..., p], result[:, :, p]
                         ),
                         parts,
@@ -158,6 +153,7 @@ class _WindowPooling(torch.autograd.Function):
         return torch.from_numpy(result).permute(2, 0, 1).to(feature_map.dtype), None, None
 
 
+@compiled
 def _pool(
     feature_map: NDArray[np.float32], windows: NDArray[np.int64], n: int, out: NDArray[np.float32]
 ) -> None:
@@ -180,6 +176,7 @@ def _pool(
                             best[c] = best[c] if best[c] > cell[c] else cell[c]
 
 
+@compiled
 def _spread(
     feature_map: NDArray[np.float32],
     windows: NDArray[np.int64],
@@ -202,22 +199,6 @@ def _spread(
                             if feature_map[y, x, c] > feature_map[best_y, best_x, c]:
                                 best_y, best_x = y, x
                     result[best_y, best_x, c] += gradients[u, i, j, c]
-
-
-F = TypeVar("F", bound=Callable[..., None])
-
-
-def _compiled(function: F) -> F:
-    """Compiled by Numba, and kept on disk where there is a folder for it."""
-    try:
-        kept: Any = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        kept = njit(nogil=True)(function)
-    return cast(F, kept)
-
-
-_pool_compiled = _compiled(_pool)
-_spread_compiled = _compiled(_spread)
 
 
 def _check_windows(windows: NDArray[np.int64], height: int, width: int) -> None:
