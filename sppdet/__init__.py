@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 
 # torch's threads and those that search for proposals share the cores: one that waits must sleep,
-# not spin. Has to be set before torch is imported; a value of the user's stands.
+# not spin. Both have to be set before torch is imported; a value of the user's stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# large pages for torch's tensors on Linux: without them fresh memory costs as much as the work in it
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from sppdet.config_file import load_config
 from sppdet.detection.detector import Detector

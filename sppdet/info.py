@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sppdet.artifacts import read_json
+from sppdet.classification.classifier import load_classifier, read_classifier_config
+from sppdet.data.records import shorten
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.stage import signature
 from sppdet.model import ModelFiles, read_classifiers, read_run_config
@@ -16,6 +18,8 @@ def describe_run(run: Path) -> list[str]:
     Raises:
         ArtifactError: not a run.
     """
+    if (run / "model" / "net.safetensors").is_file():
+        return _describe_classifier(run)
     config = read_run_config(run)
     files = ModelFiles(run)
     lines = [f"run        {run}", f"settings   {signature(config)}"]
@@ -38,4 +42,24 @@ def describe_run(run: Path) -> list[str]:
             lines.append(
                 f"score      mAP ({metrics['metric']}, {path.parent.name}) {metrics['mAP']:.4f}"
             )
+    return lines
+
+
+def _describe_classifier(run: Path) -> list[str]:
+    config = read_classifier_config(run)
+    classifier = load_classifier(run)
+    weights = sum(p.numel() for p in classifier.parameters())
+    lines = [
+        f"run        {run}",
+        f"classifier {classifier.net}, levels {config.spp_levels}, {weights / 1e6:.1f} M weights",
+        f"trained    at {config.train.sizes} px, seed {config.seed}",
+        f"classes    {len(classifier.class_names)}: {shorten(list(classifier.class_names))}",
+    ]
+    if not (run / "model" / "last.safetensors").is_file():
+        lines.append("training   not finished yet")
+    path = run / "eval" / "classifier.json"
+    for result in read_json(path)["results"] if path.is_file() else ():
+        lines.append(
+            f"score      {result['views']}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}"
+        )
     return lines

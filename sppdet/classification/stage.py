@@ -81,7 +81,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     last = run / "model" / "last.safetensors"
     if ranks.is_first:
         write_text(run / "config.yaml", config.to_yaml())
-    if fingerprint_of(last) == made_by:
+    if fingerprint_of(last) == fingerprint_of(run / "model" / "net.safetensors") == made_by:
         reporter.say("the classifier is there already")
         return
     if last.exists():
@@ -100,7 +100,8 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         path.unlink(missing_ok=True)
     ranks.wait()
     best = trainer.progress
-    reporter.say(f"kept epoch {best.best_epoch} of {best.epoch}; the run is in {run}")
+    kept = best.best_epoch if validation is not None else best.epoch
+    reporter.say(f"kept epoch {kept} of {best.epoch}; the run is in {run}")
 
 
 def _epochs(
@@ -211,6 +212,7 @@ def _fingerprint(
         config.augment.model_dump(),
         config.train.model_dump(),
         config.spp_levels,
+        config.head and config.head.model_dump(),
         config.seed,
         weights_digest(classifier),
         pictures,

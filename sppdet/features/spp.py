@@ -4,7 +4,7 @@ For a level of n×n bins over a window of w×h cells, bin (i, j), counted from 0
 [⌊i·w/n⌋, ⌈(i+1)·w/n⌉) and the rows likewise; neighbouring bins may share cells and none is empty.
 
 A bin of level n is exactly the union of the bins of level m that lie under it where n divides m,
-so that only levels that divide no other one look at the map: {6, 3, 2, 1} costs as much as {6}.
+so that only levels that divide no other one look at the map: {6, 3, 2, 1} costs little more than {6}.
 """
 
 from __future__ import annotations
@@ -73,41 +73,33 @@ def _pooled(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
     channels = feature_map.shape[0]
-    pooled = feature_map.new_empty((len(windows), spp_width(channels, levels)), dtype=torch.float32)
-    if len(windows) == 0:
-        return pooled
-    for n in sorted(levels, reverse=True):
-        out = pooled[:, level_columns(channels, levels, n)].unflatten(1, (n, n, channels))
-        finer = next((m for m in levels if m > n and m % n == 0), None)
-        if finer is None:
-            _pool_level(feature_map, windows, n, out)
-        else:
-            source = pooled[:, level_columns(channels, levels, finer)]
-            step = finer // n
-            blocks = source.unflatten(1, (n, step, n, step, channels))
-            _maximum_of_blocks(blocks, out)
-    return pooled
-
-
-def _maximum_of_blocks(blocks: torch.Tensor, out: torch.Tensor) -> None:
-    """out (U, n, n, C) = the maximum of `blocks` (U, n, s, n, s, C) over both s."""
-    out.copy_(blocks[:, :, 0, :, 0])
-    for i in range(blocks.shape[2]):
-        for j in range(blocks.shape[4]):
-            torch.maximum(out, blocks[:, :, i, :, j], out=out)
-
-
-def _pool_level(
-    feature_map: torch.Tensor, windows: NDArray[np.int64], n: int, out: torch.Tensor
-) -> None:
     if feature_map.device.type != "cpu":
-        out.copy_(_roi_pooled(feature_map, windows, n))
-        return
+        parts = [_roi_pooled(feature_map, windows, n).flatten(1) for n in levels]
+        return torch.cat(parts, dim=1)
+    # NumPy asks the system for large pages, without which a fresh 100 MB costs as much as the pooling
+    target = np.empty((len(windows), spp_width(channels, levels)), dtype=np.float32)
+    if len(windows) == 0:
+        return torch.from_numpy(target)
     channels_last = feature_map.permute(1, 2, 0).float().contiguous().numpy()
-    target = out.numpy()
-    parts = shares(len(windows))
-    with ThreadPoolExecutor(len(parts)) as pool:  # the kernel holds no lock
-        list(pool.map(lambda p: _pool(channels_last, windows[p], n, target[p]), parts))
+    plan = _plan(channels, levels)
+    parts_of_all = shares(len(windows))
+    with ThreadPoolExecutor(len(parts_of_all)) as pool:  # the kernel holds no lock
+        list(
+            pool.map(
+                lambda part: _pool(channels_last, windows[part], plan, target[part]), parts_of_all
+            )
+        )
+    return torch.from_numpy(target)
+
+
+def _plan(channels: int, levels: Sequence[int]) -> NDArray[np.int64]:
+    """(L, 4) rows (n, first column, finer level m or 0, its first column), finest level first."""
+    rows = []
+    for n in sorted(levels, reverse=True):
+        finer = min((m for m in levels if m > n and m % n == 0), default=0)
+        start = level_columns(channels, levels, n).start
+        rows.append((n, start, finer, level_columns(channels, levels, finer).start if finer else 0))
+    return np.array(rows, dtype=np.int64)
 
 
 def _roi_pooled(feature_map: torch.Tensor, windows: NDArray[np.int64], n: int) -> torch.Tensor:
@@ -155,25 +147,46 @@ class _WindowPooling(torch.autograd.Function):
 
 @compiled
 def _pool(
-    feature_map: NDArray[np.float32], windows: NDArray[np.int64], n: int, out: NDArray[np.float32]
+    feature_map: NDArray[np.float32],
+    windows: NDArray[np.int64],
+    plan: NDArray[np.int64],
+    out: NDArray[np.float32],
 ) -> None:
-    """out (U, n, n, C) from a map (H, W, C)."""
+    """out (U, D) from a map (H, W, C), all levels of a window in one go by `_plan`."""
     channels = feature_map.shape[2]
     for u in range(windows.shape[0]):
         left, top = windows[u, 0], windows[u, 1]
         w, h = windows[u, 2] - left + 1, windows[u, 3] - top + 1
-        for i in range(n):
-            y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
-            for j in range(n):
-                x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
-                best = out[u, i, j]
-                for c in range(channels):
-                    best[c] = feature_map[y0, x0, c]
-                for y in range(y0, y1):
-                    for x in range(x0, x1):
-                        cell = feature_map[y, x]
+        row = out[u]
+        for k in range(plan.shape[0]):
+            n, start, finer, finer_start = plan[k]
+            for i in range(n):
+                for j in range(n):
+                    at = start + (i * n + j) * channels
+                    best = row[at : at + channels]
+                    if finer == 0:
+                        y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
+                        x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+                        cell = feature_map[y0, x0]
+                        for c in range(channels):  # plain loops are what vectorises best
+                            best[c] = cell[c]
+                        for y in range(y0, y1):
+                            for x in range(x0, x1):
+                                cell = feature_map[y, x]
+                                for c in range(channels):
+                                    best[c] = best[c] if best[c] > cell[c] else cell[c]
+                    else:
+                        step = finer // n
+                        first = finer_start + (i * finer + j) * step * channels
+                        cell = row[first : first + channels]
                         for c in range(channels):
-                            best[c] = best[c] if best[c] > cell[c] else cell[c]
+                            best[c] = cell[c]
+                        for y in range(i * step, (i + 1) * step):
+                            for x in range(j * step, (j + 1) * step):
+                                at = finer_start + (y * finer + x) * channels
+                                cell = row[at : at + channels]
+                                for c in range(channels):
+                                    best[c] = best[c] if best[c] > cell[c] else cell[c]
 
 
 @compiled
