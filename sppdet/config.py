@@ -53,6 +53,11 @@ def _network(name: str) -> str:
     return name
 
 
+def none_of(value: Any) -> Any:
+    """The word none as None."""
+    return None if value == "none" else value
+
+
 def distinct(values: list[int]) -> list[int]:
     """Refuse a list with a value twice."""
     if len(values) != len(set(values)):
@@ -229,17 +234,19 @@ class DetectConfig(Section):
     nms: Fraction = 0.3
     min_score: float = -1.5
     max_per_class: PositiveInt = 100
+    svd: Annotated[
+        list[PositiveInt] | None,
+        BeforeValidator(none_of),
+        Field(min_length=1, max_length=2),
+    ] = None
+    """Ranks that fc6 and fc7 are truncated to, such as [1024, 256]: faster, a little less exact (Girshick
+    2015, Fast R-CNN); none: whole."""
 
 
 class EvalConfig(Section):
     """The default metric."""
 
     metric: Literal["voc07", "voc10", "coco"] = "voc07"
-
-
-def none_of(value: Any) -> Any:
-    """The word none as None."""
-    return None if value == "none" else value
 
 
 class Config(Section):

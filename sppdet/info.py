@@ -58,8 +58,8 @@ def _describe_classifier(run: Path) -> list[str]:
     if not (run / "model" / "last.safetensors").is_file():
         lines.append("training   not finished yet")
     path = run / "eval" / "classifier.json"
-    for result in read_json(path)["results"] if path.is_file() else ():
-        lines.append(
-            f"score      {result['views']}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}"
-        )
-    return lines
+    results = read_json(path)["results"] if path.is_file() else []
+    return lines + [
+        f"score      {result['views']}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}"
+        for result in results
+    ]

@@ -22,7 +22,7 @@ from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
-from sppdet.features.head import Head, empty_head
+from sppdet.features.head import Head, empty_head, truncated
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
 from sppdet.proposals.stage import Proposer
@@ -186,6 +186,7 @@ def load_detector(run: Path, *, device: str = "auto") -> Detector:
     head = None
     if layers != {"pool5"}:
         head = read_head(files.head, backbone, config, classes=len(names)).to(target)
+        head = truncated(head, config.detect.svd or ())
     return Detector(
         class_names=names,
         proposer=Proposer(config.proposals),

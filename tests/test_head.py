@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, load_backbone, to_input
-from sppdet.features.head import Head, build_head, check_start
+from sppdet.features.head import Head, build_head, check_start, truncated
 from sppdet.features.regions import Extractor
 from sppdet.types import Picture
 
@@ -176,3 +177,22 @@ def test_forward_is_the_layers_in_their_order() -> None:
     head.train()
     torch.testing.assert_close(head.features(x, "fc7"), plain[:4](x))  # no dropout in features
     assert not torch.equal(head(x), plain(x))
+
+
+def test_truncation_leaves_the_greatest_singular_values() -> None:
+    torch.manual_seed(0)
+    head = Head(60, [40, 30], 3, 0.5).eval().requires_grad_(False)
+    assert head.fc7 is not None
+    fc6, fc7 = head.fc6, head.fc7
+    x = torch.randn(5, 60)
+    expected = head.features(x, "fc7")
+    whole = truncated(copy.deepcopy(head), [40, 30])
+    assert torch.equal(whole.features(x, "fc7"), expected)
+    thin = truncated(copy.deepcopy(head), [8])
+    assert thin.fc7 is not None and torch.equal(thin.fc7.weight, fc7.weight)
+    product = thin.fc6[1].weight @ thin.fc6[0].weight  # type: ignore[index]
+    values = torch.linalg.svdvals(fc6.weight)
+    error = torch.linalg.matrix_norm(product - fc6.weight)
+    # no matrix of rank 8 is nearer (Eckart and Young)
+    assert float(error) == pytest.approx(float(values[8:].norm()), rel=1e-3)
+    assert torch.equal(thin.fc6[1].bias, fc6.bias)  # type: ignore[index]

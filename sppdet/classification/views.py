@@ -154,10 +154,9 @@ def _window(
     map_height, map_width = feature_map.shape[1:]
     if view.position is None:
         return 0, 0, map_width - 1, map_height - 1
-    # a mirror image has the view at the mirrored position
-    across, down = view.position
-    position = (1 - across if view.mirrored else across, down)
-    left, top = _corner(*size, position, crop)
+    left, top = _corner(*size, view.position, crop)
+    if view.mirrored:  # a mirror image has the view at the mirrored place
+        left = max(0, size[0] - crop - left)
     box = np.array([[left, top, left + crop, top + crop]], dtype=np.float32)
     cells = project(
         box,

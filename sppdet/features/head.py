@@ -70,6 +70,35 @@ def build_head(
     return head
 
 
+def truncated(head: Head, ranks: Sequence[int]) -> Head:
+    """The head with fc6 (and fc7) as two thin layers each, by truncated SVD (Girshick 2015, §3.1).
+
+    A layer whose rank isn't less than its sides stays as it is.
+
+    Args:
+        ranks: of fc6 and fc7; one alone leaves fc7 whole.
+    """
+    for name, rank in zip(("fc6", "fc7"), ranks, strict=False):
+        layer = getattr(head, name)
+        if isinstance(layer, nn.Linear) and rank < min(layer.weight.shape):
+            setattr(head, name, _thin(layer, rank))
+    return head
+
+
+@torch.no_grad()
+def _thin(layer: nn.Linear, rank: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # randomised: the exact decomposition of fc6 takes minutes
+        u, s, v = torch.svd_lowrank(layer.weight, q=min(rank + 64, *layer.weight.shape), niter=4)
+    first = nn.Linear(layer.in_features, rank, bias=False)
+    second = nn.Linear(rank, layer.out_features)
+    first.weight.copy_(s[:rank, None] * v[:, :rank].T)
+    second.weight.copy_(u[:, :rank])
+    second.bias.copy_(layer.bias)
+    return nn.Sequential(first, second).to(layer.weight.device).eval().requires_grad_(False)
+
+
 def check_start(backbone: Backbone, config: Config) -> None:
     """Refuse, before any work, a head that can't start as the settings ask.
 

@@ -1,0 +1,183 @@
+"""Detection end to end, in pictures a second, and the seconds of every stage.
+
+    python benchmarks/detect.py [RUN] [--net alexnet] [--classes 20] [--pictures FOLDER] [--count N]
+                                [--threads T] [--workers W] [--device cpu] [--json FILE]
+
+RUN is a trained detector; without one there are detectors of random weights, at 1 scale and at 5, with
+the paper's head. Without --pictures the folder is data/frk5/JPEGImages below $SPPDET_DATA, and without
+that the demo's pictures are painted. Prints, for every detector, medians (and 90 %) of every stage
+of one picture after another, and pictures a second with decoding and proposals in W threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from sppdet.config import (
+    Config,
+    DataConfig,
+    FeaturesConfig,
+    HeadConfig,
+    ProposalsConfig,
+    available_cores,
+)
+from sppdet.data.cache import PictureCache
+from sppdet.data.demo_set import make_demo_set
+from sppdet.data.images import find_images, read_image
+from sppdet.detection.detector import Classifiers, Detector, Regressors
+from sppdet.detection.folder import detect_folder
+from sppdet.features.backbones import load_backbone
+from sppdet.features.head import build_head
+from sppdet.features.pyramid import SpatialPyramid
+from sppdet.features.regions import Extractor
+from sppdet.features.source import MapSource
+from sppdet.parallel import set_threads
+from sppdet.proposals.stage import Proposer
+from sppdet.run import Reporter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+SCALES = {"1 scale": [688], "5 scales": [480, 576, 688, 864, 1200]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--net", default="alexnet")
+    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--workers", type=int, default=available_cores())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    folder = args.pictures
+    if folder is None and "SPPDET_DATA" in os.environ:
+        folder = Path(os.environ["SPPDET_DATA"]) / "data" / "frk5" / "JPEGImages"
+    report: dict[str, object] = {"threads": args.threads, "workers": args.workers}
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder is None:
+            print("SPPDET_DATA isn't set: painting the demo's pictures", file=sys.stderr)
+            folder = make_demo_set(Path(temporary) / "set", seed=0, train_images=40, test_images=2)
+            folder = folder / "JPEGImages"
+        everything = find_images([folder])
+        pictures = everything[:: max(1, len(everything) // args.count)][: args.count]
+        print(f"{len(pictures)} pictures, {args.threads} threads, {args.workers} workers")
+        for name, detector in detectors(args).items():
+            measure(detector, pictures[:1])  # compiles, warms up
+            times = measure(detector, pictures)
+            rate = end_to_end(detector, pictures, args.workers, Path(temporary) / name)
+            print(f"\n{name}, {args.device}\n\n| stage | seconds a picture |\n|---|---|")
+            for stage, seconds in times.items():
+                worst = sorted(seconds)[int(0.9 * (len(seconds) - 1))]
+                print(f"| {stage} | {median(seconds):.3f} ({worst:.3f}) |")
+            print(f"\nend to end: {rate:.2f} pictures a second")
+            medians = {stage: median(seconds) for stage, seconds in times.items()}
+            report[name] = {"seconds": medians, "pictures_per_second": rate}
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1))
+
+
+def detectors(args: argparse.Namespace) -> dict[str, Detector]:
+    """The run's detector, or two of random weights."""
+    if args.run is not None:
+        return {str(args.run): Detector.load(args.run, device=args.device)}
+    return {
+        name: random_detector(args.net, scales, args.classes, torch.device(args.device))
+        for name, scales in SCALES.items()
+    }
+
+
+def random_detector(net: str, scales: list[int], classes: int, device: torch.device) -> Detector:
+    """A detector with the paper's head, whose weights are random."""
+    data = DataConfig(root=[Path()], train=["none"])
+    config = Config(data=data, scales=scales, head=HeadConfig())
+    backbone = load_backbone(net, "none")
+    backbone.layers.to(device)
+    levels = tuple(config.spp_levels)
+    width = SpatialPyramid(levels).width(backbone.channels)
+    head = build_head(backbone, levels, HeadConfig(), outputs=classes + 1, seed=0)
+    head = head.to(device).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    return Detector(
+        class_names=tuple(f"class {k}" for k in range(classes)),
+        proposer=Proposer(ProposalsConfig()),
+        maps=MapSource(backbone, scales, FeaturesConfig(), PictureCache()),
+        extractor=Extractor(levels, 224, head),
+        classifiers=Classifiers(
+            "fc7",
+            0.01 * torch.randn(classes, 4096, device=device),
+            -torch.ones(classes, device=device),
+        ),
+        regressors=Regressors(
+            "pool5",
+            torch.zeros(classes, width, 4, device=device),
+            torch.zeros(classes, 4, device=device),
+        ),
+        config=config.detect,
+    )
+
+
+def timed(
+    times: dict[str, list[float]],
+    name: str,
+    function: Callable[P, T],
+    *args: P.args,
+    **kw: P.kwargs,
+) -> T:
+    """Run a function and note its seconds."""
+    start = time.perf_counter()
+    result = function(*args, **kw)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    times.setdefault(name, []).append(time.perf_counter() - start)
+    return result
+
+
+def measure(detector: Detector, pictures: list[Path]) -> dict[str, list[float]]:
+    """Seconds of every stage for every picture."""
+    times: dict[str, list[float]] = {}
+    extractor, classifiers = detector.extractor, detector.classifiers
+    for path in pictures:
+        picture = timed(times, "decode", read_image, path)
+        proposals = timed(times, "proposals", detector.proposer.of, picture)
+        halves = timed(times, "conv", detector.maps.compute, picture)
+        maps = halves.to(detector.maps.device)
+        windows = extractor.windows(maps, proposals.boxes)
+        pooled = timed(times, "SPP", extractor.pool, maps, windows.cells)
+        features = timed(times, "fc", extractor.layer, pooled, classifiers.layer)
+        timed(times, "SVM scores", classifiers.scores, features)
+        timed(times, "SPP to detections", detector.detect, halves, proposals, picture)
+    return times
+
+
+def end_to_end(detector: Detector, pictures: list[Path], workers: int, out: Path) -> float:
+    """Pictures a second of `sppdet detect`, results written as JSON."""
+    start = time.perf_counter()
+    detect_folder(
+        detector,
+        pictures,
+        out,
+        min_score=0.0,
+        formats=("json",),
+        workers=workers,
+        reporter=Reporter(quiet=True),
+    )
+    return len(pictures) / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Features and scores of a picture's windows: once over the whole picture, against R-CNN's crops.
+
+    python benchmarks/rcnn.py [--net zf5] [--windows 2000] [--scales 688] [--classes 20] [--threads 1]
+                              [--device cpu] [--batch 64] [--repeats 3] [--picture FILE] [--json FILE]
+
+Both sides have the same layers (random weights), pooling {6, 3, 2, 1}, fc6 and fc7 of 4,096 (--head
+none: none) and one linear SVM a class. R-CNN cuts every window out with 16 px of context at its own
+scale, warps it to 227×227 and runs the layers on it, in batches. The windows are selective search's on
+the picture (--picture, or a made one), repeated where there are too few. Proposals are left out, as in
+the paper. The two sides alternate; medians and their ratio are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.boxes import clip_boxes
+from sppdet.config import FeaturesConfig, HeadConfig, ProposalsConfig
+from sppdet.data.demo_set import make_demo_set
+from sppdet.data.images import find_images, read_image
+from sppdet.features.backbones import Backbone, load_backbone, normalised
+from sppdet.features.head import Head, build_head
+from sppdet.features.pyramid import SpatialPyramid
+from sppdet.features.regions import Extractor
+from sppdet.parallel import set_threads
+from sppdet.proposals.stage import Proposer
+from sppdet.types import Boxes, Picture
+
+LEVELS = (6, 3, 2, 1)
+SIDE, CONTEXT = 227, 16  # pixels of a warped crop, and of what is around the window in it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--net", default="zf5")
+    parser.add_argument("--head", default="4096,4096")
+    parser.add_argument("--windows", type=int, default=2000)
+    parser.add_argument("--scales", default="688")
+    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    device = torch.device(args.device)
+    picture = read_image(args.picture) if args.picture else made_picture()
+    boxes = some_boxes(picture, args.windows)
+    backbone = load_backbone(args.net, "none")
+    backbone.layers.to(device)
+    head = None
+    if args.head != "none":
+        widths = [int(text) for text in args.head.split(",")]
+        head = build_head(backbone, LEVELS, HeadConfig(widths=widths), outputs=21, seed=0)
+        head = head.to(device).eval().requires_grad_(False)
+    pyramid = SpatialPyramid(LEVELS)
+    width = head.fc7.out_features if head and head.fc7 else pyramid.width(backbone.channels)
+    svms = torch.randn(args.classes, width, device=device)
+    extractor = Extractor(LEVELS, 224, head)
+    scales = [int(text) for text in args.scales.split(",")]
+
+    @torch.inference_mode()
+    def ours() -> torch.Tensor:
+        maps = backbone.feature_maps(picture, scales, FeaturesConfig())
+        found = extractor(maps, boxes, "fc7" if head else "pool5")
+        scores = found.values @ svms.T
+        return scores.cpu()[torch.from_numpy(found.index)]
+
+    @torch.inference_mode()
+    def rcnn() -> torch.Tensor:
+        parts = []
+        for start in range(0, len(boxes), args.batch):
+            crops = np.stack([warped(picture, box) for box in boxes[start : start + args.batch]])
+            x = normalised(crops).to(device).contiguous(memory_format=torch.channels_last)
+            parts.append(scored(backbone, pyramid, head, x) @ svms.T)
+        return torch.cat(parts).cpu()
+
+    times: dict[str, list[float]] = {"sppdet": [], "R-CNN": []}
+    ours()
+    for _ in range(args.repeats):
+        for name, work in (("sppdet", ours), ("R-CNN", rcnn)):
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    ratio = medians["R-CNN"] / medians["sppdet"]
+    print(
+        f"{args.net}, head {args.head}, {len(boxes)} windows, scales {scales}, "
+        f"{args.threads} threads, {device}\n\n| | seconds a picture |\n|---|---|"
+    )
+    for name, seconds in medians.items():
+        print(f"| {name} | {seconds:.3f} |")
+    print(f"\nratio {ratio:.1f}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
+
+
+def scored(
+    backbone: Backbone, pyramid: SpatialPyramid, head: Head | None, x: torch.Tensor
+) -> torch.Tensor:
+    """Features (N, D) of warped crops."""
+    pooled: torch.Tensor = pyramid(backbone.layers(x))
+    return pooled if head is None else head.features(pooled, "fc7" if head.fc7 else "fc6")
+
+
+def warped(picture: Picture, box: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(227, 227, 3): a window with its context, squeezed; beyond the picture it is black."""
+    inner = SIDE - 2 * CONTEXT
+    factor = inner / (box[2:] - box[:2])
+    matrix = np.array(
+        [
+            [factor[0], 0, CONTEXT - box[0] * factor[0]],
+            [0, factor[1], CONTEXT - box[1] * factor[1]],
+        ]
+    )
+    return np.asarray(cv2.warpAffine(picture, matrix, (SIDE, SIDE)), dtype=np.uint8)
+
+
+def some_boxes(picture: Picture, count: int) -> Boxes:
+    """(count, 4) proposals; where there are too few, the same ones moved by a pixel or more."""
+    found = Proposer(ProposalsConfig(max_boxes=count)).of(picture).boxes
+    height, width = picture.shape[:2]
+    boxes = found
+    shift = 0
+    while len(boxes) < count:
+        shift += 1
+        moved = clip_boxes(found + np.float32(shift), width=width, height=height)
+        sides = moved[:, 2:] - moved[:, :2]
+        boxes = np.concatenate([boxes, moved[(sides >= 10).all(axis=1)]])
+    return boxes[:count]
+
+
+def made_picture() -> Picture:
+    """A picture of the demo set, enlarged to 500 pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = make_demo_set(Path(folder) / "set", seed=0, train_images=1, test_images=1)
+        picture = read_image(find_images([root])[0])
+    factor = 500 / max(picture.shape[:2])
+    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor), dtype=np.uint8)
+
+
+if __name__ == "__main__":
+    main()
