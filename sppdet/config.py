@@ -112,7 +112,8 @@ class DataConfig(Section):
 class ProposalsConfig(Section):
     """Selective search, or boxes that others computed."""
 
-    engine: Literal["opencv", "stored"] = "opencv"
+    engine: Literal["sppdet", "opencv", "stored"] = "sppdet"
+    """Who searches: sppdet itself, OpenCV (to compare with; slower), or others have: stored."""
     mode: Literal["fast", "quality"] = "fast"
     max_boxes: PositiveInt = 2000
     min_size: PositiveInt = 20

@@ -13,19 +13,26 @@ import numpy as np
 import pytest
 import scipy.io
 from evaluation_samples import make_image
+from numpy.typing import NDArray
 from samples import random_boxes, random_picture
 
+from sppdet.boxes import box_iou
 from sppdet.config import ProposalsConfig
 from sppdet.data.cache import PictureCache
 from sppdet.errors import DataError
 from sppdet.proposals.recall import coverage
-from sppdet.proposals.selective_search import selective_search
+from sppdet.proposals.selective_search import _order, selective_search
 from sppdet.proposals.stage import Proposer
 from sppdet.proposals.stored import StoredProposals
 from sppdet.types import AnnotatedImage, Boxes, Picture, Proposals
 
 CONFIG = ProposalsConfig(image_width=150, min_size=8)
 ALL = CONFIG.model_copy(update={"max_boxes": 1_000_000})
+ENGINES = pytest.mark.parametrize("engine", ["sppdet", "opencv"])
+
+
+def with_engine(config: ProposalsConfig, engine: str, **others: Any) -> ProposalsConfig:
+    return config.model_copy(update={"engine": engine, **others})
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +52,33 @@ def other_search(picture: Picture) -> None:
     search.process()
 
 
-def test_the_same_boxes_in_the_same_order_whatever_runs_beside(picture: Picture) -> None:
-    first = selective_search(picture, CONFIG).boxes
+@ENGINES
+def test_the_same_boxes_in_the_same_order_whatever_runs_beside(
+    picture: Picture, engine: str
+) -> None:
+    config = with_engine(CONFIG, engine)
+    first = selective_search(picture, config).boxes
     assert len(first) > 100
-    assert np.array_equal(selective_search(picture, CONFIG).boxes, first)
+    assert np.array_equal(selective_search(picture, config).boxes, first)
     other_search(picture)
     cv2.setRNGSeed(99)
-    assert np.array_equal(selective_search(picture, CONFIG).boxes, first)
+    assert np.array_equal(selective_search(picture, config).boxes, first)
     with ThreadPoolExecutor(3) as pool:
         others = [pool.submit(other_search, picture) for _ in range(2)]
-        found = [pool.submit(selective_search, picture, CONFIG) for _ in range(4)]
+        found = [pool.submit(selective_search, picture, config) for _ in range(4)]
         for future in found:
             assert np.array_equal(future.result().boxes, first)
         for other in others:
             other.result()
 
 
-def test_the_seed_orders_and_doesnt_choose(picture: Picture) -> None:
-    a = selective_search(picture, ALL).boxes
-    b = selective_search(picture, ALL.model_copy(update={"seed": 1})).boxes
+@ENGINES
+def test_the_seed_orders_and_doesnt_choose(picture: Picture, engine: str) -> None:
+    a = selective_search(picture, with_engine(ALL, engine)).boxes
+    b = selective_search(picture, with_engine(ALL, engine, seed=1)).boxes
     assert not np.array_equal(a, b)
     assert rows(a) == rows(b) and len(rows(a)) == len(a)
-    cut = selective_search(picture, ALL.model_copy(update={"max_boxes": 50})).boxes
+    cut = selective_search(picture, with_engine(ALL, engine, max_boxes=50)).boxes
     assert np.array_equal(cut, a[:50])
 
 
@@ -75,8 +87,9 @@ def test_another_picture_has_another_order(picture: Picture) -> None:
     assert not np.array_equal(mirrored, selective_search(picture, ALL).boxes)
 
 
-def test_large_boxes_tend_to_come_first(picture: Picture) -> None:
-    boxes = selective_search(picture, ALL).boxes
+@ENGINES
+def test_large_boxes_tend_to_come_first(picture: Picture, engine: str) -> None:
+    boxes = selective_search(picture, with_engine(ALL, engine)).boxes
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert area[:100].mean() > 1.5 * area[-100:].mean()
 
@@ -104,12 +117,15 @@ def test_least_size_is_in_resized_pixels(picture: Picture, min_size: int) -> Non
     ("width", "height"), [(40, 40), (300, 20), (20, 300), (1, 1), (60, 1), (1, 60), (2, 900)]
 )
 @pytest.mark.parametrize("grey", [False, True])
-def test_boxes_stay_in_pictures_of_any_shape(width: int, height: int, grey: bool) -> None:
+@ENGINES
+def test_boxes_stay_in_pictures_of_any_shape(
+    width: int, height: int, grey: bool, engine: str
+) -> None:
     rng = np.random.default_rng(width)
     picture = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     if grey:
         picture[:] = picture[:, :, :1]
-    boxes = selective_search(picture, CONFIG.model_copy(update={"min_size": 1})).boxes
+    boxes = selective_search(picture, with_engine(CONFIG, engine, min_size=1)).boxes
     assert len(boxes) >= 1 and boxes.dtype == np.float32
     assert boxes[:, :2].min() >= 0
     assert boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
@@ -117,20 +133,44 @@ def test_boxes_stay_in_pictures_of_any_shape(width: int, height: int, grey: bool
 
 
 @pytest.mark.parametrize("value", [0, 90, 255])
-def test_a_picture_of_one_colour_has_just_the_whole(value: int) -> None:
+@ENGINES
+def test_a_picture_of_one_colour_has_just_the_whole(value: int, engine: str) -> None:
     picture = np.full((45, 60, 3), value, np.uint8)
     for mode in ("fast", "quality"):
-        config = CONFIG.model_copy(update={"mode": mode})
+        config = with_engine(CONFIG, engine, mode=mode)
         assert selective_search(picture, config).boxes.tolist() == [[0, 0, 60, 45]]
 
 
-def test_two_halves_are_found() -> None:
+@ENGINES
+def test_two_halves_are_found(engine: str) -> None:
     picture = np.zeros((60, 80, 3), np.uint8)
     picture[:, 40:] = (200, 30, 30)
-    boxes = selective_search(picture, CONFIG.model_copy(update={"image_width": 160})).boxes
+    boxes = selective_search(picture, with_engine(CONFIG, engine, image_width=160)).boxes
     for half in ([0, 0, 40, 60], [40, 0, 80, 60]):
         assert np.abs(boxes - np.array(half)).max(axis=1).min() <= 2
     assert [0, 0, 80, 60] in boxes.tolist()
+
+
+def test_engines_find_alike(picture: Picture) -> None:
+    ours, other = (selective_search(picture, with_engine(ALL, e)).boxes for e in ENGINES.args[1])
+    for a, b in ((ours, other), (other, ours)):
+        assert box_iou(a, b).max(axis=1).mean() > 0.8
+
+
+def test_ranks_by_hand() -> None:
+    class Ones:
+        def random(self, count: int) -> NDArray[np.float64]:
+            return np.ones(count)
+
+    def boxes(*rows: list[int]) -> NDArray[np.int32]:
+        return np.array(rows, np.int32)
+
+    whole, half, small, other = [0, 0, 9, 9], [0, 0, 9, 4], [1, 1, 3, 3], [2, 0, 9, 9]
+    groups = [boxes(whole, half, small), boxes(whole, other, half, small)]
+    rng: Any = Ones()
+    assert _order(groups, rng, min_size=1).tolist() == [whole, half, other, small]
+    assert _order(groups, rng, min_size=3).tolist() == [whole, half, other]
+    assert _order([boxes(small)], rng, min_size=3).shape == (0, 4)
 
 
 # -- stored by others ----------------------------------------------------------------------------

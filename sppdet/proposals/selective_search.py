@@ -1,45 +1,26 @@
-"""Selective search (Uijlings et al., IJCV 2013) by OpenCV, with an order of our own.
+"""Selective search (Uijlings et al., IJCV 2013): candidate boxes from hierarchies of regions.
 
-OpenCV ranks boxes with C `rand()`, so its order depends on what ran before in the process. Here
-the boxes of each segmentation are ranked by position in the hierarchy × a number from a generator
-seeded by the picture itself: the same picture gives the same boxes in the same order, in any
-process and at any worker count.
+The boxes of each hierarchy are ranked by position × a number from a generator seeded by the picture
+itself: the same picture gives the same boxes in the same order, in any process and at any worker
+count.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.boxes import box_area, clip_boxes, empty_boxes
+from sppdet.boxes import clip_boxes
 from sppdet.config import ProposalsConfig
-from sppdet.types import Boxes, Picture, Proposals
+from sppdet.proposals import opencv_engine, sppdet_engine
+from sppdet.proposals.modes import MODES
+from sppdet.types import Picture, Proposals
 
-SIGMA = 0.8  # smoothing before the graph segmentation
-MAX_ASPECT = 4  # a picture taller than this × its width is shrunk to fit, or it would not end
-VERSION = 1  # raised when the same settings give other boxes
-
-
-@dataclass(frozen=True)
-class Mode:
-    """What the hierarchies differ in: colour spaces, segmentation thresholds k, groupings."""
-
-    colours: tuple[str, ...]
-    ks: tuple[int, ...]
-    groupings: tuple[str, ...]  # c colour, t texture, s size, f fill; equal weights
-
-
-MODES = {
-    "fast": Mode(("hsv", "lab"), (50, 100), ("ctsf", "tsf")),
-    "quality": Mode(
-        ("hsv", "lab", "rgi", "hue", "grey"), (50, 100, 150, 300), ("ctsf", "tsf", "f", "s")
-    ),
-}
+MAX_ASPECT = 4  # a picture taller than this × its width is shrunk to fit, or it would take too long
+VERSION = 2  # raised when the same settings give other boxes
 
 
 def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
@@ -47,7 +28,8 @@ def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
 
     Args:
         picture: (H, W, 3) RGB uint8.
-        config: its `seed` and the picture's pixels fix the pseudo-random order.
+        config: its `seed` and the picture's pixels fix the pseudo-random order. With
+            engine: stored, which has boxes for the pictures of data sets only, sppdet's searches.
 
     Returns:
         At most `config.max_boxes` distinct boxes in original pixels, none of them less than
@@ -59,15 +41,10 @@ def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
     resized = np.asarray(
         cv2.resize(picture, resized_size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8
     )
-    mode = MODES[config.mode]
-    groups = [
-        _hierarchies(resized, _in_colour_space(resized, colour), k, mode.groupings)
-        for colour in mode.colours
-        for k in mode.ks
-    ]
-    boxes = _order(groups, np.random.default_rng([config.seed, _digest(resized)]))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    boxes = boxes[(sides >= config.min_size).all(axis=1)][: config.max_boxes]
+    engine = opencv_engine if config.engine == "opencv" else sppdet_engine
+    groups = engine.hierarchies(resized, MODES[config.mode])
+    rng = np.random.default_rng([config.seed, _digest(resized)])
+    boxes = _order(groups, rng, min_size=config.min_size)[: config.max_boxes]
     scale = np.array([width / resized_size[0], height / resized_size[1]] * 2, dtype=np.float64)
     original = (boxes * scale).astype(np.float32)
     return Proposals(clip_boxes(original, width=width, height=height))
@@ -77,63 +54,15 @@ def _digest(picture: Picture) -> int:
     return int.from_bytes(hashlib.blake2b(picture.tobytes(), digest_size=8).digest(), "little")
 
 
-def _in_colour_space(picture: Picture, name: str) -> NDArray[np.uint8]:
-    if name in ("hsv", "lab", "hue"):
-        code = cv2.COLOR_RGB2LAB if name == "lab" else cv2.COLOR_RGB2HSV
-        converted = np.asarray(cv2.cvtColor(picture, code), dtype=np.uint8)
-        return np.ascontiguousarray(converted[:, :, :1]) if name == "hue" else converted
-    grey = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    if name == "grey":
-        return grey[:, :, None]
-    # rgI: normalised red and green beside the intensity
-    total = np.maximum(picture.sum(axis=2, keepdims=True, dtype=np.float32), 1.0)
-    chroma = (picture[:, :, :2] / total * 255).astype(np.uint8)
-    return np.dstack([chroma, grey])
-
-
-def _hierarchies(
-    picture: Picture, converted: NDArray[np.uint8], k: int, groupings: tuple[str, ...]
-) -> Boxes:
-    """All regions' boxes of one segmentation under several groupings, (N, 4), distinct."""
-    segmentation = cv2.ximgproc.segmentation
-    search = segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(picture)
-    search.addImage(converted)
-    search.addGraphSegmentation(segmentation.createGraphSegmentation(SIGMA, float(k), k))
-    for grouping in groupings:
-        search.addStrategy(_strategy(grouping))
-    xywh = np.asarray(search.process(), dtype=np.float32).reshape(-1, 4)
-    return np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-
-
-def _strategy(grouping: str) -> Any:
-    segmentation = cv2.ximgproc.segmentation
-    makers = {
-        "c": segmentation.createSelectiveSearchSegmentationStrategyColor,
-        "t": segmentation.createSelectiveSearchSegmentationStrategyTexture,
-        "s": segmentation.createSelectiveSearchSegmentationStrategySize,
-        "f": segmentation.createSelectiveSearchSegmentationStrategyFill,
-    }
-    combined = segmentation.createSelectiveSearchSegmentationStrategyMultiple()
-    for letter in grouping:
-        combined.addStrategy(makers[letter](), 1.0 / len(grouping))
-    return combined
-
-
-def _order(groups: list[Boxes], rng: np.random.Generator) -> Boxes:
-    """The distinct boxes of all groups, by position in the hierarchy × a random number.
-
-    OpenCV keeps the merge order to itself; within a group the boxes are counted from the largest
-    to the smallest, which puts every region after those it is part of.
-    """
-    ranked = []
-    for boxes in groups:
-        by_size = np.lexsort((*boxes.T[::-1], -box_area(boxes)))
-        position = np.arange(1, len(boxes) + 1, dtype=np.float64)
-        ranked.append((boxes[by_size], position * rng.random(len(boxes))))
-    if not ranked:
-        return empty_boxes()
-    boxes = np.concatenate([b for b, _ in ranked])
-    boxes = boxes[np.argsort(np.concatenate([r for _, r in ranked]), kind="stable")]
-    _, first = np.unique(boxes, axis=0, return_index=True)
-    return np.ascontiguousarray(boxes[np.sort(first)])
+def _order(
+    groups: list[NDArray[np.int32]], rng: np.random.Generator, *, min_size: int
+) -> NDArray[np.int32]:
+    """The distinct boxes of all groups, by position in the group × a random number."""
+    rank = np.concatenate([np.arange(1, len(g) + 1) * rng.random(len(g)) for g in groups])
+    boxes = np.concatenate(groups)
+    wide = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=1))
+    boxes = boxes[wide[np.argsort(rank[wide], kind="stable")]]
+    sides = boxes[:, 2:].max(axis=0, initial=0).astype(np.int64) + 1
+    corners = boxes[:, 1::2] * sides[0] + boxes[:, ::2]  # first and last, numbered by rows
+    _, first = np.unique(corners[:, 0] * sides.prod() + corners[:, 1], return_index=True)
+    return boxes[np.sort(first)]

@@ -1,0 +1,30 @@
+"""The colour spaces that selective search looks at a picture in."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.types import Picture
+
+
+def in_colour_space(picture: Picture, name: str) -> NDArray[np.uint8]:
+    """Convert a picture (H, W, 3).
+
+    Args:
+        name: hsv, lab, rgi (normalised red and green beside the intensity), hue or grey.
+
+    Returns:
+        (H, W, C) uint8, C = 3 or 1.
+    """
+    if name in ("hsv", "lab", "hue"):
+        code = cv2.COLOR_RGB2LAB if name == "lab" else cv2.COLOR_RGB2HSV
+        converted = np.asarray(cv2.cvtColor(picture, code), dtype=np.uint8)
+        return np.ascontiguousarray(converted[:, :, :1]) if name == "hue" else converted
+    grey = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    if name == "grey":
+        return grey[:, :, None]
+    total = np.maximum(picture.sum(axis=2, keepdims=True, dtype=np.float32), 1.0)
+    chroma = (picture[:, :, :2] / total * 255).astype(np.uint8)
+    return np.dstack([chroma, grey])

@@ -1,0 +1,66 @@
+"""Selective search by OpenCV, to compare with.
+
+OpenCV keeps the merge order to itself and ranks boxes with C's `rand()`, so that its order depends on
+what ran before in the process. Here the boxes of a segmentation are counted from the largest to the
+smallest, which puts every region after those it is part of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.proposals.colours import in_colour_space
+from sppdet.proposals.modes import Mode
+from sppdet.proposals.segmentation import SIGMA
+from sppdet.types import Picture
+
+
+def hierarchies(picture: Picture, mode: Mode) -> list[NDArray[np.int32]]:
+    """All regions' boxes of every segmentation under all groupings, from the largest on.
+
+    Args:
+        picture: (H, W, 3) RGB uint8.
+
+    Returns:
+        One (N, 4) int32 array of distinct half-open xyxy boxes a segmentation.
+    """
+    found = []
+    for colour in mode.colours:
+        converted = in_colour_space(picture, colour)
+        for k in mode.ks:
+            boxes = _search(picture, converted, k, mode.groupings)
+            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            found.append(boxes[np.lexsort((*boxes.T[::-1], -area))])
+    return found
+
+
+def _search(
+    picture: Picture, converted: NDArray[np.uint8], k: int, groupings: tuple[str, ...]
+) -> NDArray[np.int32]:
+    segmentation = cv2.ximgproc.segmentation
+    search = segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(picture)
+    search.addImage(converted)
+    search.addGraphSegmentation(segmentation.createGraphSegmentation(SIGMA, float(k), k))
+    for grouping in groupings:
+        search.addStrategy(_strategy(grouping))
+    xywh = np.asarray(search.process(), dtype=np.int32).reshape(-1, 4)
+    return np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+
+
+def _strategy(grouping: str) -> Any:
+    segmentation = cv2.ximgproc.segmentation
+    makers = {
+        "c": segmentation.createSelectiveSearchSegmentationStrategyColor,
+        "t": segmentation.createSelectiveSearchSegmentationStrategyTexture,
+        "s": segmentation.createSelectiveSearchSegmentationStrategySize,
+        "f": segmentation.createSelectiveSearchSegmentationStrategyFill,
+    }
+    combined = segmentation.createSelectiveSearchSegmentationStrategyMultiple()
+    for letter in grouping:
+        combined.addStrategy(makers[letter](), 1.0 / len(grouping))
+    return combined
