@@ -236,9 +236,8 @@ class DetectConfig(Section):
     min_score: float = -1.5
     max_per_class: PositiveInt = 100
     svd: Annotated[
-        list[PositiveInt] | None,
+        Annotated[list[PositiveInt], Field(min_length=1, max_length=2)] | None,
         BeforeValidator(none_of),
-        Field(min_length=1, max_length=2),
     ] = None
     """Ranks that fc6 and fc7 are truncated to, such as [1024, 256]: faster, a little less exact (Girshick
     2015, Fast R-CNN); none: whole."""
