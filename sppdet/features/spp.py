@@ -4,11 +4,14 @@ For a level of n×n bins over a window of w×h cells, bin (i, j), counted from 0
 [⌊i·w/n⌋, ⌈(i+1)·w/n⌉) and the rows likewise; neighbouring bins may share cells and none is empty.
 
 A bin of level n is exactly the union of the bins of level m that lie under it where n divides m,
-so that only levels that divide no other one look at the map: {6, 3, 2, 1} costs little more than {6}.
+so that on a CPU only levels that divide no other one look at the map: {6, 3, 2, 1} costs little more
+than {6}. On a GPU a Triton kernel has a program for every bin, or, without Triton, `roi_pool` does it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -60,22 +63,36 @@ def spp_windows(
     """
     _, height, width = feature_map.shape
     _check_windows(windows, height, width)
-    if not (torch.is_grad_enabled() and feature_map.requires_grad):
-        return _pooled(feature_map, windows, levels)
+    differentiable = torch.is_grad_enabled() and feature_map.requires_grad
+    result: torch.Tensor
     if feature_map.device.type == "cpu":
-        result: torch.Tensor = _WindowPooling.apply(feature_map, windows, tuple(levels))
-        return result
-    parts = [_roi_pooled(feature_map, windows, n).flatten(1) for n in levels]
-    return torch.cat(parts, dim=1)
+        if not differentiable:
+            return _pooled(feature_map, windows, levels)
+        result = _WindowPooling.apply(feature_map, windows, tuple(levels))
+    elif _has_triton():
+        from sppdet.features import spp_triton
+
+        if not differentiable:
+            return spp_triton.pool(feature_map, windows, levels)
+        result = spp_triton.WindowPooling.apply(feature_map, windows, tuple(levels))
+    else:
+        # on whole windows roi_pool's bins are ours: its rounding meets nothing to round
+        rois = torch.zeros((len(windows), 5), device=feature_map.device)
+        rois[:, 1:] = torch.from_numpy(windows).to(rois)
+        levels_of = (roi_pool(feature_map[None].float(), rois, n) for n in levels)
+        result = torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels_of], dim=1)
+    return result
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _pooled(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
     channels = feature_map.shape[0]
-    if feature_map.device.type != "cpu":
-        parts = [_roi_pooled(feature_map, windows, n).flatten(1) for n in levels]
-        return torch.cat(parts, dim=1)
     # NumPy asks the system for large pages, without which a fresh 100 MB costs as much as the pooling
     target = np.empty((len(windows), spp_width(channels, levels)), dtype=np.float32)
     if len(windows) == 0:
@@ -100,14 +117,6 @@ def _plan(channels: int, levels: Sequence[int]) -> NDArray[np.int64]:
         start = level_columns(channels, levels, n).start
         rows.append((n, start, finer, level_columns(channels, levels, finer).start if finer else 0))
     return np.array(rows, dtype=np.int64)
-
-
-def _roi_pooled(feature_map: torch.Tensor, windows: NDArray[np.int64], n: int) -> torch.Tensor:
-    """(U, n, n, C) by torchvision; on whole windows its bins are ours: there is nothing to round."""
-    rois = torch.zeros((len(windows), 5), device=feature_map.device)
-    rois[:, 1:] = torch.from_numpy(windows).to(rois)
-    pooled: torch.Tensor = roi_pool(feature_map[None].float(), rois, n)
-    return pooled.permute(0, 2, 3, 1)
 
 
 class _WindowPooling(torch.autograd.Function):

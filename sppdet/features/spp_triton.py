@@ -1,0 +1,134 @@
+"""Spatial pyramid pooling of windows on a GPU, by a Triton kernel.
+
+Imported only where a map lies on a GPU (or Triton's interpreter is on) and Triton is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+
+_MOST_CHANNELS = 256  # a program's
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _pool_kernel(  # type: ignore[no-untyped-def]
+    feature_map, windows, bins, out, width, channels, total_bins, BLOCK: tl.constexpr
+):
+    """One program: a block of channels of one bin of one window; map (H, W, C), out (U, B, C)."""
+    window, at = tl.program_id(0), tl.program_id(1)
+    n = tl.load(bins + 3 * at)
+    i = tl.load(bins + 3 * at + 1)
+    j = tl.load(bins + 3 * at + 2)
+    left = tl.load(windows + 4 * window)
+    top = tl.load(windows + 4 * window + 1)
+    w = tl.load(windows + 4 * window + 2) - left + 1
+    h = tl.load(windows + 4 * window + 3) - top + 1
+    y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
+    x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < channels
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            cell = feature_map + (y * width + x).to(tl.int64) * channels
+            value = tl.load(cell + c, mask=inside, other=float("-inf"))
+            best = tl.maximum(best, value.to(tl.float32))
+    place = (window.to(tl.int64) * total_bins + at) * channels
+    tl.store(out + place + c, best, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _spread_kernel(  # type: ignore[no-untyped-def]
+    feature_map, windows, bins, gradients, result, width, channels, total_bins, BLOCK: tl.constexpr
+):
+    """Adds each bin's gradient to the first of its greatest cells."""
+    window, at = tl.program_id(0), tl.program_id(1)
+    n = tl.load(bins + 3 * at)
+    i = tl.load(bins + 3 * at + 1)
+    j = tl.load(bins + 3 * at + 2)
+    left = tl.load(windows + 4 * window)
+    top = tl.load(windows + 4 * window + 1)
+    w = tl.load(windows + 4 * window + 2) - left + 1
+    h = tl.load(windows + 4 * window + 3) - top + 1
+    y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
+    x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < channels
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    where = tl.zeros((BLOCK,), tl.int32) + (y0 * width + x0)
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            cell = feature_map + (y * width + x).to(tl.int64) * channels
+            value = tl.load(cell + c, mask=inside, other=float("-inf")).to(tl.float32)
+            greater = value > best
+            best = tl.where(greater, value, best)
+            where = tl.where(greater, y * width + x, where)
+    place = (window.to(tl.int64) * total_bins + at) * channels
+    given = tl.load(gradients + place + c, mask=inside, other=0.0)
+    tl.atomic_add(result + where.to(tl.int64) * channels + c, given, mask=inside)
+
+
+def pool(
+    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+) -> torch.Tensor:
+    """(U, D) float32 of a map (C, H, W), as `spp_windows`."""
+    channels_last, cells, bins = _arguments(feature_map, windows, levels)
+    _, width, channels = channels_last.shape
+    out = torch.empty(
+        (len(windows), len(bins), channels), dtype=torch.float32, device=feature_map.device
+    )
+    if len(windows):
+        block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
+        grid = (len(windows), len(bins), triton.cdiv(channels, block))
+        _pool_kernel[grid](channels_last, cells, bins, out, width, channels, len(bins), BLOCK=block)
+    return out.flatten(1)
+
+
+class WindowPooling(torch.autograd.Function):
+    """`pool` with the gradient of the map; its sums come in any order, so to the last bits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feature_map: torch.Tensor, windows: NDArray[np.int64], levels: tuple[int, ...]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(feature_map)
+        ctx.windows, ctx.levels = windows, levels
+        return pool(feature_map, windows, levels)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (feature_map,) = ctx.saved_tensors
+        channels_last, cells, bins = _arguments(feature_map, ctx.windows, ctx.levels)
+        height, width, channels = channels_last.shape
+        result = torch.zeros(
+            (height, width, channels), dtype=torch.float32, device=feature_map.device
+        )
+        if len(ctx.windows):
+            block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
+            grid = (len(ctx.windows), len(bins), triton.cdiv(channels, block))
+            _spread_kernel[grid](
+                *(channels_last, cells, bins, gradients[0].float().contiguous(), result),
+                *(width, channels, len(bins)),
+                BLOCK=block,
+            )
+        return result.permute(2, 0, 1).to(feature_map.dtype), None, None
+
+
+def _arguments(
+    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The map as (H, W, C), windows and the bins (B, 3) of all levels, on the map's device."""
+    table = [(n, i, j) for n in levels for i in range(n) for j in range(n)]
+    device = feature_map.device
+    return (
+        feature_map.permute(1, 2, 0).contiguous(),
+        torch.from_numpy(windows.astype(np.int32)).to(device),
+        torch.tensor(table, dtype=torch.int32, device=device),
+    )

@@ -1,0 +1,50 @@
+"""The GPU kernel, run by Triton's interpreter on the CPU, against the CPU's loop."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton isn't installed")
+
+# the interpreter has to be on before Triton is first imported, which other tests may have done
+PROGRAM = """
+import numpy as np
+import torch
+from sppdet.features.spp import spp_windows
+from sppdet.features.spp_triton import WindowPooling, pool
+
+rng = np.random.default_rng(0)
+for channels, height, width in ((5, 7, 8), (300, 2, 3)):
+    corners = rng.integers(0, [width, height], (2, 3, 2))
+    windows = np.hstack([corners.min(axis=0), corners.max(axis=0)])
+    for levels in ((6, 3), (2, 1)):
+        for dtype in (torch.float32, torch.float16):
+            feature_map = torch.from_numpy(rng.normal(size=(channels, height, width))).to(dtype)
+            if channels == 5:
+                feature_map = feature_map.round()  # with ties
+            expected = spp_windows(feature_map, windows, levels)
+            assert torch.equal(pool(feature_map, windows, levels), expected)
+            assert pool(feature_map, windows[:0], levels).shape == (0, expected.shape[1])
+        a, b = (feature_map.float().clone().requires_grad_() for _ in range(2))
+        gradient = torch.from_numpy(rng.normal(size=tuple(expected.shape))).float()
+        WindowPooling.apply(a, windows, levels).backward(gradient)
+        spp_windows(b, windows, levels).backward(gradient)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
+print("same")
+"""
+
+
+def test_the_kernel_equals_the_loop() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "same"
