@@ -185,6 +185,8 @@ class FinetuneConfig(Section):
     """Part of the training pictures on which the snapshot is chosen (ours; the paper doesn't say)."""
     snapshots: PositiveInt = 20
     """How many snapshots are compared, evenly spaced."""
+    mixed_precision: bool = True
+    """bfloat16 on GPUs that have it (ours)."""
     pool_images: PositiveInt = 32
     """Windows of this many pictures are pooled and shuffled together (ours)."""
     pool_windows: PositiveInt = 64

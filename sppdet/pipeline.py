@@ -27,6 +27,7 @@ from sppdet.errors import DataError, TrainingError
 from sppdet.evaluation.stage import evaluate_run
 from sppdet.features.backbones import Backbone, load_backbone
 from sppdet.features.head import Head, build_head, check_start
+from sppdet.features.memory import MapMemory
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource, weights_digest
 from sppdet.features.spp import VERSION as SPP_VERSION
@@ -130,6 +131,7 @@ def _train(
             reporter.nothing_done()
     if last < STAGES.index("finetune"):
         return None
+    maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
 
     material = Material(
         dataset=training_set,
@@ -155,6 +157,7 @@ def _train(
 
     with reporter.stage("bbox"):
         _regressors(config, material, files, head_made_by)
+    maps.keep_in_memory(None)
     files.seal(config)
     shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
     reporter.log("trained", svm=svm_made_by)

@@ -118,7 +118,13 @@ class FeatureMaps:
 
     def to(self, device: torch.device) -> FeatureMaps:
         """The same maps in float32 on `device`."""
-        maps = tuple(m.to(device=device, dtype=torch.float32) for m in self.maps)
+        # sent as they are and widened there
+        maps = tuple(m.to(device, non_blocking=True).float() for m in self.maps)
+        return FeatureMaps(maps, self.scale_factors, self.stride, self.offset)
+
+    def placed_on(self, device: torch.device) -> FeatureMaps:
+        """The same maps on `device`, of the type that they have."""
+        maps = tuple(m.to(device) for m in self.maps)
         return FeatureMaps(maps, self.scale_factors, self.stride, self.offset)
 
 

@@ -46,7 +46,7 @@ def small(**changes: Any) -> FinetuneConfig:
 
 def new_head(dropout: float = 0.5) -> Head:
     torch.manual_seed(0)
-    return Head(WIDTH, [12, 8], 2, dropout)
+    return Head(WIDTH, [12, 8], 3, dropout)
 
 
 def toy_pool(number: int, count: int = 64) -> Pool:
@@ -238,7 +238,7 @@ def test_restored_training_goes_on_to_the_same_bits(stop: int, tmp_path: Path) -
     write_tensors(path, first.state(), made_by="x", about=asdict(first.progress))
     state, about = read_tensors(path)
     torch.manual_seed(99)
-    second = FineTuner(Head(WIDTH, [12, 8], 2, 0.5), small(), validation, seed=1)
+    second = FineTuner(Head(WIDTH, [12, 8], 3, 0.5), small(), validation, seed=1)
     second.restore(state, Progress(**about))
     assert second.progress == first.progress
     trained(second)

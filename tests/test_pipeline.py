@@ -188,9 +188,10 @@ def test_without_box_regression(settings: Path, run_copy: Path, demo_root: Path)
     assert found and found <= proposed
 
 
-def test_a_random_backbone_needs_fine_tuning(settings: Path) -> None:
+def test_a_random_backbone_needs_fine_tuning(settings: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"finetune: tiny .* expected finetune settings or head"):
-        load_config(settings, ["finetune=none"])
+        train_quietly(settings, tmp_path, "finetune=none")
+    assert not (tmp_path / "store").exists()  # before any long stage
 
 
 def test_until_stops_after_its_stage(settings: Path, trained: Path, tmp_path: Path) -> None:

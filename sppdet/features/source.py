@@ -15,6 +15,7 @@ from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone
+from sppdet.features.memory import MapMemory
 from sppdet.run import Reporter
 from sppdet.types import AnnotatedImage, FeatureMaps, Picture
 
@@ -43,6 +44,11 @@ class MapSource:
             "maps", VERSION, weights_digest(backbone.layers), scales, config.max_side
         )
         self.store = ItemStore(folder, "maps", self.fingerprint) if folder else None
+        self._memory: MapMemory | None = None
+
+    def keep_in_memory(self, memory: MapMemory | None) -> None:
+        """Hold what is read from the store in `memory` too; None lets go of what is held."""
+        self._memory = memory
 
     def compute(self, picture: Picture) -> FeatureMaps:
         """The maps (float16, on the backbone's device) of a picture (H, W, 3) RGB."""
@@ -63,6 +69,17 @@ class MapSource:
             return self._computed(image, mirrored)
         name = f"{image.id}.mirrored" if mirrored else image.id
         digest = self._pictures.digest(image.path)
+        held = self._memory.get(f"{name}-{digest}") if self._memory else None
+        if held is not None:
+            return held
+        maps = self._stored(image, mirrored, name, digest)
+        if self._memory:
+            self._memory.put(f"{name}-{digest}", maps)
+        return maps
+
+    def _stored(self, image: AnnotatedImage, mirrored: bool, name: str, digest: str) -> FeatureMaps:
+        """From the store, or put there."""
+        assert self.store is not None
         if self.store.has(name, digest):
             tensors = self.store.read(name, digest)
             factors = tensors.pop("scale_factors").numpy()

@@ -130,6 +130,11 @@ class FineTuner:
         self._validation = validation
         self._seed = seed
         self._device = next(head.parameters()).device
+        self._halved = (
+            config.mixed_precision
+            and self._device.type == "cuda"
+            and torch.cuda.is_bf16_supported()
+        )
         self._optimizer = torch.optim.SGD(
             head.parameters(),
             lr=config.lr,
@@ -173,7 +178,9 @@ class FineTuner:
         for group in self._optimizer.param_groups:
             group["lr"] = config.lr * (_DROP_FACTOR if dropped else 1.0)
         self.head.train()
-        loss = F.cross_entropy(self.head(features), labels)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._halved):
+            scores = self.head(features)
+        loss = F.cross_entropy(scores.float(), labels)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"finetune: the loss is {loss.item()} at batch {p.batch}; expected a finite one, "
