@@ -1,0 +1,156 @@
+"""How the cost of detection grows: with picture size, windows, classes and pictures.
+
+    python benchmarks/scaling.py [--threads 1] [--repeats 5] [--json FILE]
+
+Made pictures (noise over shapes), random weights. Every quantity is doubled a few times; the exponent
+is the slope of log(seconds) over log(quantity), 1 for linear growth (less where a fixed cost remains).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from sppdet.boxes import nms
+from sppdet.config import FeaturesConfig, ProposalsConfig
+from sppdet.data.demo_set import make_demo_set
+from sppdet.data.images import find_images, read_image
+from sppdet.features.backbones import load_backbone
+from sppdet.features.regions import Extractor
+from sppdet.parallel import set_threads
+from sppdet.proposals.selective_search import selective_search
+from sppdet.types import Boxes, Picture
+
+LEVELS = (6, 3, 2, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    works = {
+        **picture_size(made_picture()),
+        **windows_and_classes(made_picture()),
+        **pictures(),
+    }
+    print("| what | quantity | seconds | exponent |\n|---|---|---|---|")
+    report = {}
+    for name, (quantities, work) in works.items():
+        seconds = [median_seconds(partial(work, q), args.repeats) for q in quantities]
+        slope = float(np.polyfit(np.log(quantities), np.log(seconds), 1)[0])
+        shown = " / ".join(f"{s:.3f}" for s in seconds)
+        print(
+            f"| {name} | {' / '.join(map(str, quantities))} | {shown} | {slope:.2f} |", flush=True
+        )
+        report[name] = {"quantity": quantities, "seconds": seconds, "exponent": slope}
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1))
+
+
+Work = tuple[list[int], Callable[[int], object]]
+
+
+def picture_size(picture: Picture) -> dict[str, Work]:
+    """Selective search and the layers on pictures of 1, 2, 4 times the pixels."""
+    backbone = load_backbone("alexnet", "none")
+    config = FeaturesConfig(max_side=10_000)
+    sides = {n: round(250 * n**0.5) for n in (1, 2, 4)}
+
+    def search(n: int) -> object:
+        return selective_search(picture, ProposalsConfig(image_width=2 * sides[n]))
+
+    def layers(n: int) -> object:
+        return backbone.feature_maps(picture, [sides[n]], config)
+
+    return {
+        "selective search, pixels ×": ([1, 2, 4], search),
+        "layers, pixels ×": ([1, 2, 4], layers),
+    }
+
+
+def windows_and_classes(picture: Picture) -> dict[str, Work]:
+    """SPP by windows, scores and NMS by classes."""
+    backbone = load_backbone("alexnet", "none")
+    maps = backbone.feature_maps(picture, [688], FeaturesConfig())
+    extractor = Extractor(LEVELS, 224, None)
+    rng = np.random.default_rng(0)
+    boxes = made_boxes(picture, 4000, rng)
+    features = torch.rand(2000, 4096)
+    scores = rng.normal(size=(2000, 80)).astype(np.float32)
+
+    def pool(count: int) -> object:
+        return extractor(maps, boxes[:count], "pool5")
+
+    def score(classes: int) -> object:
+        return features @ torch.ones(classes, 4096).T
+
+    def suppress(classes: int) -> object:
+        kept = [np.flatnonzero(scores[:, k] > 0) for k in range(classes)]
+        return [nms(boxes[rows], scores[rows, k], max_iou=0.3) for k, rows in enumerate(kept)]
+
+    return {
+        "SPP, windows": ([500, 1000, 2000, 4000], pool),
+        "SVM scores, classes": ([20, 40, 80], score),
+        "NMS, classes": ([20, 40, 80], suppress),
+    }
+
+
+def pictures() -> dict[str, Work]:
+    """Decoding, proposals and layers of several pictures."""
+    backbone = load_backbone("alexnet", "none")
+    picture = made_picture()
+
+    def several(count: int) -> object:
+        done = []
+        for _ in range(count):
+            selective_search(picture, ProposalsConfig(image_width=250))
+            done.append(backbone.feature_maps(picture, [240], FeaturesConfig()))
+        return done
+
+    return {"pictures": ([2, 4, 8], several)}
+
+
+def made_boxes(picture: Picture, count: int, rng: np.random.Generator) -> Boxes:
+    """(count, 4) boxes anywhere, sides spread evenly on a logarithmic scale."""
+    size = np.array([picture.shape[1], picture.shape[0]])
+    sides = np.exp(rng.uniform(np.log(20), np.log(size), (count, 2)))
+    corner = rng.random((count, 2)) * (size - sides)
+    return np.hstack([corner, corner + sides]).astype(np.float32)
+
+
+def made_picture() -> Picture:
+    """A picture of the demo set, enlarged to 500 pixels, with noise so that detail stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = make_demo_set(Path(folder) / "set", seed=0, train_images=1, test_images=1)
+        picture = read_image(find_images([root])[0])
+    factor = 1000 / picture.shape[1]
+    larger = cv2.resize(picture, None, fx=factor, fy=factor).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 12, larger.shape)
+    return np.asarray(np.clip(larger + noise, 0, 255), dtype=np.uint8)
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds after one pass to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+if __name__ == "__main__":
+    main()
