@@ -12,7 +12,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from runs import CommandLine, small_set, train_quietly, write_settings
+from pictures import shape_folders
+from runs import (
+    CommandLine,
+    pretrain_quietly,
+    small_set,
+    train_quietly,
+    write_classifier_settings,
+    write_settings,
+)
 
 from sppdet import cli
 from sppdet.features.backbones import Backbone, load_backbone
@@ -55,6 +63,29 @@ def trained(settings: Path) -> Path:
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` to work on."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def shape_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders named by class: `train` with 20 pictures each, `val` with 6; not to be changed."""
+    root = tmp_path_factory.mktemp("shapes")
+    shape_folders(root / "train", count=20, seed=1)
+    shape_folders(root / "val", count=6, seed=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def classifier_settings(shape_root: Path) -> Path:
+    """The settings of `classified`; not to be changed."""
+    return write_classifier_settings(shape_root / "shapes.yaml", shape_root)
+
+
+@pytest.fixture(scope="session")
+def classified(classifier_settings: Path) -> Path:
+    """The run of a trained classifier; not to be changed."""
+    run = classifier_settings.parent / "run"
+    pretrain_quietly(classifier_settings, run)
+    return run
 
 
 @pytest.fixture

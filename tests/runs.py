@@ -1,4 +1,4 @@
-"""A small run: its settings, its training, and its files as bytes."""
+"""Small runs, of a detector and of a classifier: settings, training, and their files as bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from sppdet.classification.config import PretrainConfig
+from sppdet.classification.stage import pretrain
 from sppdet.config import Config
-from sppdet.config_file import load_config
+from sppdet.config_file import load_config, load_settings
 from sppdet.data.demo_set import make_demo_set
 from sppdet.pipeline import Stage, train
 from sppdet.run import Reporter
@@ -29,6 +31,42 @@ SMALL: dict[str, Any] = {
     "finetune": {"batches": 30, "lr": 5e-3, "snapshots": 3},
     "svm": {"retrain_after": 200},  # so that mining retrains more than once
 }
+
+SMALL_CLASSIFIER: dict[str, Any] = {
+    "backbone": {"name": "tiny", "weights": "none"},
+    "spp_levels": [2, 1],
+    "head": {"widths": [16], "dropout": 0.25},
+    "augment": {"resize": 36, "crop": 32},
+    "train": {"sizes": [32, 24], "epochs": 6, "batch_size": 10, "schedule": "step"},
+    "test": {"views": ["centre", "full"], "side": 36, "crop": 32},
+    "workers": 2,
+}
+
+# The command line, but the process is killed at the nth file that matches: when it is written
+# whole under its temporary name, or once it has its own.
+KILLED = """
+import contextlib, os, signal, sys
+import sppdet.artifacts
+pattern, nth, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+genuine, seen = sppdet.artifacts.atomic_path, 0
+
+@contextlib.contextmanager
+def atomic_path(path):
+    global seen
+    matches = path.match(pattern)
+    with genuine(path) as temporary:
+        yield temporary
+        seen += matches
+        if moment == "before" and matches and seen == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if moment == "after" and matches and seen == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sppdet.artifacts.atomic_path = atomic_path
+sys.argv[1:] = sys.argv[4:]
+from sppdet.cli import main
+main()
+"""
 
 
 def small_set(folder: Path) -> Path:
@@ -53,6 +91,23 @@ def train_quietly(
     reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
     result = train(config, run, device="cpu", until=until, reporter=reporter)
     return result, said.getvalue()
+
+
+def write_classifier_settings(path: Path, root: Path, **more: Any) -> Path:
+    """A file of small settings of a classifier; `more` takes the place of its sections."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"data": {"root": str(root)}, **SMALL_CLASSIFIER, **more}
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def pretrain_quietly(settings: Path, run: Path, *overrides: str) -> str:
+    """Train a classifier in the folder `run`; returns what was said."""
+    said = io.StringIO()
+    reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
+    config = load_settings(settings, PretrainConfig, overrides)
+    pretrain(config, run, device="cpu", reporter=reporter)
+    return said.getvalue()
 
 
 def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:

@@ -13,16 +13,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
+from runs import CommandLine, write_settings
 from safetensors.torch import save_file
 from samples import random_picture
 from torch import nn
 
-from sppdet.config import FeaturesConfig
+from sppdet.artifacts import write_tensors
+from sppdet.classification.classifier import SppClassifier, build_classifier, save_classifier
+from sppdet.classification.config import PretrainConfig
+from sppdet.config import FeaturesConfig, HeadConfig
+from sppdet.config_file import check_config
 from sppdet.errors import WeightsError
 from sppdet.features import backbones
 from sppdet.features.backbones import Backbone, conv_backbone, load_backbone, to_input
 from sppdet.features.graph import geometry_of
+from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+from sppdet.features.regions import Extractor
 
 GEOMETRY: list[tuple[str, int, float, int]] = [
     ("alexnet", 16, 15.5, 256),
@@ -279,3 +286,138 @@ def test_weights_of_convolutions_alone_have_no_classifier(tmp_path: Path) -> Non
     path = save(dict(state), tmp_path / "conv.safetensors")
     assert load_backbone("alexnet", path).fc is None
     assert backbones.load_backbone("tiny", "none").fc is None
+
+
+# -- the run of a classifier ---------------------------------------------------------------------
+
+
+def classifier_run(run: Path, *, net: str = "tiny", head: Any = None) -> SppClassifier:
+    """A run that has seeded weights, as if training had ended with them."""
+    config = check_config(
+        {
+            "data": {"root": "nowhere"},
+            "backbone": {"name": net, "weights": "none"},
+            "spp_levels": [3, 1],
+            "head": head or {"widths": [12, 10]},
+            "seed": 4,
+        },
+        "settings",
+        PretrainConfig,
+    )
+    classifier = build_classifier(config, ["a", "b", "c"])
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for tensor in classifier.state_dict().values():
+            if tensor.is_floating_point():  # also what starts as 0 and 1
+                tensor += 0.02 * torch.rand(tensor.shape)
+    save_classifier(run / "model" / "net.safetensors", classifier, made_by="test")
+    return classifier.eval()
+
+
+@pytest.mark.parametrize("name", ["tiny", "convnet5", "mobilenet_v3_small"])
+def test_layers_from_a_classifiers_run(name: str, tmp_path: Path) -> None:
+    classifier = classifier_run(tmp_path, net=name)
+    backbone = load_backbone(name, str(tmp_path))
+    ours, theirs = backbone.layers.state_dict(), classifier.conv.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not any(parameter.requires_grad for parameter in backbone.layers.parameters())
+    x = torch.randn(1, 3, 70, 100, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.equal(backbone.layers(x), classifier.conv(x))
+
+
+@pytest.mark.parametrize("levels", [(3, 1), (3, 2, 1), (1, 4, 3)])
+@pytest.mark.parametrize("widths", [[12, 10], [12]])
+def test_the_detectors_first_features_are_the_classifiers(
+    levels: tuple[int, ...], widths: list[int], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    classifier = classifier_run(tmp_path)
+    backbone = load_backbone("tiny", str(tmp_path))
+    assert backbone.fc is not None and backbone.fc.levels == (3, 1)
+    head = build_head(backbone, levels, HeadConfig(widths=widths), outputs=5, seed=0).eval()
+    picture = random_picture(rng, width=120, height=90)
+    hidden = {}
+    with torch.inference_mode():
+        pooled = classifier.pyramid(classifier.conv(to_input(picture, 1.0)))
+        hidden["fc6"] = torch.relu(classifier.head.fc6(pooled))  # type: ignore[operator]
+        hidden["fc7"] = torch.relu(classifier.head.fc7(hidden["fc6"]))  # type: ignore[operator]
+    maps = backbone.feature_maps(picture, [90], FeaturesConfig())
+    extractor = Extractor(levels, 90, head)
+    whole = np.array([[0, 0, 120, 90]], np.float32)
+    side = maps.maps[0].shape
+    assert extractor.windows(maps, whole).cells.tolist() == [[0, 0, 0, side[2] - 1, side[1] - 1]]
+    for layer in ("fc6", "fc7")[: len(widths)]:
+        assert (hidden[layer] > 0).any()
+        ours = extractor(maps, whole, "fc6" if layer == "fc6" else "fc7").values
+        torch.testing.assert_close(ours, hidden[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_columns_carry_over_exactly(tmp_path: Path) -> None:
+    fc6 = classifier_run(tmp_path).head.fc6.weight  # type: ignore[union-attr]
+    assert isinstance(fc6, torch.Tensor)
+    backbone = load_backbone("tiny", str(tmp_path))
+    head = build_head(backbone, (3, 2, 1), HeadConfig(widths=[12, 10]), outputs=5, seed=0)
+    three, two = 9 * 128, 4 * 128
+    assert torch.equal(head.fc6.weight[:, :three], fc6[:, :three])
+    assert not head.fc6.weight[:, three : three + two].any()
+    assert torch.equal(head.fc6.weight[:, three + two :], fc6[:, three:])
+
+
+def test_a_missing_level_of_a_run(tmp_path: Path, demo_root: Path, sppdet: CommandLine) -> None:
+    classifier_run(tmp_path / "run")
+    settings = write_settings(
+        tmp_path / "s.yaml",
+        demo_root,
+        backbone={"name": "tiny", "weights": str(tmp_path / "run")},
+        spp_levels=[3, 2],
+        head={"widths": [12]},
+    )
+    status, _, said = sppdet("train", settings, "--run", tmp_path / "d", "--device", "cpu")
+    assert status == 1
+    (line,) = (line for line in said.splitlines() if not line.startswith("warning: "))
+    assert line == "error: spp_levels: [3, 2] has no 1; the pre-trained fc6 needs that level"
+
+
+def test_what_is_no_fitting_run(tmp_path: Path, trained: Path) -> None:
+    classifier_run(tmp_path / "run")
+    run = str(tmp_path / "run")
+    assert refusal("zf5", run) == f"backbone.weights: {run} has a tiny, expected a zf5"
+    assert refusal("tiny", f"{run}s") == f"{run}s: no such file of weights"
+    assert f"{trained} isn't a classifier's run: " in refusal("tiny", str(trained))
+    path = tmp_path / "run" / "model" / "net.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert "isn't a classifier's run: " in refusal("tiny", run)
+    write_tensors(path, {"conv.0.weight": torch.zeros(1)}, made_by="x", about={"net": "tiny"})
+    assert "has no fitting 0.weight; expected those of tiny" in refusal("tiny", run)
+
+
+def test_a_run_without_hidden_layers(tmp_path: Path) -> None:
+    classifier_run(tmp_path, head="none")
+    backbone = load_backbone("tiny", str(tmp_path))
+    assert backbone.fc is None
+
+
+def test_a_resnets_run_gives_the_layers_up_to_stride_16(tmp_path: Path) -> None:
+    classifier = classifier_run(tmp_path, net="resnet18")
+    assert classifier.stride == 32
+    backbone = load_backbone("resnet18", str(tmp_path))
+    assert (backbone.stride, backbone.channels, backbone.fc) == (16, 256, None)
+    theirs = classifier.conv.state_dict()
+    ours = backbone.layers.state_dict()
+    assert set(ours) == {key for key in theirs if not key.startswith("7.")}
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    whole = load_backbone("resnet18", str(tmp_path), whole=True)
+    assert (whole.stride, whole.channels) == (32, 512) and whole.fc is not None
+    assert whole.fc.fc7 is not None and whole.fc.fc7.weight.shape == (10, 12)
+
+
+def test_a_network_without_maps_is_one_clear_error(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path
+) -> None:
+    backbone = {"name": "vit_b_16", "weights": "none"}
+    settings = write_settings(tmp_path / "vit.yaml", demo_root, backbone=backbone)
+    status, _, said = sppdet("train", settings, "--run", tmp_path / "run", "--device", "cpu")
+    assert status == 1
+    (line,) = (line for line in said.splitlines() if not line.startswith("warning: "))
+    assert line.startswith("error: vit_b_16: can't be used as a backbone: ")

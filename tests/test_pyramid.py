@@ -74,11 +74,11 @@ def test_the_width_is_the_same_for_every_size() -> None:
 @pytest.mark.parametrize("mode", ["max", "average"])
 def test_gradients(mode: Mode) -> None:
     # distinct values far apart: a small step changes no maximum
-    order = torch.randperm(2 * 2 * 7 * 6, generator=torch.Generator().manual_seed(0))
-    maps = (order.double() / 10).reshape(2, 2, 7, 6).requires_grad_()
-    assert torch.autograd.gradcheck(SpatialPyramid((3, 2, 1), mode=mode), (maps,))
-    square = maps.detach()[..., :6, :6].clone().requires_grad_()
-    assert torch.autograd.gradcheck(FixedPyramid(6, (3, 2, 1), mode=mode), (square,))
+    order = torch.randperm(2 * 5 * 4, generator=torch.Generator().manual_seed(0))
+    maps = (order.double() / 10).reshape(1, 2, 5, 4).requires_grad_()
+    assert torch.autograd.gradcheck(SpatialPyramid((3, 1), mode=mode), (maps,))
+    square = maps.detach()[..., :4, :4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(FixedPyramid(4, (2, 1), mode=mode), (square,))
     if mode == "max":
         assert torch.autograd.gradcheck(SppBlock((3, 5), chained=True), (square,))
 
@@ -134,7 +134,7 @@ def spans(side: int, n: int) -> tuple[list[tuple[int, int]], list[tuple[int, int
 
 def test_both_forms_agree_exactly_where_their_bins_are_the_same() -> None:
     same = set()
-    for side, n in itertools.product(range(1, 25), range(1, 8)):
+    for side, n in itertools.product(range(1, 19), range(1, 7)):
         if bins_of_max_pooling(side, n) != n:
             continue
         maps = random_maps(side, side, count=4, channels=8)
@@ -142,8 +142,9 @@ def test_both_forms_agree_exactly_where_their_bins_are_the_same() -> None:
         agree = torch.equal(FixedPyramid(side, [n])(maps), SpatialPyramid([n])(maps))
         assert agree == (fixed == adaptive), (side, n)
         same |= {(side, n)} if agree else set()
-    assert {(13, 6), (13, 1), (12, 6), (12, 3), (10, 3)} <= same  # the paper's 13×13, its pool5
-    assert (11, 4) not in same and bins_of_max_pooling(11, 4) == 4
+    assert {(13, 6), (13, 3), (13, 2), (13, 1), (10, 3)} <= same
+    # four bins of three cells, two apart: the tenth cell is in none
+    assert (10, 4) not in same and bins_of_max_pooling(10, 4) == 4
 
 
 def test_maps_of_another_size_are_refused() -> None:
@@ -183,9 +184,7 @@ def slow_block(maps: torch.Tensor, kernels: Sequence[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kernels", [(5, 9, 13), (3,), (3, 7), (1, 5)])
 @pytest.mark.parametrize(("height", "width"), [(13, 13), (4, 20), (1, 1)])
-def test_the_block_against_a_slow_loop(
-    height: int, width: int, kernels: tuple[int, ...]
-) -> None:
+def test_the_block_against_a_slow_loop(height: int, width: int, kernels: tuple[int, ...]) -> None:
     maps = random_maps(height, width) - 5  # negative: zeros outside would be the maximum
     assert torch.equal(SppBlock(kernels)(maps), slow_block(maps, kernels))
 

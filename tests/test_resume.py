@@ -8,33 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import contents, log_of, results, train_quietly
+from runs import KILLED, contents, log_of, results, train_quietly
 
-# The command line, but the process is killed at the nth file that matches: when it is written
-# whole under its temporary name, or once it has its own.
-KILLED = """
-import contextlib, os, signal, sys
-import sppdet.artifacts
-pattern, nth, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-genuine, seen = sppdet.artifacts.atomic_path, 0
-
-@contextlib.contextmanager
-def atomic_path(path):
-    global seen
-    matches = path.match(pattern)
-    with genuine(path) as temporary:
-        yield temporary
-        seen += matches
-        if moment == "before" and matches and seen == nth:
-            os.kill(os.getpid(), signal.SIGKILL)
-    if moment == "after" and matches and seen == nth:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sppdet.artifacts.atomic_path = atomic_path
-sys.argv[1:] = sys.argv[4:]
-from sppdet.cli import main
-main()
-"""
 KILLS = (
     ("store/proposals-*/*", 5, "after"),
     ("store/maps-*/*", 4, "before"),

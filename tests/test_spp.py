@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -152,3 +152,131 @@ def test_find_windows_at_given_scales() -> None:
     windows = find_windows(maps, boxes, canonical_size=224, scale_index=np.array([1, 0]))
     assert windows.cells[windows.index].tolist() == [[1, 0, 0, 4, 4], [0, 0, 0, 2, 2]]
     assert find_windows(maps, boxes, canonical_size=33).cells.tolist() == [[0, 0, 0, 2, 2]]
+
+
+def by_slices(
+    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+) -> torch.Tensor:
+    """The same vectors by torch's adaptive pooling of each window's part of the map."""
+    rows = []
+    for left, top, right, bottom in windows.tolist():
+        cut = feature_map[None, :, top : bottom + 1, left : right + 1]
+        bins = [F.adaptive_max_pool2d(cut, n).permute(0, 2, 3, 1).flatten() for n in levels]
+        rows.append(torch.cat(bins))
+    return torch.stack(rows)
+
+
+def gradients(
+    pool: Callable[..., torch.Tensor],
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled vectors, and the map's gradient for whole-number weights, whose sums are exact."""
+    leaf = feature_map.clone().requires_grad_()
+    pooled = pool(leaf, windows, levels)
+    generator = torch.Generator().manual_seed(9)
+    pooled.backward(torch.randint(-8, 9, pooled.shape, generator=generator).float())
+    assert leaf.grad is not None
+    return pooled.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("values", ["distinct", "ties", "constant"])
+def test_gradients_equal_torchs_on_slices(levels: tuple[int, ...], values: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    feature_map = torch.randn(5, 12, 15, generator=generator)
+    if values == "ties":  # as after a ReLU: a good part is 0
+        feature_map = torch.randint(-2, 3, (5, 12, 15), generator=generator).float().relu()
+    elif values == "constant":
+        feature_map = torch.zeros(5, 12, 15)
+    windows = random_windows(np.random.default_rng(5), 25, 15, 12)
+    ours, theirs = (
+        gradients(pool, feature_map, windows, levels) for pool in (spp_windows, by_slices)
+    )
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    assert theirs[1].any()
+
+
+def test_gradients_add_up_over_overlapping_windows() -> None:
+    feature_map = torch.tensor([[[1.0, 4, 2], [3, 4, 0]]])
+    windows = np.array([[0, 0, 2, 1], [0, 0, 2, 1], [2, 0, 2, 1], [0, 1, 1, 1]])
+    leaf = feature_map.requires_grad_()
+    spp_windows(leaf, windows, (1,)).sum().backward()
+    assert leaf.grad is not None
+    # both whole windows go to the first 4, that of the last column to its 2
+    assert leaf.grad.tolist() == [[[0, 2, 1], [0, 1, 0]]]
+
+
+def test_the_number_of_threads_changes_no_bit_of_a_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    feature_map = torch.randn(7, 10, 11, generator=generator)
+    windows = random_windows(np.random.default_rng(6), 60, 11, 10)
+    weights = torch.randn(60, spp_width(7, (6, 3, 2, 1)), generator=generator)
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        leaf = feature_map.clone().requires_grad_()
+        (spp_windows(leaf, windows, (6, 3, 2, 1)) * weights).sum().backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    theirs = feature_map.clone().requires_grad_()
+    (by_slices(theirs, windows, (6, 3, 2, 1)) * weights).sum().backward()
+    torch.testing.assert_close(found[0], theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_gradients_have_the_maps_type(dtype: torch.dtype) -> None:
+    feature_map = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(8)).to(dtype)
+    windows = np.array([[0, 0, 4, 5], [1, 2, 3, 3]])
+    pooled, gradient = gradients(spp_windows, feature_map, windows, (3, 1))
+    assert pooled.dtype == torch.float32 and gradient.dtype == dtype
+    _, theirs = gradients(by_slices, feature_map.float(), windows, (3, 1))
+    assert torch.equal(gradient.float(), theirs)
+
+
+def test_a_map_in_another_memory_order() -> None:
+    feature_map = torch.randn(1, 4, 8, 7, generator=torch.Generator().manual_seed(9))
+    windows = random_windows(np.random.default_rng(9), 10, 7, 8)
+    one = gradients(spp_windows, feature_map[0], windows, (2, 1))
+    last = feature_map.contiguous(memory_format=torch.channels_last)
+    other = gradients(spp_windows, last[0], windows, (2, 1))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_gradients_flow_through_layers_before() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 4, 3, padding=1)
+    x = torch.randn(1, 3, 9, 9)
+    windows = random_windows(np.random.default_rng(1), 6, 9, 9)
+    found = []
+    for pool in (spp_windows, by_slices):
+        layer.zero_grad()
+        pool(layer(x)[0], windows, (3, 1)).square().sum().backward()
+        assert layer.weight.grad is not None
+        found.append(layer.weight.grad.clone())
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_without_gradients_nothing_is_remembered() -> None:
+    feature_map = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(8))
+    windows = random_windows(np.random.default_rng(8), 10, 5, 6)
+    plain = spp_windows(feature_map, windows, (3, 2, 1))
+    wanted = spp_windows(feature_map.clone().requires_grad_(), windows, (3, 2, 1))
+    with torch.no_grad():
+        unwanted = spp_windows(feature_map.clone().requires_grad_(), windows, (3, 2, 1))
+    assert wanted.requires_grad and wanted.grad_fn is not None
+    assert not plain.requires_grad and not unwanted.requires_grad
+    assert torch.equal(plain, wanted.detach()) and torch.equal(plain, unwanted)
+
+
+def test_gradients_of_no_windows() -> None:
+    leaf = torch.zeros(2, 4, 6, requires_grad=True)
+    pooled = spp_windows(leaf, np.zeros((0, 4), np.int64), (3, 1))
+    assert pooled.shape == (0, 20)
+    pooled.sum().backward()
+    assert leaf.grad is not None and not leaf.grad.any()

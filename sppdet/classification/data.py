@@ -130,6 +130,10 @@ def _without_broken(pictures: LabelledPictures, *, workers: int) -> LabelledPict
         return ""
 
     problems = list(ordered_map(problem, pictures.paths, workers=workers))
+    for label, name in enumerate(pictures.class_names):
+        ours = [text for text, k in zip(problems, pictures.labels, strict=True) if k == label]
+        if ours and all(ours):
+            raise DataError(f"class {name}: none of its pictures can be decoded; {ours[0]}")
     good = np.flatnonzero(np.array([not text for text in problems]))
     kept = pictures.chosen(good, pictures.name)
     skipped = tuple(text for text in problems if text)

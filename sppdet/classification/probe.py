@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 from sppdet.artifacts import write_json
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
-from sppdet.classification.views import centre_crop
+from sppdet.classification.views import centre_crop, whole_factor
 from sppdet.config import DataConfig
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
-from sppdet.errors import ConfigError
-from sppdet.evaluation.voc import average_precision, precision_recall
+from sppdet.errors import ConfigError, DataError
+from sppdet.evaluation.voc import (
+    average_precision,
+    mean_of_known,
+    precision_recall,
+    warn_uncounted,
+)
 from sppdet.features.backbones import Backbone, load_backbone, to_input
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
@@ -43,7 +48,7 @@ class ProbeResult:
     metric: str  # accuracy, or mAP (voc07)
     values: tuple[float, ...]
     width: int  # of the features
-    per_class: dict[str, float]
+    per_class: dict[str, float]  # means over the splits
 
     @property
     def mean(self) -> float:
@@ -83,7 +88,7 @@ class Features:
     def _input(self, picture: Picture) -> torch.Tensor:
         side = self._config.side
         if self._config.picture == "full":
-            return to_input(picture, side / min(picture.shape[:2]))
+            return to_input(picture, whole_factor(picture, side))
         if self._config.picture == "crop":
             return to_input(centre_crop(picture, side=side, crop=side, size=side), 1.0)
         squeezed = cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -162,7 +167,8 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
     paths = sorted({*training.paths, *other.paths})
     row_of = {path: row for row, path in enumerate(paths)}
     values = features.of_all(paths, workers=workers, reporter=reporter)
-    accuracies = []
+    accuracies: list[float] = []
+    by_class: dict[str, list[float]] = {}
     for seed in config.splits:
         train, rest = split_classes(
             training, first=data.train_per_class, second=data.test_per_class, seed=seed
@@ -175,13 +181,14 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
         machine = _fit(values[[row_of[p] for p in train.paths]], train.labels, config.C)
         found = machine.predict(values[[row_of[p] for p in test.paths]])
         # the mean over classes, as Caltech-101's results are given
-        per_class = {
-            name: float((found[test.labels == k] == k).mean())
-            for k, name in enumerate(train.class_names)
-            if (test.labels == k).any()
-        }
-        accuracies.append(float(np.mean(list(per_class.values()))))
+        correct = []
+        for k, name in enumerate(train.class_names):
+            if (test.labels == k).any():
+                correct.append(float((found[test.labels == k] == k).mean()))
+                by_class.setdefault(name, []).append(correct[-1])
+        accuracies.append(float(np.mean(correct)))
         reporter.say(f"split {seed}: accuracy {accuracies[-1]:.4f} on {len(test)} pictures")
+    per_class = {name: float(np.mean(values_of)) for name, values_of in by_class.items()}
     return ProbeResult("accuracy", tuple(accuracies), values.shape[1], per_class)
 
 
@@ -199,6 +206,13 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
     per_class = {}
     for k, name in enumerate(train.class_names):
         known = train_truth[:, k] != 0
+        if len(set(train_truth[known, k].tolist())) < 2:
+            raise DataError(
+                f"{train.name}: class {name}: expected pictures with it and pictures without"
+            )
+        if not (test_truth[:, k] > 0).any():
+            per_class[name] = float("nan")
+            continue
         machine = _fit(x[known], train_truth[known, k], config.C)
         scores = machine.decision_function(y)
         counted = test_truth[:, k] != 0
@@ -207,8 +221,10 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
         recall, precision = precision_recall(outcomes, ground_truths=int(outcomes.sum()))
         per_class[name] = float(average_precision(recall, precision, metric="voc07"))
         reporter.say(f"{name}: AP (voc07) {per_class[name]:.4f}")
-    mean = float(np.mean(list(per_class.values())))
-    return ProbeResult("mAP (voc07)", (mean,), x.shape[1], per_class)
+    warn_uncounted([name for name, ap in per_class.items() if np.isnan(ap)], test.name)
+    mean = mean_of_known(list(per_class.values()))
+    known_aps = {name: ap for name, ap in per_class.items() if not np.isnan(ap)}
+    return ProbeResult("mAP (voc07)", (mean,), x.shape[1], known_aps)
 
 
 def picture_labels(dataset: Dataset) -> NDArray[np.int64]:

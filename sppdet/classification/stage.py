@@ -91,7 +91,10 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     if fingerprint_of(path) == made_by:
         trainer.restore(*read_tensors(path))
         p = trainer.progress
-        reporter.say(f"going on in epoch {p.epoch + 1} of {config.train.epochs}, batch {p.batch}")
+        if p.epoch < config.train.epochs:
+            reporter.say(
+                f"going on in epoch {p.epoch + 1} of {config.train.epochs}, batch {p.batch}"
+            )
     ranks.wait()
     with reporter.stage("pretrain"), _curves(run, config, ranks) as draw:
         _epochs(config, trainer, training, validation, ranks, reporter, run, made_by, draw)

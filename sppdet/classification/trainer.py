@@ -58,7 +58,8 @@ class Trainer:
 
     The gradient is that of the mean over the whole batch, however it is shared out, and the order
     of pictures and the dropout are functions of the seed and the step. So several processes give the
-    result of one within rounding (dropout aside, which each draws for its own share).
+    result of one within rounding (dropout aside, which each draws for its own share, and BatchNorm on
+    CPUs, where each has the statistics of its own share).
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Trainer:
         """The learning rate of the epoch at work."""
         p, config = self.progress, self.config
         if config.schedule == "step":
-            drops = sum(p.epoch >= round(part * config.epochs) for part in config.steps)
+            drops = sum(p.epoch >= part * config.epochs for part in config.steps)
         else:
             drops = p.drops
         return config.lr * _DROP_FACTOR**drops

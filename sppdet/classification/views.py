@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import ViewSet
 from sppdet.features.backbones import normalised, resized, to_input
-from sppdet.features.geometry import project
+from sppdet.features.geometry import project, scale_factor
 from sppdet.features.spp import spp_windows
 from sppdet.types import Picture
 
@@ -26,6 +26,7 @@ _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 _CENTRE = (0.5, 0.5)
 _SIDE_MIDDLES = ((0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5))
 PAPER_SIDES = (224, 256, 300, 360, 448, 560)  # resized pixels
+_MOST_SIDE = 8192  # resized pixels; the cap on the longer side of a whole picture (ours)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ def _to_size(square: Picture, size: int) -> Picture:
     return np.asarray(cv2.resize(np.ascontiguousarray(square), (size, size)), dtype=np.uint8)
 
 
+def whole_factor(picture: Picture, side: int) -> float:
+    """Resized / original pixels of a whole picture (H, W, 3) for a shorter side."""
+    height, width = picture.shape[:2]
+    return scale_factor(width=width, height=height, scale=side, max_side=_MOST_SIDE)
+
+
 def _cut(larger: Picture, position: tuple[float, float], crop: int) -> Picture:
     left, top = _corner(larger.shape[1], larger.shape[0], position, crop)
     return larger[top : top + crop, left : left + crop]
@@ -97,12 +104,13 @@ def score_crops(
     total = torch.zeros(len(classifier.class_names), device=device)
     crops = []
     for view in views:
-        factor = view.side / min(picture.shape[:2])
         if view.position is None:
+            factor = whole_factor(picture, view.side)
             x = to_input(_mirrored(picture, view.mirrored), factor).to(device)
             total += classifier(x).float().softmax(dim=1)[0]
         else:
-            cut = _cut(resized(picture, factor), view.position, crop)
+            larger = resized(picture, view.side / min(picture.shape[:2]))
+            cut = _cut(larger, view.position, crop)
             crops.append(_mirrored(_to_size(cut, size), view.mirrored))
     if crops:
         batch = normalised(np.stack(crops)).to(device).contiguous(memory_format=torch.channels_last)
@@ -122,7 +130,7 @@ def score_maps(
     device = next(classifier.parameters()).device
     total = torch.zeros(len(classifier.class_names), device=device)
     for (side, mirrored), wanted in _by_map(views).items():
-        factor = side / min(picture.shape[:2])
+        factor = whole_factor(picture, side)
         x = to_input(_mirrored(picture, mirrored), factor)
         feature_map = classifier.conv(x.to(device))[0].float()
         height, width = (round(length * factor) for length in picture.shape[:2])

@@ -32,11 +32,13 @@ class WithinChannelNorm(nn.Module):
 
     def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
         super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"size: {size}, expected an odd number")
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same shape."""
-        if _loops_over(x) and self.beta == 0.75 and self.size % 2:
+        if _loops_over(x) and self.beta == 0.75:
             return _looped(x, _within_row, self.size // 2, self.alpha / self.size**2)
         mean_square = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
         return x * _inverse_power(mean_square.mul(self.alpha).add(1.0), self.beta)

@@ -108,7 +108,7 @@ class SppBlock(nn.Module):
     in a row equals 9×9 and 13×13, so that `chained` gives the same values with less work.
 
     Args:
-        kernels: odd, ascending.
+        kernels: odd.
         chained: pool each result on from the one before; only for kernels that grow by one step.
     """
 
