@@ -22,15 +22,16 @@ from sppdet.config import available_cores
 from sppdet.parallel import set_threads
 
 CONFIG = Path(__file__).parent.parent / "configs" / "squeezenet_small.yaml"
-ONE_SCALE, PLAIN, NO_BOXES = "scales=[688]", "head=none", "bbox=none"
+ONE_SCALE, NO_BOXES = "scales=[688]", "bbox=none"
+HEAD = ["head={widths: [4096]}", "finetune={batches: 300, lr: 1e-5, snapshots: 3}"]
 ROWS: dict[str, tuple[str, list[str]]] = {
-    "pool5_1s": ("pool5, 1 scale", [ONE_SCALE, PLAIN, "finetune=none", NO_BOXES]),
-    "pool5_1s_bb": ("pool5, 1 scale, bb", [ONE_SCALE, PLAIN, "finetune=none"]),
-    "pool5_5s": ("pool5, 5 scales", [PLAIN, "finetune=none", NO_BOXES]),
-    "pool5_5s_bb": ("pool5, 5 scales, bb", [PLAIN, "finetune=none"]),
-    "ftfc6_1s": ("fine-tuned fc6, 1 scale", [ONE_SCALE, NO_BOXES]),
-    "ftfc6_1s_bb": ("fine-tuned fc6, 1 scale, bb", [ONE_SCALE]),
-    "ftfc6_5s_bb": ("fine-tuned fc6, 5 scales, bb (all)", []),
+    "pool5_1s": ("pool5, 1 scale", [ONE_SCALE, NO_BOXES]),
+    "pool5_1s_bb": ("pool5, 1 scale, bb", [ONE_SCALE]),
+    "pool5_5s": ("pool5, 5 scales", [NO_BOXES]),
+    "pool5_5s_bb": ("pool5, 5 scales, bb", []),
+    "ftfc6_1s": ("fine-tuned fc6, 1 scale", [*HEAD, ONE_SCALE, NO_BOXES]),
+    "ftfc6_1s_bb": ("fine-tuned fc6, 1 scale, bb", [*HEAD, ONE_SCALE]),
+    "ftfc6_5s_bb": ("fine-tuned fc6, 5 scales, bb (all)", HEAD),
 }
 
 

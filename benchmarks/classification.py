@@ -61,7 +61,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/classification"))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--per-class", type=int, default=15, help="training pictures, of sizes")
     parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     if args.data is None:
@@ -73,7 +74,7 @@ def main() -> None:
     if args.what == "probe":
         run_probes(args.data, args.weights, args.out, seeds)
     elif args.what == "sizes":
-        compare_sizes(args.data, args.out, seeds, args.epochs)
+        compare_sizes(args.data, args.out, seeds, args.epochs, args.per_class)
     else:
         time_views(args.data, args.weights)
 
@@ -96,7 +97,7 @@ def run_probes(data: Path, weights: Path, out: Path, seeds: list[int]) -> None:
         print(f"| {picture} | " + " | ".join(cells) + " |", flush=True)
 
 
-def compare_sizes(data: Path, out: Path, seeds: list[int], epochs: int) -> None:
+def compare_sizes(data: Path, out: Path, seeds: list[int], epochs: int, per_class: int) -> None:
     """Top-1 of nets trained at one size and at two, at several test sizes."""
     print("| trained at | seed | " + " | ".join(TESTS) + " |")
     print("|---" * (len(TESTS) + 2) + "|")
@@ -107,6 +108,7 @@ def compare_sizes(data: Path, out: Path, seeds: list[int], epochs: int) -> None:
             overrides = [
                 *(f"data.root={data}", f"seed={seed}", f"data.split_seed={seed}"),
                 *(f"train.sizes={sizes}", f"train.epochs={epochs}"),
+                *(f"data.train_per_class={per_class}", "data.val_per_class=10"),
                 *("augment.resize=256", "augment.crop=224", "test.side=256", "test.crop=224"),
             ]
             pretrain(load_settings(SMALL, PretrainConfig, overrides), run, device="cpu")
