@@ -214,9 +214,12 @@ class SvmConfig(Section):
     evict_threshold: float = -1.2
     retrain_after: PositiveInt = 2000
     passes: PositiveInt = 1
-    tolerance: PositiveFloat = 1e-2
-    """liblinear's stopping tolerance."""
+    solver: Literal["dual", "liblinear"] = "dual"
+    """dual: ours, all classes that are due at once, on any device; liblinear: the reference, slower."""
+    tolerance: PositiveFloat = 1e-3
+    """dual: the duality gap, as a share of the objective, to stop at; liblinear: its own tolerance."""
     max_iterations: PositiveInt = 2000
+    """Passes over a class's examples at most."""
 
 
 class BboxConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from sklearn.svm import SVC
 from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
-from sppdet.training.svm import Candidates, LinearSvm, Matrix, Miner, fit_svm, svm_objective
+from sppdet.training.dual import LinearSvm, Matrix
+from sppdet.training.svm import Candidates, Miner, fit_svm, pictures_of, svm_objective
 
 EXACT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=200_000)
 
@@ -79,11 +81,14 @@ def by_dual_ascent(p: Matrix, n: Matrix, config: SvmConfig) -> float:
     return value
 
 
+@pytest.mark.parametrize("solver", ["dual", "liblinear"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("changes", [{}, {"C": 1e-3}, {"positive_weight": 7.0, "bias": 1.0}])
-def test_the_objective_is_that_of_independent_solvers(seed: int, changes: dict[str, float]) -> None:
+def test_the_objective_is_that_of_independent_solvers(
+    solver: str, seed: int, changes: dict[str, float]
+) -> None:
     p, n = toy(seed)
-    config = EXACT.model_copy(update=changes)
+    config = EXACT.model_copy(update={"solver": solver, **changes})
     svm = fit_svm(p, n, config, seed=0)
     assert svm.converged
     ours = slow_objective(
@@ -93,19 +98,21 @@ def test_the_objective_is_that_of_independent_solvers(seed: int, changes: dict[s
     assert ours <= by_dual_ascent(p, n, config) * (1 + 1e-3)
     assert ours <= by_smo(p, n, config) * (1 + 1e-3)
     # the settings of a run stop earlier
-    quick = fit_svm(p, n, SvmConfig().model_copy(update=changes), seed=0)
+    quick = fit_svm(p, n, SvmConfig().model_copy(update={"solver": solver, **changes}), seed=0)
     best = fit_svm(p, n, EXACT.model_copy(update={"C": 1e-3, **changes}), seed=0)
     assert quick.objective <= best.objective * (1 + 1e-2)
 
 
-def test_svm_by_hand() -> None:
+@pytest.mark.parametrize("solver", ["dual", "liblinear"])
+def test_svm_by_hand(solver: Literal["dual", "liblinear"]) -> None:
     # one point a side at ±1, C large: w + bias·v = 1 and −w + bias·v = −1, so w = 1, v = 0
     p, n = np.array([[1]], np.float32), np.array([[-1]], np.float32)
-    svm = fit_svm(p, n, SvmConfig(C=100, positive_weight=1, tolerance=1e-8), seed=0)
+    svm = fit_svm(p, n, SvmConfig(solver=solver, C=100, positive_weight=1, tolerance=1e-8), seed=0)
     assert svm.weight == pytest.approx(1, abs=1e-4) and svm.bias == pytest.approx(0, abs=1e-4)
     assert svm.objective == pytest.approx(0.5, abs=1e-3)
     # C small: every point is inside the margin, (w, v) = C · Σ weight · y · x
-    svm = fit_svm(p, n, SvmConfig(C=1e-3, positive_weight=2, bias=10, tolerance=1e-8), seed=0)
+    config = SvmConfig(solver=solver, C=1e-3, positive_weight=2, bias=10, tolerance=1e-8)
+    svm = fit_svm(p, n, config, seed=0)
     assert svm.weight == pytest.approx(1e-3 * 3, rel=1e-4)
     assert svm.bias == pytest.approx(10 * 1e-3 * 10, rel=1e-4)
 
@@ -119,15 +126,17 @@ def test_objective_by_hand() -> None:
     assert svm_objective(w, 0.25, p, n, config) == pytest.approx(expected)
 
 
-def test_a_stop_before_convergence_is_said() -> None:
+@pytest.mark.parametrize("solver", ["dual", "liblinear"])
+def test_a_stop_before_convergence_is_said(solver: str) -> None:
     p, n = toy(0)
-    config = EXACT.model_copy(update={"max_iterations": 1, "C": 100.0})
+    config = EXACT.model_copy(update={"max_iterations": 1, "C": 100.0, "solver": solver})
     assert not fit_svm(p, n, config, seed=0).converged
 
 
 # -- mining --------------------------------------------------------------------------------------
 
-MINING = SvmConfig(C=0.05, retrain_after=30)
+MINING = SvmConfig(C=0.05, retrain_after=30, tolerance=1e-6, max_iterations=100_000)
+BY_LIBLINEAR = MINING.model_copy(update={"solver": "liblinear"})
 
 
 class Stream:
@@ -165,9 +174,10 @@ def refs_of(miner: Miner, k: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in miner.state()[f"refs{k}"].tolist()]
 
 
-def test_mining_against_a_slow_loop() -> None:
+@pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
+def test_mining_against_a_slow_loop(config: SvmConfig) -> None:
     stream, seen = Stream(), list[tuple[int, int, int]]()
-    miner = stream.miner(seen=seen)
+    miner = stream.miner(config, seen=seen)
     caches: list[list[tuple[int, int]]] = [[], []]
     svms: list[LinearSvm | None] = [None, None]
     added = [0, 0]
@@ -183,7 +193,7 @@ def test_mining_against_a_slow_loop() -> None:
 
     def train(k: int) -> None:
         negatives = np.stack([row(ref) for ref in caches[k]])
-        svms[k] = fit_svm(stream.positives[k], negatives, MINING, seed=3)
+        svms[k] = fit_svm(stream.positives[k], negatives, BY_LIBLINEAR, seed=3)
         kept = [ref for ref in caches[k] if score(k, row(ref)) >= -1.2]
         reports.append((k, len(caches[k]), len(caches[k]) - len(kept)))
         caches[k], added[k] = kept, 0
@@ -205,8 +215,9 @@ def test_mining_against_a_slow_loop() -> None:
             train(k)
         svm = svms[k]
         assert svm is not None
-        assert np.array_equal(miner.weights[k].numpy(), svm.weight)
-        assert miner.biases[k].item() == np.float32(svm.bias)
+        # the loop starts each training anew, the miner from the last
+        assert miner.weights[k].numpy() == pytest.approx(svm.weight, abs=2e-3)
+        assert miner.biases[k].item() == pytest.approx(svm.bias, abs=2e-3)
     assert seen == reports
     assert sum(evicted for *_, evicted in reports) > 0
     assert len(reports) > 5
@@ -215,7 +226,7 @@ def test_mining_against_a_slow_loop() -> None:
 def test_caches_are_bounded() -> None:
     stream = Stream(pictures=120)
     seen: list[tuple[int, int, int]] = []
-    miner = stream.miner(seen=seen)
+    miner = stream.miner(MINING.model_copy(update={"tolerance": 1e-3}), seen=seen)
     most = 0
     for picture in range(120):
         miner.see(stream.candidates(picture))
@@ -248,32 +259,49 @@ def test_the_threshold_is_strict() -> None:
     assert refs_of(miner, 0) == [(0, 2)]
 
 
-@pytest.mark.parametrize("stop", [1, 7, 23, 40])
-def test_a_restored_miner_goes_on_to_the_same_bits(stop: int, tmp_path: Path) -> None:
+def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
     stream = Stream()
-    whole = stream.miner()
+    miner = stream.miner()
+    shared = 0
+    for picture in range(40):
+        miner.see(stream.candidates(picture))
+        a, b = (set(refs_of(miner, k)) for k in range(2))
+        shared += len(a & b)
+        assert len(miner.pool) == 15 + 9 + len(a | b)
+    assert shared > 50
+
+
+def restored(stream: Stream, config: SvmConfig, state: dict[str, torch.Tensor]) -> Miner:
+    miner = stream.miner(config)
+    miner.restore(state, map(stream.candidates, pictures_of(state)))
+    return miner
+
+
+@pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
+@pytest.mark.parametrize("stop", [1, 7, 23, 40])
+def test_a_restored_miner_goes_on_to_the_same_bits(
+    stop: int, config: SvmConfig, tmp_path: Path
+) -> None:
+    stream = Stream()
+    whole = stream.miner(config)
     for picture in range(40):
         whole.see(stream.candidates(picture))
     whole.finish()
-    first = stream.miner()
+    first = stream.miner(config)
     for picture in range(stop):
         first.see(stream.candidates(picture))
     write_tensors(tmp_path / "state", first.state(), made_by="x")
     state, _ = read_tensors(tmp_path / "state")
-    asked: list[int] = []
-
-    def features_of(picture: int) -> torch.Tensor:
-        asked.append(picture)
-        return stream.features[picture]
-
-    second = stream.miner()
-    pictures = list(second.restore(state, features_of))
-    assert pictures == asked == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
+    assert pictures_of(state) == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
+    second = restored(stream, config, state)
+    assert len(second.pool) == len(first.pool)
     for picture in range(stop, 40):
         second.see(stream.candidates(picture))
     second.finish()
     assert torch.equal(second.weights, whole.weights) and torch.equal(second.biases, whole.biases)
     assert refs_of(second, 0) == refs_of(whole, 0)
+    ends = [miner.state() for miner in (second, whole)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_a_trained_class_whose_cache_was_emptied_is_restored() -> None:
@@ -286,7 +314,8 @@ def test_a_trained_class_whose_cache_was_emptied_is_restored() -> None:
     weights = miner.weights.clone()
     miner.finish()
     again = Miner(positives, ("a",), config, seed=0, device=torch.device("cpu"))
-    assert list(again.restore(miner.state(), lambda _: x)) == []
+    assert pictures_of(miner.state()) == []
+    again.restore(miner.state(), [])
     again.finish()
     assert torch.equal(again.weights, weights)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,30 +12,46 @@ from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
+from sppdet.training.dual import Fit, LinearSvm, Matrix, Problem, solve
+from sppdet.training.pool import Pool, Rows
 
-Matrix = NDArray[np.float32]
-VERSION = 1  # raised when the same settings give other weights
-
-
-@dataclass(frozen=True)
-class LinearSvm:
-    """score(x) = weight · x + bias, for scaled features."""
-
-    weight: Matrix  # (D,)
-    bias: float
-    objective: float  # what was minimised, at the optimum found
-    converged: bool = True
+VERSION = 2  # raised when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:
-    """Fit the L2-regularised hinge loss by liblinear (`-s 3 -c C -w1 w -B bias`).
+    """Fit the L2-regularised hinge loss by the solver of the settings.
 
     Minimises ½‖(w, v)‖² + C·Σ weightᵢ·max(0, 1 − yᵢ(w·xᵢ + bias·v)), the constant feature's v included.
 
     Args:
         positives: (P, D), negatives: (N, D), scaled features; both not empty.
-        seed: of liblinear's coordinate order.
+        seed: of the order in which coordinates are visited.
     """
+    pool = Pool(positives.shape[1], target_norm=config.target_norm, device=torch.device("cpu"))
+    problem = Problem.of(
+        pool.add(torch.from_numpy(positives), [(0, i) for i in range(len(positives))]),
+        pool.add(torch.from_numpy(negatives), [(1, i) for i in range(len(negatives))]),
+    )
+    return fit_all(pool, [problem], config, seed=seed)[0].svm
+
+
+def fit_all(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: int) -> list[Fit]:
+    """Fit the SVMs of several classes; the dual solver goes on from the problems' duals."""
+    if config.solver == "dual":
+        return solve(pool, problems, config, seed=seed)
+    return [_fit_by_liblinear(pool, problem, config, seed=seed) for problem in problems]
+
+
+def _fit_by_liblinear(pool: Pool, problem: Problem, config: SvmConfig, *, seed: int) -> Fit:
+    x = pool.features(problem.rows).cpu().numpy()
+    svm = fit_by_liblinear(x[problem.signs > 0], x[problem.signs < 0], config, seed=seed)
+    return Fit(svm, (x @ svm.weight + np.float32(svm.bias)).astype(np.float64))
+
+
+def fit_by_liblinear(
+    positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int
+) -> LinearSvm:
+    """As `fit_svm`, by liblinear (`-s 3 -c C -w1 w -B bias`)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
@@ -75,26 +90,29 @@ def svm_objective(
 
 @dataclass
 class _Cache:
-    """The negatives of one class: their features and where they come from."""
+    """One class: its positives and hard negatives, and where the latter come from."""
 
-    features: list[Matrix] = field(default_factory=list)
-    refs: list[NDArray[np.int64]] = field(default_factory=list)  # (n, 2): picture, row
+    problem: Problem
+    refs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    """(n, 2) picture and row of the problem's negatives, which follow its positives."""
     added: int = 0  # since the last training
+    trained: bool = False
 
-    def add(self, features: Matrix, refs: NDArray[np.int64]) -> None:
-        self.features.append(features)
-        self.refs.append(refs)
+    def lacks(self, picture: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of a picture that aren't here yet."""
+        return rows[~np.isin(rows, self.refs[self.refs[:, 0] == picture, 1])]
+
+    def add(self, rows: Rows, refs: NDArray[np.int64]) -> None:
+        self.problem.add_negatives(rows)
+        self.refs = np.concatenate([self.refs, refs])
         self.added += len(refs)
 
-    def joined(self) -> tuple[Matrix, NDArray[np.int64]]:
-        if len(self.features) > 1:
-            self.features = [np.concatenate(self.features)]
-            self.refs = [np.concatenate(self.refs)]
-        return self.features[0], self.refs[0]
-
-    def keep(self, rows: NDArray[np.bool_]) -> None:
-        features, refs = self.joined()
-        self.features, self.refs = [features[rows]], [refs[rows]]
+    def keep(self, negatives: NDArray[np.bool_]) -> None:
+        """Evict the other negatives."""
+        positives = np.ones(len(self.problem.rows) - len(negatives), dtype=np.bool_)
+        self.problem.keep(np.concatenate([positives, negatives]))
+        self.refs = self.refs[negatives]
+        self.added, self.trained = 0, True
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,9 @@ class Candidates:
 class Miner:
     """Trains all classes' SVMs while the pictures pass by once.
 
-    Memory holds the positives and each class's cache, whatever the number of pictures.
+    Memory holds the positives and the classes' caches, whatever the number of pictures; a window
+    that several classes have is there once. The products that the dual solver keeps between two
+    trainings are, for each class, those of the examples that support its SVM.
 
     Args:
         positives: per class (P, D) scaled features.
@@ -132,14 +152,19 @@ class Miner:
         for name, examples in zip(class_names, positives, strict=True):
             if len(examples) == 0:
                 raise TrainingError(f"class {name}: no positive; expected one object or more")
-        self._positives = positives
+        self._names = class_names
         self._config = config
         self._seed = seed
         self._report = report
         width = positives[0].shape[1]
         self.weights = torch.zeros((len(positives), width), device=device)
         self.biases = torch.zeros(len(positives), device=device)
-        self._caches = [_Cache() for _ in positives]
+        self.pool = Pool(width, target_norm=config.target_norm, device=device)
+        self._caches = []
+        for k, examples in enumerate(positives):
+            keys = [(-1 - k, i) for i in range(len(examples))]  # pictures count from 0
+            rows = self.pool.add(torch.from_numpy(examples), keys)
+            self._caches.append(_Cache(Problem.of(rows, rows[:0])))
 
     def see(self, candidates: Candidates) -> None:
         """Add the picture's hard negatives to the caches; retrain the classes that are due.
@@ -149,75 +174,85 @@ class Miner:
         """
         scores = (candidates.features @ self.weights.T + self.biases).cpu().numpy()
         hard = candidates.negative & (scores > self._config.hard_threshold)
-        for k, cache in enumerate(self._caches):
-            rows = np.flatnonzero(hard[:, k])
-            rows = rows[~np.isin(rows, _rows_of(cache, candidates.picture))]
-            if len(rows):
-                chosen = torch.from_numpy(rows).to(candidates.features.device)
-                refs = np.stack([np.full(len(rows), candidates.picture), rows], axis=1)
-                cache.add(candidates.features[chosen].cpu().numpy(), refs)
-            if cache.added >= self._config.retrain_after:
-                self._retrain(k)
+        picture = candidates.picture
+        new = [c.lacks(picture, np.flatnonzero(hard[:, k])) for k, c in enumerate(self._caches)]
+        pooled = self._pooled(candidates, new)
+        for cache, chosen, rows in zip(self._caches, new, pooled, strict=True):
+            cache.add(rows, np.stack([np.full(len(chosen), picture), chosen], axis=1))
+        self._retrain(
+            [k for k, c in enumerate(self._caches) if c.added >= self._config.retrain_after]
+        )
 
     def finish(self) -> None:
         """Train the classes whose caches have grown since their last training."""
-        for k, cache in enumerate(self._caches):
-            if cache.added or not cache.features:
-                self._retrain(k)
+        self._retrain([k for k, c in enumerate(self._caches) if c.added or not c.trained])
 
-    def _retrain(self, k: int) -> None:
-        cache = self._caches[k]
-        if not cache.features:
-            raise TrainingError("no negatives: expected proposals away from the objects")
-        negatives, _ = cache.joined()
-        svm = fit_svm(self._positives[k], negatives, self._config, seed=self._seed)
-        self.weights[k] = torch.from_numpy(svm.weight).to(self.weights.device)
-        self.biases[k] = svm.bias
-        keep = negatives @ svm.weight + np.float32(svm.bias) >= self._config.evict_threshold
-        cache.keep(keep)
-        cache.added = 0
-        self._report(k, svm, len(negatives), int((~keep).sum()))
+    def _pooled(self, candidates: Candidates, chosen: Sequence[NDArray[np.int64]]) -> list[Rows]:
+        """Rows of the pool for rows of a picture, chosen per class; the pool gets what it lacks."""
+        distinct = np.unique(np.concatenate(chosen))
+        index = torch.from_numpy(distinct).to(candidates.features.device)
+        keys = [(candidates.picture, row) for row in distinct.tolist()]
+        rows = self.pool.add(candidates.features[index], keys)
+        return [rows[np.searchsorted(distinct, own)] for own in chosen]
+
+    def _retrain(self, classes: Sequence[int]) -> None:
+        if not classes:
+            return
+        caches = [self._caches[k] for k in classes]
+        for k, cache in zip(classes, caches, strict=True):
+            if len(cache.refs) == 0:
+                raise TrainingError(
+                    f"class {self._names[k]}: no negatives: expected proposals away from the objects"
+                )
+        fits = fit_all(self.pool, [c.problem for c in caches], self._config, seed=self._seed)
+        for k, cache, fit in zip(classes, caches, fits, strict=True):
+            svm, cached = fit.svm, len(cache.refs)
+            self.weights[k] = torch.from_numpy(svm.weight).to(self.weights.device)
+            self.biases[k] = svm.bias
+            keep = fit.scores[len(fit.scores) - cached :] >= self._config.evict_threshold
+            cache.keep(keep)
+            self._report(k, svm, cached, int((~keep).sum()))
+        self.pool.keep(np.concatenate([c.problem.rows for c in self._caches]))
 
     # -- going on after an interruption ------------------------------------------------------------
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs: weights, and the caches as references, not as features."""
-        state = {"weights": self.weights, "biases": self.biases}
+        """What a checkpoint needs: weights, duals, and the caches as references, not as features."""
+        state = {
+            "weights": self.weights,
+            "biases": self.biases,
+            "trained": torch.tensor([c.trained for c in self._caches]),
+        }
         for k, cache in enumerate(self._caches):
-            refs = np.concatenate(cache.refs) if cache.refs else np.zeros((0, 2), dtype=np.int64)
-            state[f"refs{k}"] = torch.from_numpy(refs)
+            state[f"refs{k}"] = torch.from_numpy(cache.refs)
+            state[f"duals{k}"] = torch.from_numpy(cache.problem.duals)
             state[f"added{k}"] = torch.tensor(cache.added)
         return state
 
-    def restore(
-        self, state: dict[str, torch.Tensor], features_of: Callable[[int], torch.Tensor]
-    ) -> Iterable[int]:
-        """Put a checkpoint back, a picture at a time.
+    def restore(self, state: dict[str, torch.Tensor], candidates: Iterable[Candidates]) -> None:
+        """Put a checkpoint back; what is trained afterwards has the bits that it would have had.
 
         Args:
-            features_of: the scaled features (U, D) of a picture's distinct windows.
-
-        Yields:
-            the pictures, as their features are put back.
+            candidates: of the pictures that `pictures_of` the checkpoint names.
         """
+        refs = [state[f"refs{k}"].numpy() for k in range(len(self._caches))]
+        rows_of = [np.zeros(len(r), dtype=np.int64) for r in refs]
+        for seen in candidates:
+            here = [np.flatnonzero(r[:, 0] == seen.picture) for r in refs]
+            chosen = [r[at, 1] for r, at in zip(refs, here, strict=True)]
+            for own, at, rows in zip(rows_of, here, self._pooled(seen, chosen), strict=True):
+                own[at] = rows
         self.weights.copy_(state["weights"])
         self.biases.copy_(state["biases"])
-        all_refs = [state[f"refs{k}"].numpy() for k in range(len(self._caches))]
-        width = self.weights.shape[1]
-        filled: list[Any] = [np.empty((len(r), width), dtype=np.float32) for r in all_refs]
-        for picture in np.unique(np.concatenate([r[:, 0] for r in all_refs])).tolist():
-            features = features_of(picture).cpu().numpy()
-            for target, refs in zip(filled, all_refs, strict=True):
-                here = refs[:, 0] == picture
-                target[here] = features[refs[here, 1]]
-            yield picture
-        for k, (features, refs) in enumerate(zip(filled, all_refs, strict=True)):
-            self._caches[k] = _Cache(added=int(state[f"added{k}"]))
-            if len(refs) or bool(self.weights[k].any()):  # trained: even an empty cache is one
-                self._caches[k].features, self._caches[k].refs = [features], [refs]
+        for k, cache in enumerate(self._caches):
+            cache.add(rows_of[k], refs[k])
+            cache.problem.duals = state[f"duals{k}"].numpy().copy()
+            cache.added = int(state[f"added{k}"])
+            cache.trained = bool(state["trained"][k])
 
 
-def _rows_of(cache: _Cache, picture: int) -> NDArray[np.int64]:
-    """The rows of a picture that are in the cache."""
-    found = [refs[refs[:, 0] == picture, 1] for refs in cache.refs]
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+def pictures_of(state: dict[str, torch.Tensor]) -> list[int]:
+    """The pictures whose negatives a checkpoint of a `Miner` refers to, ascending."""
+    refs = [rows[:, 0] for name, rows in state.items() if name.startswith("refs")]
+    found: list[int] = np.unique(torch.cat(refs).numpy()).tolist()
+    return found

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detector import Classifiers
+from sppdet.training.dual import LinearSvm, Matrix
 from sppdet.training.material import Material, Sight, feature_scale
 from sppdet.training.sampling import negatives_of_class, thin_out
-from sppdet.training.svm import Candidates, LinearSvm, Matrix, Miner
+from sppdet.training.svm import Candidates, Miner, pictures_of
 
 
 def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
@@ -32,7 +32,7 @@ def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: 
     )
 
     def report(k: int, svm: LinearSvm, cached: int, evicted: int) -> None:
-        remark = "" if svm.converged else "; liblinear stopped at svm.max_iterations"
+        remark = "" if svm.converged else "; stopped at svm.max_iterations"
         material.reporter.say(
             f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
             f"{evicted} evicted{remark}",
@@ -89,12 +89,11 @@ def _mine(
         state, about = read_tensors(path)
         done = int(about["done"])
         material.reporter.say(f"svm: going on after picture {done} of {count}", "svm resumed")
-
-        def features_of(position: int) -> torch.Tensor:
-            return _candidates(material, material.sight(position), layer, config, scale).features
-
-        for _ in miner.restore(state, features_of):
-            pass
+        pictures = pictures_of(state)
+        sights = material.reporter.track(
+            material.sights(pictures), total=len(pictures), label="hard negatives of before"
+        )
+        miner.restore(state, (_candidates(material, s, layer, config, scale) for s in sights))
     saved = time.monotonic()
     positions = [i % len(material.dataset) for i in range(done, count)]
     sights = material.reporter.track(

@@ -1,0 +1,313 @@
+"""The dual solver against a slow loop and liblinear; its pool of examples, whose sums are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sppdet.config import SvmConfig
+from sppdet.training import dual, pool
+from sppdet.training.dual import Fit, Matrix, Problem, solve
+from sppdet.training.pool import Pool, round_weights
+from sppdet.training.svm import fit_by_liblinear, fit_svm, svm_objective
+
+CPU = torch.device("cpu")
+TIGHT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=100_000)
+Vector = NDArray[np.float64]
+
+
+def cloud(seed: int, positives: int, negatives: int, width: int, apart: float) -> list[Matrix]:
+    rng = np.random.default_rng(seed)
+    sides = [(positives, apart), (negatives, -apart / 3)]
+    return [rng.normal(mean, 1, (n, width)).astype(np.float32) for n, mean in sides]
+
+
+def with_duplicates() -> list[Matrix]:
+    p, n = cloud(4, 12, 30, 5, 0.5)
+    return [np.concatenate([p, p[:5], n[:3]]), np.concatenate([n, n, p[:4]])]
+
+
+def with_zeros() -> list[Matrix]:
+    p, n = cloud(5, 10, 40, 6, 0.5)
+    return [np.concatenate([p, np.zeros((3, 6), np.float32)]), np.maximum(n - 1, 0)]
+
+
+def sparse() -> list[Matrix]:
+    p, n = cloud(6, 150, 900, 40, 0.3)
+    return [np.maximum(p - 0.5, 0) * 2, np.maximum(n - 0.5, 0) * 2]
+
+
+SETS: dict[str, Callable[[], list[Matrix]]] = {
+    "two examples": lambda: cloud(0, 1, 1, 3, 0.5),
+    "one positive": lambda: cloud(1, 1, 50, 4, 0.5),
+    "separable, wide": lambda: cloud(2, 20, 60, 300, 0.4),
+    "overlapping, narrow": lambda: cloud(3, 60, 300, 2, 0.3),
+    "duplicates": with_duplicates,
+    "zeros": with_zeros,
+    "sparse": sparse,
+}
+
+
+def problem_of(p: Matrix, n: Matrix, *, target_norm: float = 20) -> tuple[Pool, Problem]:
+    """Both sides in a pool of their own."""
+    held = Pool(p.shape[1], target_norm=target_norm, device=CPU)
+    rows = held.add(
+        torch.from_numpy(np.concatenate([p, n])), [(0, i) for i in range(len(p) + len(n))]
+    )
+    return held, Problem.of(rows[: len(p)], rows[len(p) :])
+
+
+def solved(p: Matrix, n: Matrix, config: SvmConfig) -> tuple[Pool, Problem, Fit]:
+    held, problem = problem_of(p, n)
+    return held, problem, solve(held, [problem], config, seed=0)[0]
+
+
+def slow_dual(p: Matrix, n: Matrix, config: SvmConfig) -> tuple[Vector, float]:
+    """w and the objective by coordinate descent on the whole dual, until nothing moves."""
+    x = np.concatenate([p, n]).astype(np.float64)
+    y = np.repeat([1.0, -1.0], [len(p), len(n)])
+    q = y[:, None] * y * (x @ x.T + config.bias**2)
+    limit = config.C * np.where(y > 0, config.positive_weight, 1.0)
+    a, rng = np.zeros(len(y)), np.random.default_rng(0)
+    for _ in range(20_000):
+        before = a.copy()
+        for i in rng.permutation(len(y)):
+            a[i] = min(max(a[i] - (q[i] @ a - 1) / q[i, i], 0), limit[i])
+        if np.abs(a - before).max() <= 1e-10 * config.C:
+            break
+    hinge = np.maximum(0, 1 - q @ a)
+    return (a * y) @ x, float(0.5 * a @ q @ a + limit @ hinge)
+
+
+@pytest.mark.parametrize("name", [n for n in SETS if n != "sparse"])
+@pytest.mark.parametrize("C", [1e-3, 0.05, 1.0])
+def test_against_a_slow_loop(name: str, C: float) -> None:
+    p, n = SETS[name]()
+    config = TIGHT.model_copy(update={"C": C, "tolerance": 1e-5})
+    weight, objective = slow_dual(p, n, config)
+    svm = fit_svm(p, n, config, seed=0)
+    assert svm.converged
+    assert svm.objective == pytest.approx(objective, rel=2e-5)
+    # ½‖w − w*‖² ≤ objective − optimum, because of the norm in it
+    assert 0.5 * np.square(svm.weight - weight).sum() <= 3e-5 * objective
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("changes", [{}, {"C": 1e-3}, {"positive_weight": 7.0, "bias": 1.0}])
+def test_against_liblinear(name: str, changes: dict[str, float]) -> None:
+    p, n = SETS[name]()
+    config = TIGHT.model_copy(update={"tolerance": 1e-5, **changes})
+    reference = fit_by_liblinear(p, n, config, seed=0)
+    svm = fit_svm(p, n, config, seed=0)
+    assert reference.converged and svm.converged
+    assert svm.objective == pytest.approx(reference.objective, rel=1e-3)
+    assert svm.objective <= reference.objective * (1 + 2e-5)
+    assert svm.objective == pytest.approx(
+        svm_objective(svm.weight, svm.bias, p, n, config), rel=1e-5
+    )
+    # ½‖w − w*‖² ≤ objective − optimum holds for both
+    apart = np.square(svm.weight - reference.weight).sum()
+    optimum = svm.objective * (1 - 1e-5)
+    missing = [svm.objective - optimum, max(reference.objective - optimum, 0)]
+    assert apart <= 2 * sum(m**0.5 for m in missing) ** 2 + 1e-9
+    # the settings of a run: the duality gap is ≤ 0.1 %
+    quick = fit_svm(p, n, SvmConfig().model_copy(update=changes), seed=0)
+    best = fit_by_liblinear(p, n, config.model_copy(update={"C": 1e-3, **changes}), seed=0)
+    assert quick.objective <= best.objective * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_optimality_by_hand(name: str) -> None:
+    p, n = SETS[name]()
+    held, problem, fit = solved(p, n, TIGHT)
+    x = held.features(problem.rows).double().numpy()
+    a, y = TIGHT.C * problem.duals, problem.signs
+    limit = TIGHT.C * np.where(y > 0, 2.0, 1.0)
+    assert (a >= 0).all() and (a <= limit).all()
+    assert fit.svm.weight == pytest.approx((a * y) @ x, abs=1e-5)
+    assert fit.svm.bias == pytest.approx(100 * float(a @ y), abs=1e-5)
+    assert fit.scores == pytest.approx(x @ fit.svm.weight + fit.svm.bias, abs=1e-5)
+    margins = y * fit.scores
+    assert (margins[a == 0] > 1 - 0.01).all()
+    assert (margins[a == limit] < 1 + 0.01).all()
+    assert margins[(a > 0) & (a < limit)] == pytest.approx(1, abs=0.01)
+    norm = np.square((a * y) @ x).sum() + 100 * float(a @ y) ** 2
+    primal = 0.5 * norm + limit @ np.maximum(0, 1 - margins)
+    assert primal == pytest.approx(fit.svm.objective, rel=1e-6)
+    assert primal - (a.sum() - 0.5 * norm) <= 2e-6 * primal
+
+
+def test_a_warm_start_ends_where_a_cold_one_does() -> None:
+    p, n = sparse()
+    held, problem = problem_of(p, n)
+    warm = Problem.of(problem.rows[:150], problem.rows[150:600])
+    solve(held, [warm], TIGHT, seed=0)
+    warm.keep(np.arange(600) % 7 > 0)  # supports among them
+    known = len(warm.working)
+    assert 0 < known < len(warm.rows)
+    gone = np.flatnonzero(np.arange(600) % 7 == 0)
+    assert (gone >= 150).any()
+    warm.rows = np.concatenate([warm.rows, problem.rows[gone[gone < 150]]])
+    warm.signs = np.concatenate([warm.signs, np.ones((gone < 150).sum())])
+    warm.duals = np.concatenate([warm.duals, np.zeros((gone < 150).sum())])
+    warm.add_negatives(problem.rows[gone[gone >= 150]])
+    warm.add_negatives(problem.rows[600:])
+    (late,) = solve(held, [warm], TIGHT, seed=0)
+    (cold,) = solve(held, [problem], TIGHT, seed=1)
+    assert late.svm.objective == pytest.approx(cold.svm.objective, rel=3e-6)
+    assert late.svm.weight == pytest.approx(cold.svm.weight, abs=3e-3)
+    # and what is solved already takes no step
+    duals = warm.duals.copy()
+    (again,) = solve(held, [warm], TIGHT, seed=5)
+    assert np.array_equal(warm.duals, duals)
+    assert np.array_equal(again.svm.weight, late.svm.weight)
+
+
+def test_products_that_grew_are_those_of_the_examples() -> None:
+    p, n = sparse()
+    held, problem, _ = solved(p, n, TIGHT)
+    assert dual.FIRST < len(problem.working) < len(problem.rows)
+    assert len(set(problem.working.tolist())) == len(problem.working)
+    x = held.features(problem.rows[problem.working]).double().numpy()
+    assert np.array_equal(problem.gram, (x @ x.T + 100).astype(np.float32))
+    kept = np.random.default_rng(0).random(len(problem.rows)) < 0.8
+    supports = held.features(problem.rows[kept & (problem.duals > 0)]).double().numpy()
+    problem.keep(kept)
+    assert np.array_equal(problem.gram, (supports @ supports.T + 100).astype(np.float32))
+    assert np.array_equal(problem.working, np.flatnonzero(problem.duals > 0))
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_the_same_bits_however_it_is_computed(
+    forget: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(8)
+    x = (np.maximum(rng.normal(-0.4, 1, (700, 900)), 0) * 1.2).astype(np.float32)
+    signs = rng.random((4, 700)) < 0.2
+
+    def solutions(threads: int, block: int, together: bool) -> list[tuple[bytes, float, bytes]]:
+        monkeypatch.setattr(pool, "BLOCK", block)
+        torch.set_num_threads(threads)
+        held = Pool(900, target_norm=20, device=CPU)
+        rows = held.add(torch.from_numpy(x), [(0, i) for i in range(700)])
+        problems = [Problem.of(rows[s][:60], rows[~s][:350]) for s in signs]
+        for more in (0, 1):
+            for part in [problems] if together else [[one] for one in problems]:
+                fits = (
+                    [(q, solve(held, [q], config, seed=3)[0]) for q in part]
+                    if not together
+                    else (list(zip(part, solve(held, part, config, seed=3), strict=True)))
+                )
+                found.update({id(q): fit for q, fit in fits})
+            for q, s in zip(problems, signs, strict=True):
+                q.keep(np.ones(len(q.rows), np.bool_))
+                if not more:
+                    q.add_negatives(rows[~s][350:])
+                    if forget and not together:  # as after an interruption: the products are gone
+                        q.working, q.gram = q.working[:0], q.gram[:0, :0]
+        return [
+            (found[id(q)].svm.weight.tobytes(), found[id(q)].svm.bias, q.duals.tobytes())
+            for q in problems
+        ]
+
+    config, found = SvmConfig(C=1e-2), dict[int, Fit]()
+    try:
+        first = solutions(2, pool.BLOCK, True)
+        assert solutions(1, 5000, False) == first
+        assert solutions(3, 70_000, not forget) == first
+    finally:
+        torch.set_num_threads(2)
+
+
+def test_a_stop_before_the_end_is_said() -> None:
+    p, n = sparse()
+    one_pass = TIGHT.model_copy(update={"max_iterations": 1})
+    assert not fit_svm(p, n, one_pass, seed=0).converged
+    p, n = p[:30], n[:100]
+    out_of_reach = TIGHT.model_copy(update={"tolerance": 1e-15, "max_iterations": 5000})
+    svm = fit_svm(p, n, out_of_reach, seed=0)
+    assert not svm.converged
+    assert svm.objective == pytest.approx(fit_svm(p, n, TIGHT, seed=0).objective, rel=2e-6)
+
+
+# -- the pool --------------------------------------------------------------------------------------
+
+
+def test_an_example_is_held_once() -> None:
+    held = Pool(3, target_norm=20, device=CPU)
+    x = torch.arange(18, dtype=torch.float32).reshape(6, 3)
+    first = held.add(x[:4], [(0, i) for i in range(4)])
+    second = held.add(x[2:], [(0, i) for i in range(2, 6)])
+    assert len(held) == 6 and np.array_equal(first[2:], second[:2])
+    assert torch.equal(held.features(np.concatenate([first, second[2:]])), x)
+    held.keep(first[:2])
+    assert len(held) == 2
+    third = held.add(x[4:] + 1, [(1, 0), (0, 4)])
+    assert not set(third) & set(first[:2])
+    assert torch.equal(held.features(first[:2]), x[:2])
+    assert torch.equal(held.features(third), x[4:] + 1)
+    assert len(held.add(x[:0], [])) == 0 and len(held) == 4
+
+
+def test_memory_is_that_of_what_is_held() -> None:
+    held = Pool(2, target_norm=20, device=CPU)
+    for picture in range(50):
+        rows = held.add(torch.rand(40, 2), [(picture, i) for i in range(40)])
+        held.keep(rows)
+    assert len(held) == 40
+    assert held._features.shape[0] <= 2 * 40 * 1.25
+
+
+def test_sums_are_exact() -> None:
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(0, 2, (7, 300)), 0).astype(np.float32)
+    held = Pool(300, target_norm=20, device=CPU)
+    rows = held.add(torch.from_numpy(x), [(0, i) for i in range(7)])
+    kept = held.features(rows).numpy()
+    assert np.abs(kept - x).max() <= 2.0**-20  # half a step
+    exact = [[Fraction(float(v)) for v in row] for row in kept]
+
+    def dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
+        return sum((u * v for u, v in zip(a, b, strict=True)), Fraction())
+
+    products = held.products(rows[:3], rows)
+    assert all(
+        Fraction(float(products[i, j])) == dot(exact[i], exact[j]) for i, j in np.ndindex(3, 7)
+    )
+    weights = round_weights(rng.normal(0, [[0.1], [3.0]], (2, 300)))
+    scores = held.scores(rows, weights)
+    w = [[Fraction(float(v)) for v in row] for row in weights]
+    assert all(Fraction(float(scores[i, k])) == dot(exact[i], w[k]) for i, k in np.ndindex(7, 2))
+    factors = np.rint(rng.uniform(-2, 2, (2, 7)) * 2.0**42) / 2.0**42
+    sums = held.combine(rows, factors)
+    for k, column in np.ndindex(2, 300):
+        f = [Fraction(float(v)) for v in factors[k]]
+        assert sums[k, column] == float(dot(f, [row[column] for row in exact]))
+
+
+def test_rounded_weights() -> None:
+    rng = np.random.default_rng(1)
+    weights = np.concatenate([rng.normal(0, 1e-3, (2, 4096)), np.zeros((1, 4096))])
+    rounded = round_weights(weights)
+    norms = np.linalg.norm(weights, axis=1, keepdims=True)
+    assert (np.abs(rounded - weights) <= norms * 2.0**-25).all()
+    assert not rounded[2].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_gives_the_same_bits() -> None:
+    p, n = sparse()
+    x = torch.from_numpy(np.concatenate([p, n]))
+    found = []
+    for device in ("cpu", "cuda"):
+        held = Pool(x.shape[1], target_norm=20, device=torch.device(device))
+        rows = held.add(x.to(device), [(0, i) for i in range(len(x))])
+        problem = Problem.of(rows[:150], rows[150:])
+        (fit,) = solve(held, [problem], SvmConfig(), seed=0)
+        found.append((fit.svm.weight.tobytes(), fit.svm.bias, problem.duals.tobytes()))
+    assert found[0] == found[1]
