@@ -18,20 +18,23 @@ _MOST_CHANNELS = 256  # a program's
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _cells_of_bin(window, bin_of):  # type: ignore[no-untyped-def]
+    """Rows y0..y1 and columns x0..x1 (half-open) of bin (n, i, j) of a window."""
+    n, i, j = tl.load(bin_of), tl.load(bin_of + 1), tl.load(bin_of + 2)
+    left, top = tl.load(window), tl.load(window + 1)
+    w, h = tl.load(window + 2) - left + 1, tl.load(window + 3) - top + 1
+    y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
+    x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+    return y0, y1, x0, x1
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _pool_kernel(  # type: ignore[no-untyped-def]
     feature_map, windows, bins, out, width, channels, total_bins, BLOCK: tl.constexpr
 ):
     """One program: a block of channels of one bin of one window; map (H, W, C), out (U, B, C)."""
     window, at = tl.program_id(0), tl.program_id(1)
-    n = tl.load(bins + 3 * at)
-    i = tl.load(bins + 3 * at + 1)
-    j = tl.load(bins + 3 * at + 2)
-    left = tl.load(windows + 4 * window)
-    top = tl.load(windows + 4 * window + 1)
-    w = tl.load(windows + 4 * window + 2) - left + 1
-    h = tl.load(windows + 4 * window + 3) - top + 1
-    y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
-    x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+    y0, y1, x0, x1 = _cells_of_bin(windows + 4 * window, bins + 3 * at)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = c < channels
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -50,15 +53,7 @@ def _spread_kernel(  # type: ignore[no-untyped-def]
 ):
     """Adds each bin's gradient to the first of its greatest cells."""
     window, at = tl.program_id(0), tl.program_id(1)
-    n = tl.load(bins + 3 * at)
-    i = tl.load(bins + 3 * at + 1)
-    j = tl.load(bins + 3 * at + 2)
-    left = tl.load(windows + 4 * window)
-    top = tl.load(windows + 4 * window + 1)
-    w = tl.load(windows + 4 * window + 2) - left + 1
-    h = tl.load(windows + 4 * window + 3) - top + 1
-    y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
-    x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
+    y0, y1, x0, x1 = _cells_of_bin(windows + 4 * window, bins + 3 * at)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = c < channels
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
