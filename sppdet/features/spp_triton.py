@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 _MOST_CHANNELS = 256  # a program's
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _cells_of_bin(window, bin_of):  # type: ignore[no-untyped-def]
     """Rows y0..y1 and columns x0..x1 (half-open) of bin (n, i, j) of a window."""
     n, i, j = tl.load(bin_of), tl.load(bin_of + 1), tl.load(bin_of + 2)
