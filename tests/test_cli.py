@@ -70,7 +70,7 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     ),
     "no fine-tuning of a random backbone": (
         lambda settings, _, __: ["train", settings, "--set", "finetune=none"],
-        "finetune: tiny with these weights has no fc6/fc7",
+        "finetune: tiny with these weights and head.widths [32] has no fc6/fc7",
     ),
     "missing settings": (
         lambda _, __, empty: ["train", empty / "none.yaml"],
