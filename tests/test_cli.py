@@ -130,9 +130,15 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_are_one_line(
-    sppdet: CommandLine, settings: Path, trained: Path, tmp_path: Path, case: str
+    sppdet: CommandLine,
+    settings: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
 ) -> None:
     arguments, message = ERRORS[case]
+    monkeypatch.chdir(tmp_path)  # a run's default folder is below the working folder
     status, _, err = sppdet(*arguments(settings, trained, tmp_path))
     assert message in error_of(status, err)
 
