@@ -40,7 +40,10 @@ def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "page",
     ["README.md", "CONTRIBUTING.md"]
-    + [f"docs/{name}.md" for name in ("config", "method", "classification", "results")],
+    + [
+        f"docs/{name}.md"
+        for name in ("config", "method", "classification", "results", "performance")
+    ],
 )
 def test_links_and_configs_exist(page: str) -> None:
     path = ROOT / page
