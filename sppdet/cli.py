@@ -33,6 +33,9 @@ DeviceOption = Annotated[Device, typer.Option(help="Where the networks run.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
 ]
+RunOption = Annotated[
+    Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
+]
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings.")]
 StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
 MetricName = Literal["voc07", "voc10", "coco"]
@@ -102,9 +105,7 @@ def _start(
 @app.command()
 def train(
     config: ConfigArgument,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
-    ] = None,
+    run: RunOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     until: Annotated[StageName, typer.Option(help="Stop after this stage.")] = "evaluate",
@@ -188,9 +189,7 @@ def detect(
 def propose(
     config: ConfigArgument,
     out: Annotated[Path | None, typer.Option(help="Write one .npz a picture here as well.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
-    ] = None,
+    run: RunOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Make the proposals of the training and test set and measure them."""
@@ -209,9 +208,7 @@ def propose(
 @app.command()
 def pretrain(
     config: ConfigArgument,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
-    ] = None,
+    run: RunOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:

@@ -58,11 +58,14 @@ def none_of(value: Any) -> Any:
     return None if value == "none" else value
 
 
-def distinct(values: list[int]) -> list[int]:
+def _distinct(values: list[int]) -> list[int]:
     """Refuse a list with a value twice."""
     if len(values) != len(set(values)):
         raise ValueError("expected every level once")
     return values
+
+
+SppLevels = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -268,12 +271,7 @@ class Config(Section):
         1200,
     ]
     """Shorter sides of the resized pictures, in pixels."""
-    spp_levels: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(distinct)] = [
-        6,
-        3,
-        2,
-        1,
-    ]
+    spp_levels: SppLevels = [6, 3, 2, 1]
     """Bins a side."""
     features: FeaturesConfig = FeaturesConfig()
     head: Annotated[HeadConfig | None, BeforeValidator(none_of)] = HeadConfig()

@@ -83,7 +83,7 @@ def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
 def read_backbone(path: Path, config: Config) -> Backbone:
     """The run's convolutional layers."""
     backbone = conv_backbone(config.backbone.name)
-    _fill(backbone.layers, read_tensors(path)[0], path)
+    fill(backbone.layers, read_tensors(path)[0], path)
     return backbone
 
 
@@ -97,11 +97,12 @@ def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -
     if config.head is None:
         raise ConfigError("head: none")
     head = empty_head(backbone, config.spp_levels, config.head, classes + 1)
-    _fill(head, read_tensors(path)[0], path)
+    fill(head, read_tensors(path)[0], path)
     return head.eval().requires_grad_(False)
 
 
-def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Load the tensors of `path` into a module; ArtifactError where they don't fit."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
+from sppdet.model import fill
 
 
 class SppClassifier(nn.Module):
@@ -97,11 +98,7 @@ def load_classifier(run: Path) -> SppClassifier:
         else empty_head(backbone, config.spp_levels, config.head, len(names))
     )
     classifier = SppClassifier(backbone, config.spp_levels, head, names)
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{path}: doesn't fit the run's settings: {reason}") from None
+    fill(classifier, tensors, path)
     return classifier.eval().requires_grad_(False)
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PositiveFloat,
@@ -24,13 +23,12 @@ from sppdet.config import (
     Fraction,
     HeadConfig,
     Section,
+    SppLevels,
     available_cores,
-    distinct,
     none_of,
 )
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
-SppLevels = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(distinct)]
 
 
 class FolderConfig(Section):

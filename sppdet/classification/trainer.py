@@ -17,6 +17,7 @@ from sppdet.classification.config import TrainConfig
 from sppdet.classification.data import Batch
 from sppdet.classification.distributed import Ranks
 from sppdet.errors import TrainingError
+from sppdet.parallel import has_bfloat16
 
 VERSION = 1  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1
@@ -82,11 +83,7 @@ class Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self._halved = (
-            config.mixed_precision
-            and ranks.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
-        )
+        self._halved = config.mixed_precision and has_bfloat16(ranks.device)
 
     def lr(self) -> float:
         """The learning rate of the epoch at work."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head
+from sppdet.parallel import has_bfloat16
 from sppdet.training.sampling import IGNORED, draw
 from sppdet.types import Labels
 
@@ -130,11 +131,7 @@ class FineTuner:
         self._validation = validation
         self._seed = seed
         self._device = next(head.parameters()).device
-        self._halved = (
-            config.mixed_precision
-            and self._device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
-        )
+        self._halved = config.mixed_precision and has_bfloat16(self._device)
         self._optimizer = torch.optim.SGD(
             head.parameters(),
             lr=config.lr,
