@@ -114,10 +114,7 @@ def train(
     from sppdet.pipeline import train as run_stages
 
     settings = load_config(config, overrides or ())
-    folder = run or Path("runs") / config.stem
-    reporter = Reporter(folder)
-    run_stages(settings, folder, device=device, until=until, reporter=reporter)
-    reporter.say(f"the run is in {folder}")
+    run_stages(settings, run or Path("runs") / config.stem, device=device, until=until)
 
 
 @app.command("eval")
@@ -138,7 +135,7 @@ def evaluate(
     from sppdet.evaluation.stage import evaluate_files, evaluate_run
 
     if run is not None and not (config or detections or out):
-        evaluate_run(run, split, metric=metric, device=device, reporter=Reporter(run))
+        evaluate_run(run, split, metric=metric, device=device)
         print(f"reports are in {run / 'eval' / split}")
         return
     if run is not None or not (config and detections and out):

@@ -327,7 +327,12 @@ class Config(Section):
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use; those that `torchrun` starts on one machine share them."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, cores // local_processes())
+
+
+def local_processes() -> int:
+    """Processes that train together on this machine, as `torchrun` tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -169,7 +169,7 @@ def read_run_config(run: Path) -> Config:
     return load_config(path)
 
 
-def load_detector(run: Path, *, device: str = "auto") -> Detector:
+def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector:
     """The detector of a run's folder.
 
     Raises:
@@ -177,7 +177,7 @@ def load_detector(run: Path, *, device: str = "auto") -> Detector:
     """
     config = read_run_config(run)
     files = ModelFiles(run)
-    target = choose_device(device)
+    target = device if isinstance(device, torch.device) else choose_device(device)
     files.check_sealed(config)
     classifiers, names = read_classifiers(files.svm)
     backbone = read_backbone(files.backbone, config)

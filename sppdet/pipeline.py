@@ -6,8 +6,9 @@ whose settings have changed, does again only what it must.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from sppdet.artifacts import (
 from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.data.splits import read_split
+from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import DataError, TrainingError
 from sppdet.evaluation.stage import evaluate_run
 from sppdet.features.backbones import Backbone, load_backbone
@@ -73,36 +75,47 @@ def train(
 ) -> EvalResult | None:
     """Train a detector in the folder `run`, going on where an earlier call stopped.
 
+    Under `torchrun` all its processes train together, each with a share of the pictures and of the
+    classes; the folder, and the store where one is named, must be the same for all of them.
+
     Returns:
         the evaluation on the test set, where one is named and `until` reaches so far.
 
     Raises:
         ArtifactError: another process is training in this folder.
     """
-    reporter = reporter or Reporter(run)
-    with run_lock(run):
-        for folder in (run, run / "model", run / "state"):
-            remove_leftovers(folder)
-        return _train(config, run, device=device, until=until, reporter=reporter)
+    with joined_ranks(choose_device(device)) as ranks:
+        reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
+        lock = run_lock(run) if ranks.is_first else contextlib.nullcontext()
+        with lock:
+            if ranks.is_first:
+                for folder in (run, run / "model", run / "state"):
+                    remove_leftovers(folder)
+            result = _train(config, run, ranks, until=until, reporter=reporter)
+        reporter.say(f"the run is in {run}")
+        return result
 
 
 def _train(
-    config: Config, run: Path, *, device: str, until: Stage, reporter: Reporter
+    config: Config, run: Path, ranks: Ranks, *, until: Stage, reporter: Reporter
 ) -> EvalResult | None:
     last = STAGES.index(until)
     files = ModelFiles(run)
-    reporter.log("run started", config=config.model_dump(mode="json"), until=until)
+    reporter.log(
+        "run started", config=config.model_dump(mode="json"), until=until, processes=ranks.count
+    )
 
-    with reporter.stage("data"):
+    with reporter.stage("data"), ranks.first_goes_first():
         pictures = PictureCache.load(run / "pictures.json")
         training_set, test_set = read_data(config, pictures, reporter=reporter)
-        pictures.save(run / "pictures.json")
         _check_positives(training_set)
-        if not files.sealed.is_file():  # a trained model keeps the settings that it was trained by
-            write_text(files.config, config.to_yaml())
+        if ranks.is_first:
+            pictures.save(run / "pictures.json")
+            if not files.sealed.is_file():  # a trained model keeps the settings it was trained by
+                write_text(files.config, config.to_yaml())
         if last >= STAGES.index("features"):
             # before the long stages: weights that are missing or don't fit end the run here
-            backbone = _backbone(config, files, device=device)
+            backbone = _backbone(config, files, ranks)
             check_start(backbone, config)
     if last < STAGES.index("proposals"):
         return None
@@ -111,10 +124,7 @@ def _train(
     with reporter.stage("proposals"):
         proposer = Proposer(config.proposals, store)
         datasets = [dataset for dataset in (training_set, test_set) if dataset is not None]
-        if all(proposer.is_complete(dataset, pictures) for dataset in datasets):
-            reporter.nothing_done()
-        for dataset in datasets:
-            proposer.of_dataset(dataset, pictures, workers=config.worker_count(), reporter=reporter)
+        _propose(proposer, datasets, pictures, ranks, config.worker_count(), reporter)
     if last < STAGES.index("features"):
         return None
 
@@ -127,7 +137,8 @@ def _train(
             store if config.features.store else None,
         )
         mirrored = config.head is not None and config.finetune is not None and config.finetune.flip
-        if maps.fill(training_set.images, mirrored=mirrored, reporter=reporter) == 0:
+        made = maps.fill(ranks.share(training_set.images), mirrored=mirrored, reporter=reporter)
+        if sum(ranks.sums([made])) == 0:
             reporter.nothing_done()
     if last < STAGES.index("finetune"):
         return None
@@ -143,6 +154,7 @@ def _train(
         seed=config.seed,
         checkpoint_seconds=60 * config.checkpoint_minutes,
         reporter=reporter,
+        ranks=ranks,
     )
     with reporter.stage("finetune"):
         head, head_made_by = _head(config, material, backbone, files)
@@ -158,14 +170,42 @@ def _train(
     with reporter.stage("bbox"):
         _regressors(config, material, files, head_made_by)
     maps.keep_in_memory(None)
-    files.seal(config)
-    shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
+    with ranks.first_goes_first():
+        if ranks.is_first:
+            files.seal(config)
+            # all that was unfinished is finished
+            shutil.rmtree(run / "state", ignore_errors=True)
     reporter.log("trained", svm=svm_made_by)
     if last < STAGES.index("evaluate") or test_set is None:
         return None
-    result = evaluate_run(run, "test", device=device, reporter=reporter)
+    result = evaluate_run(run, "test", reporter=reporter, ranks=ranks)
     _say_skipped((training_set, test_set), reporter)
     return result
+
+
+def _propose(
+    proposer: Proposer,
+    datasets: Sequence[Dataset],
+    pictures: PictureCache,
+    ranks: Ranks,
+    workers: int,
+    reporter: Reporter,
+) -> None:
+    """Search in the pictures that aren't in the store yet and measure what covers the objects."""
+    made = 0
+    for dataset in datasets:
+        made += proposer.fill(
+            ranks.share(dataset.images),
+            pictures,
+            workers=workers,
+            reporter=reporter,
+            label=dataset.name,
+        )
+    if sum(ranks.sums([made])) == 0:
+        reporter.nothing_done()
+    if ranks.is_first:
+        for dataset in datasets:
+            proposer.measure(dataset, pictures, reporter=reporter)
 
 
 def read_data(
@@ -212,13 +252,13 @@ def _check_positives(dataset: Dataset) -> None:
             )
 
 
-def _backbone(config: Config, files: ModelFiles, *, device: str) -> Backbone:
+def _backbone(config: Config, files: ModelFiles, ranks: Ranks) -> Backbone:
     """The convolutional layers by the settings, kept in the run."""
     backbone = load_backbone(config.backbone.name, config.backbone.weights, seed=config.seed)
     made_by = fingerprint("backbone", config.backbone.name, weights_digest(backbone.layers))
-    if fingerprint_of(files.backbone) != made_by:
+    if ranks.is_first and fingerprint_of(files.backbone) != made_by:
         save_backbone(files.backbone, backbone, made_by=made_by)
-    backbone.layers.to(choose_device(device))
+    backbone.layers.to(ranks.device)
     return backbone
 
 
@@ -226,8 +266,10 @@ def _head(
     config: Config, material: Material, backbone: Backbone, files: ModelFiles
 ) -> tuple[Head | None, str]:
     """The fully connected layers, fine-tuned where that is asked for, and their fingerprint."""
+    ranks = material.ranks
     if config.head is None:
-        files.head.unlink(missing_ok=True)
+        if ranks.is_first:
+            files.head.unlink(missing_ok=True)
         return None, ""
     classes = len(material.dataset.class_names)
     head = build_head(
@@ -236,8 +278,9 @@ def _head(
     start = weights_digest(head)
     if config.finetune is None:
         made_by = fingerprint("head", start)
-        if fingerprint_of(files.head) != made_by:
-            save_head(files.head, head.eval().requires_grad_(False), made_by=made_by)
+        with ranks.first_goes_first():
+            if fingerprint_of(files.head) != made_by:
+                save_head(files.head, head.eval().requires_grad_(False), made_by=made_by)
     else:
         made_by = fingerprint(
             "finetune",
@@ -248,9 +291,11 @@ def _head(
             start,
             material.fingerprint(),
         )
-        if _is_due(files.head, made_by, material.reporter):
+        if _is_due(files.head, made_by, material):
             tuned = finetune(material, head, config.finetune, made_by=made_by)
-            save_head(files.head, tuned, made_by=made_by)
+            with ranks.first_goes_first():
+                if ranks.is_first:
+                    save_head(files.head, tuned, made_by=made_by)
     head = read_head(files.head, backbone, config, classes=classes)
     return head.to(material.maps.device), made_by
 
@@ -266,15 +311,17 @@ def _svms(config: Config, material: Material, files: ModelFiles, head_made_by: s
         head_made_by if layer != "pool5" else "",
         material.fingerprint(),
     )
-    if _is_due(files.svm, made_by, material.reporter):
+    if _is_due(files.svm, made_by, material):
         classifiers = train_svms(material, layer, config.svm, made_by=made_by)
-        save_classifiers(files.svm, classifiers, material.dataset.class_names, made_by=made_by)
+        if material.ranks.is_first:
+            save_classifiers(files.svm, classifiers, material.dataset.class_names, made_by=made_by)
     return made_by
 
 
 def _regressors(config: Config, material: Material, files: ModelFiles, head_made_by: str) -> None:
     if config.bbox is None:
-        files.bbox.unlink(missing_ok=True)
+        if material.ranks.is_first:
+            files.bbox.unlink(missing_ok=True)
         return
     layer = config.bbox.layer
     scaling = {"target_norm", "norm_images", "norm_windows"}
@@ -287,17 +334,20 @@ def _regressors(config: Config, material: Material, files: ModelFiles, head_made
         head_made_by if layer != "pool5" else "",
         material.fingerprint(),
     )
-    if _is_due(files.bbox, made_by, material.reporter):
+    if _is_due(files.bbox, made_by, material):
         width = material.extractor.width(layer, material.maps.channels)
         regressors = train_box_regressors(
             material, config.bbox, config.svm, width=width, made_by=made_by
         )
-        save_regressors(files.bbox, regressors, made_by=made_by)
+        if material.ranks.is_first:
+            save_regressors(files.bbox, regressors, made_by=made_by)
 
 
-def _is_due(path: Path, made_by: str, reporter: Reporter) -> bool:
+def _is_due(path: Path, made_by: str, material: Material) -> bool:
     """Whether a stage must run; says what it found."""
+    reporter = material.reporter
     there = fingerprint_of(path)
+    material.ranks.wait()  # all have looked before one writes
     if there == made_by:
         reporter.say(f"{path.stem}: there already", "stage skipped", part=path.stem)
         reporter.nothing_done()

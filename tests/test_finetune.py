@@ -55,7 +55,7 @@ def toy_pool(number: int, count: int = 64) -> Pool:
     labels = torch.arange(count) % 4 % 3  # half background
     x = torch.randn(count, WIDTH, generator=generator)
     x[torch.arange(count), labels] += 4
-    return Pool(x, labels)
+    return Pool(x, labels.numpy(), np.arange(count))
 
 
 def trained(tuner: FineTuner) -> FineTuner:
@@ -184,8 +184,9 @@ def test_one_step_is_sgds() -> None:
         # 16 rows with 8 positives: one batch, of 4 and of 8 repeated rows
         rng = np.random.default_rng([1, 3, number])
         rng.integers(2**62)
-        (rows,) = batches(pool.labels.numpy(), config, rng=rng)
-        loss = F.cross_entropy(mine(pool.features[rows]), pool.labels[rows])
+        (rows,) = batches(pool.labels, config, rng=rng)
+        labels = torch.from_numpy(pool.labels[rows])
+        loss = F.cross_entropy(mine(pool.features[rows]), labels)
         gradients = torch.autograd.grad(loss, list(mine.parameters()))
         with torch.no_grad():
             for w, g, v in zip(mine.parameters(), gradients, velocity, strict=True):
@@ -255,7 +256,7 @@ def test_a_loss_that_isnt_finite_is_an_error() -> None:
     tuner.train_on(toy_pool(0))
     done = tuner.progress.batch
     pool = toy_pool(1)
-    bad = Pool(pool.features * torch.inf, pool.labels)
+    bad = replace(pool, features=pool.features * torch.inf)
     with pytest.raises(TrainingError, match=f"the loss is nan at batch {done}; expected a finite"):
         tuner.train_on(bad)
 
@@ -263,7 +264,7 @@ def test_a_loss_that_isnt_finite_is_an_error() -> None:
 def test_pools_without_positives_end_in_an_error() -> None:
     tuner = FineTuner(new_head(), small(), None, seed=1)
     pool = toy_pool(0)
-    background = Pool(pool.features, torch.zeros_like(pool.labels))
+    background = replace(pool, labels=np.zeros_like(pool.labels))
     for _ in range(99):
         tuner.train_on(background)
     tuner.train_on(pool)  # the count starts anew
@@ -306,8 +307,18 @@ def test_validation_against_torch() -> None:
     plain = nn.Sequential(head.fc6, nn.ReLU(), head.fc7, nn.ReLU(), head.fc8)
     with torch.inference_mode():
         scores = plain(pool.features)
-    assert loss == pytest.approx(float(F.cross_entropy(scores, pool.labels)), rel=1e-5)
-    assert error == pytest.approx(float((scores.argmax(1) != pool.labels).float().mean()))
+    labels = torch.from_numpy(pool.labels)
+    assert loss == pytest.approx(float(F.cross_entropy(scores, labels)), rel=1e-5)
+    assert error == pytest.approx(float((scores.argmax(1) != labels).float().mean()))
+
+
+def test_a_pool_knows_where_the_windows_that_are_here_stand() -> None:
+    features = [torch.full((n, 2), float(i)) for i, n in enumerate((2, 0, 1))]
+    labels = [np.array(part, dtype=np.int64) for part in ([1, 0], [0, 0, 2], [3])]
+    pool = pool_of(features, labels)  # the second picture's windows are elsewhere
+    assert pool.labels.tolist() == [1, 0, 0, 0, 2, 3] and pool.rows.tolist() == [0, 1, 5]
+    here, places = pool.places(np.array([5, 3, 0, 5, 4]))
+    assert (here.tolist(), places.tolist()) == ([0, 2, 3], [2, 0, 2])
 
 
 def test_progress_starts_at_nothing() -> None:

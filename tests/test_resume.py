@@ -58,9 +58,11 @@ def test_a_run_that_is_killed_again_and_again(
     assert 0 < int(tuned.split()[5]) < 30
     assert "svm: going on after picture 5 of 12" in said[4]
     regressed = [[t.split()[1] for t in texts if " examples, " in t] for texts in said]
-    assert regressed[4] == ["disc:", "square:", "star:"]
-    assert regressed[5] == ["star:", "triangle:"]  # the first two are there, the third isn't
-    assert regressed[6] == [] and "svm: there already" in said[6]
+    assert regressed[4] == ["disc:", "square:"]  # the third was being written
+    assert "bbox: going on after disc, square" in said[5]
+    assert regressed[5] == ["disc:", "square:", "star:", "triangle:"]
+    assert "bbox: going on after disc, square, star, triangle" in said[6]
+    assert "svm: there already" in said[6]
     assert "bbox: there already" in said[7]
 
 

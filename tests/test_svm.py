@@ -16,7 +16,14 @@ from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
 from sppdet.training.dual import LinearSvm, Matrix
-from sppdet.training.svm import Candidates, Miner, fit_svm, pictures_of, svm_objective
+from sppdet.training.svm import (
+    Candidates,
+    Miner,
+    fit_svm,
+    picked_before,
+    pictures_of,
+    svm_objective,
+)
 
 EXACT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=200_000)
 
@@ -273,7 +280,8 @@ def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
 
 def restored(stream: Stream, config: SvmConfig, state: dict[str, torch.Tensor]) -> Miner:
     miner = stream.miner(config)
-    miner.restore(state, map(stream.candidates, pictures_of(state)))
+    again = (picked_before(state, stream.candidates(i)) for i in pictures_of(state))
+    miner.restore(state, again)
     return miner
 
 

@@ -32,14 +32,14 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def settings_without_chance(shape_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Neither dropout nor BatchNorm, which see a process's own share alone."""
+def settings_to_share(shape_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No BatchNorm, which sees a process's own share alone."""
     return write_classifier_settings(
         tmp_path_factory.mktemp("pair") / "pair.yaml",
         shape_root,
         data={"root": str(shape_root), "train_per_class": 4, "val_per_class": 2},
         backbone={"name": "convnet5", "weights": "none"},
-        head={"widths": [16], "dropout": 0.0},
+        head={"widths": [16], "dropout": 0.5},
         augment={"resize": 70, "crop": 64},
         train={"sizes": [64], "epochs": 2, "batch_size": 6, "lr": 0.02},
         test={"views": ["full"], "side": 70, "crop": 64},
@@ -47,17 +47,15 @@ def settings_without_chance(shape_root: Path, tmp_path_factory: pytest.TempPathF
     )
 
 
-def test_two_processes_train_as_one(settings_without_chance: Path, tmp_path: Path) -> None:
-    ended = torchrun(
-        "pretrain", settings_without_chance, "--run", tmp_path / "two", "--device", "cpu"
-    )
+def test_two_processes_train_as_one(settings_to_share: Path, tmp_path: Path) -> None:
+    ended = torchrun("pretrain", settings_to_share, "--run", tmp_path / "two", "--device", "cpu")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("kept epoch") == 1  # one of them speaks
-    pretrain_quietly(settings_without_chance, tmp_path / "one")
+    pretrain_quietly(settings_to_share, tmp_path / "one")
     paths = [tmp_path / name / "model" / "last.safetensors" for name in ("one", "two")]
     assert fingerprint_of(paths[0]) == fingerprint_of(paths[1])
     one, two = (read_tensors(path)[0] for path in paths)
-    start = start_of(settings_without_chance)
+    start = start_of(settings_to_share)
     assert one.keys() == two.keys() == start.keys()
     for name, tensor in one.items():
         moved = float((tensor - start[name]).abs().max())
@@ -77,12 +75,8 @@ def start_of(settings: Path) -> dict[str, torch.Tensor]:
     return build_classifier(config, ["cross", "disc", "square"]).state_dict()
 
 
-def test_an_error_in_several_processes_ends_them(
-    settings_without_chance: Path, tmp_path: Path
-) -> None:
-    ended = torchrun(
-        *("pretrain", settings_without_chance, "--run", tmp_path, "--set", "train.batch=3")
-    )
+def test_an_error_in_several_processes_ends_them(settings_to_share: Path, tmp_path: Path) -> None:
+    ended = torchrun(*("pretrain", settings_to_share, "--run", tmp_path, "--set", "train.batch=3"))
     assert ended.returncode != 0
     assert "error: " in ended.stderr and "train.batch: unknown" in ended.stderr
     assert not (tmp_path / "model").exists()

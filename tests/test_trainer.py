@@ -16,8 +16,8 @@ from torch import nn
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import TrainConfig
 from sppdet.classification.data import Batch
-from sppdet.classification.distributed import Ranks
 from sppdet.classification.trainer import Trainer, batches_of_epoch, size_of_epoch
+from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head

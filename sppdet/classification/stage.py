@@ -31,10 +31,10 @@ from sppdet.classification.data import (
     read_sets,
     training_batches,
 )
-from sppdet.classification.distributed import Ranks, joined_ranks
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
 from sppdet.data.images import read_image
+from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import normalised
 from sppdet.features.source import weights_digest

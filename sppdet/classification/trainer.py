@@ -15,11 +15,12 @@ from torch import nn
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import TrainConfig
 from sppdet.classification.data import Batch
-from sppdet.classification.distributed import Ranks
+from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
+from sppdet.features.head import share_batch
 from sppdet.parallel import has_bfloat16
 
-VERSION = 1  # raised when the same settings give other weights
+VERSION = 2  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1
 
 
@@ -59,8 +60,8 @@ class Trainer:
 
     The gradient is that of the mean over the whole batch, however it is shared out, and the order
     of pictures and the dropout are functions of the seed and the step. So several processes give the
-    result of one within rounding (dropout aside, which each draws for its own share, and BatchNorm on
-    CPUs, where each has the statistics of its own share).
+    result of one within rounding (but for BatchNorm on CPUs, where each has the statistics of its own
+    share).
     """
 
     def __init__(
@@ -107,8 +108,10 @@ class Trainer:
         self._net.train()
         devices = [self._ranks.device] if self._ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            key = [self._seed, 4, p.epoch, p.batch, self._ranks.rank]
+            key = [self._seed, 4, p.epoch, p.batch]
             torch.manual_seed(int(np.random.default_rng(key).integers(2**62)))
+            rows = torch.arange(batch_size)[self._ranks.rank :: self._ranks.count]
+            share_batch(self.classifier, rows.to(self._ranks.device), batch_size)
             with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=self._halved):
                 scores = self._net(x)
             summed = F.cross_entropy(scores.float(), labels, reduction="sum")

@@ -18,17 +18,18 @@ from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import VERSION as DETECTION_VERSION
 from sppdet.detection.detector import Detector
+from sppdet.distributed import Ranks, joined_ranks
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.coco_results import ids_from_annotations, write_coco_results
 from sppdet.evaluation.comp4 import write_comp4
 from sppdet.evaluation.files import read_detections
 from sppdet.evaluation.report import print_table, write_report
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.model import ModelFiles, load_detector, read_run_config
+from sppdet.model import ModelFiles, choose_device, load_detector, read_run_config
 from sppdet.parallel import ordered_map
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
-from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
+from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, Proposals
 from sppdet.version import __version__
 
 Metric = Literal["voc07", "voc10", "coco"]
@@ -41,44 +42,59 @@ def evaluate_run(
     metric: Metric | None = None,
     device: str = "auto",
     reporter: Reporter | None = None,
+    ranks: Ranks | None = None,
 ) -> EvalResult:
     """Detect in every picture of a split and score the detections into `run/eval/<split>`.
 
-    Detections are kept, so that another metric needs no second detection.
+    Detections are kept, so that another metric needs no second detection. Under `torchrun` all
+    processes detect, each in its share of the pictures; the first one writes the scores.
+
+    Args:
+        ranks: the processes that this one has joined already.
     """
-    reporter = reporter or Reporter(run)
+    if ranks is None:
+        with joined_ranks(choose_device(device)) as ranks:
+            return evaluate_run(run, split, metric=metric, reporter=reporter, ranks=ranks)
+    reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
     config = read_run_config(run)
     with reporter.stage("evaluate"):
-        detector = load_detector(run, device=device)
-        pictures = PictureCache.load(run / "pictures.json")
-        names, workers = detector.class_names, config.worker_count()
-        dataset = read_split(config.data, split, names, pictures, workers=workers)
-        pictures.save(run / "pictures.json")
-        detections = _detect_all(run, config, detector, dataset, pictures, reporter)
-        folder = run / "eval" / split
-        return score(
-            config.data,
-            dataset, detections, folder, metric=metric or config.eval.metric,
-            signature=signature(config), split=split, reporter=reporter,
-        )  # fmt: skip
+        detector = load_detector(run, device=ranks.device)
+        with ranks.first_goes_first():
+            pictures = PictureCache.load(run / "pictures.json")
+            names, workers = detector.class_names, config.worker_count()
+            dataset = read_split(config.data, split, names, pictures, workers=workers)
+            if ranks.is_first:
+                pictures.save(run / "pictures.json")
+        detections = _detect_all(run, config, detector, dataset, pictures, ranks, reporter)
+        metric = metric or config.eval.metric
+        result = score(dataset, detections, metric=metric)
+        if ranks.is_first:
+            write_scores(
+                result, config.data, dataset, detections, run / "eval" / split,
+                signature=signature(config), split=split, reporter=reporter,
+            )  # fmt: skip
+        return result
 
 
-def score(
+def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:
+    """Score the detections of a data set."""
+    if metric == "coco":
+        return evaluate_coco(dataset, detections)
+    return evaluate_voc(dataset, detections, metric=metric)
+
+
+def write_scores(
+    result: EvalResult,
     data: DataConfig,
     dataset: Dataset,
     detections: dict[str, Detections],
     folder: Path,
     *,
-    metric: Metric,
     signature: str,
     split: str,
     reporter: Reporter,
-) -> EvalResult:
-    """Score detections of a split and write all reports into `folder`; prints the table."""
-    if metric == "coco":
-        result = evaluate_coco(dataset, detections)
-    else:
-        result = evaluate_voc(dataset, detections, metric=metric)
+) -> None:
+    """Write all reports of a split's scores into `folder`; prints the table."""
     write_report(result, folder, signature=signature)
     # the devkit's files are named by the set alone
     set_name = "+".join(dict.fromkeys(Path(name).stem for name in data.sets_of(split) if name))
@@ -86,8 +102,7 @@ def score(
     ids = _coco_ids(data, dataset, split)
     write_coco_results(folder / "coco_results.json", dataset, detections, **ids)
     print_table(result, reporter.console, signature=signature)
-    reporter.log("evaluated", metric=metric, split=split, mean_ap=result.mean_ap)
-    return result
+    reporter.log("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
 
 
 def _coco_ids(data: DataConfig, dataset: Dataset, split: str) -> dict[str, Any]:
@@ -134,9 +149,10 @@ def _detect_all(
     detector: Detector,
     dataset: Dataset,
     pictures: PictureCache,
+    ranks: Ranks,
     reporter: Reporter,
 ) -> dict[str, Detections]:
-    """Detections of every picture by its id, from the run's store where they are there already."""
+    """Detections of every picture by its id, in the run's store where they are there already."""
     proposer = Proposer(config.proposals, config.store or run / "store")
     made_by = fingerprint(
         "detections",
@@ -155,23 +171,22 @@ def _detect_all(
         done = store.has(image.id, digest)
         return image, None if done else proposer.of_image(image, digest)
 
-    def maps_of(image: AnnotatedImage) -> FeatureMaps:
-        return detector.maps.compute(read_image(image.path))
-
-    found, new = {}, 0
-    prepared = ordered_map(prepare, dataset.images, workers=config.worker_count())
+    new = 0
+    own = ranks.share(dataset.images)
+    prepared = ordered_map(prepare, own, workers=config.worker_count())
     label = f"detecting, {dataset.name}"
-    for image, proposals in reporter.track(prepared, total=len(dataset), label=label):
+    for image, proposals in reporter.track(prepared, total=len(own), label=label):
         if proposals is not None:
-            made = detector.detect_in(
-                maps_of(image), proposals, width=image.width, height=image.height
-            )
-            _store(store, image, pictures.digest(image.path), made)
+            maps = detector.maps.compute(read_image(image.path))
+            found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
+            _store(store, image, pictures.digest(image.path), found)
             new += 1
-        found[image.id] = _stored(store, image, pictures.digest(image.path), detector.class_names)
-    if new == 0:
+    if sum(ranks.sums([new])) == 0:
         reporter.nothing_done()
-    return found
+    return {
+        image.id: _stored(store, image, pictures.digest(image.path), detector.class_names)
+        for image in dataset.images
+    }
 
 
 def _store(store: ItemStore, image: AnnotatedImage, digest: str, found: Detections) -> None:
@@ -203,13 +218,15 @@ def evaluate_files(
         names = read_split(config.data, "train", None, None, workers=workers).class_names
     dataset = read_split(config.data, split, names, None, workers=workers)
     found = read_detections(detections, dataset, **_coco_ids(config.data, dataset, split))
-    return score(
+    result = score(dataset, found, metric=metric or config.eval.metric)
+    write_scores(
+        result,
         config.data,
         dataset,
         found,
         out,
-        metric=metric or config.eval.metric,
         signature=f"detections:{detections.name}|sppdet:{__version__}",
         split=split,
         reporter=Reporter(),
     )
+    return result

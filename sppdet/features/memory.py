@@ -7,6 +7,7 @@ import threading
 
 import torch
 
+from sppdet.config import local_processes
 from sppdet.types import FeatureMaps
 
 _DEVICE_PART = 0.6  # of the GPU memory that is free at the start
@@ -36,7 +37,8 @@ class MapMemory:
         on_device = 0
         if device.type == "cuda":
             on_device = int(_DEVICE_PART * torch.cuda.mem_get_info(device)[0])
-        return cls(device, device_room=on_device, host_room=int(_HOST_PART * _free_host_bytes()))
+        host_room = int(_HOST_PART * _free_host_bytes() / local_processes())
+        return cls(device, device_room=on_device, host_room=host_room)
 
     def get(self, name: str) -> FeatureMaps | None:
         """The maps of a picture, on the device or in host memory; None if they aren't held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -57,23 +58,34 @@ class Proposer:
             self.store.write(image.id, digest, {"boxes": torch.from_numpy(proposals.boxes)})
         return proposals
 
-    def is_complete(self, dataset: Dataset, pictures: PictureCache) -> bool:
-        """Whether the store has the proposals of all pictures."""
-        return self.store is not None and all(
-            self.store.has(image.id, pictures.digest(image.path)) for image in dataset.images
+    def fill(
+        self,
+        images: Sequence[AnnotatedImage],
+        pictures: PictureCache,
+        *,
+        workers: int,
+        reporter: Reporter,
+        label: str,
+    ) -> int:
+        """Store what is missing of the pictures' proposals; returns how many were made."""
+        assert self.store is not None
+        store = self.store
+
+        def one(image: AnnotatedImage) -> bool:
+            digest = pictures.digest(image.path)
+            if store.has(image.id, digest):
+                return False
+            self.of_image(image, digest)
+            return True
+
+        made = ordered_map(one, images, workers=workers)
+        return sum(reporter.track(made, total=len(images), label=f"proposals, {label}"))
+
+    def measure(self, dataset: Dataset, pictures: PictureCache, *, reporter: Reporter) -> Coverage:
+        """Say how much of a data set's ground truth the proposals cover."""
+        found = coverage(
+            (image, self.of_image(image, pictures.digest(image.path))) for image in dataset.images
         )
-
-    def of_dataset(
-        self, dataset: Dataset, pictures: PictureCache, *, workers: int, reporter: Reporter
-    ) -> Coverage:
-        """Make what is missing of a data set's proposals and measure all against the ground truth."""
-
-        def one(image: AnnotatedImage) -> tuple[AnnotatedImage, Proposals]:
-            return image, self.of_image(image, pictures.digest(image.path))
-
-        pairs = ordered_map(one, dataset.images, workers=workers)
-        label = f"proposals, {dataset.name}"
-        found = coverage(reporter.track(pairs, total=len(dataset), label=label))
         reporter.say(f"{dataset.name}: {found}", "proposals", split=dataset.name, **vars(found))
         return found
 

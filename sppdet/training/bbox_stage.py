@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.boxes import box_iou, encode_deltas
 from sppdet.config import BboxConfig, SvmConfig
 from sppdet.detection.detector import Regressors
-from sppdet.training.bbox import BoxRegressor, fit_box_regressor
+from sppdet.distributed import Tensors
+from sppdet.training.bbox import fit_box_regressor
 from sppdet.training.material import Material, feature_scale
 from sppdet.types import Boxes
 
@@ -41,22 +43,24 @@ def train_box_regressors(
     weights = torch.zeros((len(names), width, 4))
     biases = torch.zeros((len(names), 4))
     found = _find_examples(material, config)
-    for k, name in enumerate(names):
-        path = material.state_path(f"bbox-{k + 1}")
-        if fingerprint_of(path) == made_by:
-            done, _ = read_tensors(path)
-        else:
-            examples = _limit(found[k], config, material.seed + k)
-            fitted = _fit_class(material, name, examples, config, scale, width)
-            if fitted is None:
-                material.reporter.say(f"bbox: {name}: no example; its boxes stay as proposed")
-                continue
-            done = {
-                "weight": torch.from_numpy(fitted.weight) * scale,
-                "bias": torch.from_numpy(fitted.bias),
-            }
-            write_tensors(path, done, made_by=made_by)
-        weights[k], biases[k] = done["weight"], done["bias"]
+    there = [n for k, n in enumerate(names) if fingerprint_of(_path(material, k)) == made_by]
+    if there:
+        material.reporter.say(f"bbox: going on after {', '.join(there)}")
+    own = material.ranks.share(range(len(names)))
+    fitted = (_fitted(material, k, found[k], config, scale, width, made_by) for k in own)
+    results = material.ranks.in_turn(fitted, len(names), lambda made: made)
+    for k, (name, made) in enumerate(zip(names, results, strict=True)):
+        examples, left = made["facts"].tolist()
+        if not examples:
+            material.reporter.say(f"bbox: {name}: no example; its boxes stay as proposed")
+            continue
+        weights[k], biases[k] = made["weight"], made["bias"]
+        material.reporter.say(
+            f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left",
+            "bbox trained",
+            class_name=name,
+            examples=int(examples),
+        )
     device = material.maps.device
     return Regressors(config.layer, weights.to(device), biases.to(device))
 
@@ -95,16 +99,53 @@ def _limit(examples: list[_Examples], config: BboxConfig, seed: int) -> list[_Ex
     return limited
 
 
-def _fit_class(
+def _path(material: Material, k: int) -> Path:
+    """Where the regressor of class k is kept until the stage is finished."""
+    return material.state_path(f"bbox-{k + 1}")
+
+
+def _fitted(
+    material: Material,
+    k: int,
+    found: list[_Examples],
+    config: BboxConfig,
+    scale: float,
+    width: int,
+    made_by: str,
+) -> Tensors:
+    """The regressor of class k, as it is kept until the stage is finished, or made now.
+
+    Its facts are the number of examples and the part of the squared deltas that it leaves.
+    """
+    path = _path(material, k)
+    if fingerprint_of(path) == made_by:
+        return read_tensors(path)[0]
+    if not found:
+        return {"facts": torch.zeros(2, dtype=torch.float64)}
+    examples = _limit(found, config, material.seed + k)
+    x = _features(material, material.dataset.class_names[k], examples, config, scale, width)
+    targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
+    regressor = fit_box_regressor(x, targets, config)
+    predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
+    left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
+    made = {
+        "weight": torch.from_numpy(regressor.weight) * scale,
+        "bias": torch.from_numpy(regressor.bias),
+        "facts": torch.tensor([len(x), left], dtype=torch.float64),
+    }
+    write_tensors(path, made, made_by=made_by)
+    return made
+
+
+def _features(
     material: Material,
     name: str,
     examples: list[_Examples],
     config: BboxConfig,
     scale: float,
     width: int,
-) -> BoxRegressor | None:
-    if not examples:
-        return None
+) -> torch.Tensor:
+    """(N, width) scaled features of the examples."""
     sights = material.reporter.track(
         material.sights([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
     )
@@ -116,14 +157,4 @@ def _fit_class(
         rows = features.values[torch.from_numpy(features.index).to(device)]
         torch.mul(rows, scale, out=x[start : start + len(rows)])
         start += len(rows)
-    targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
-    regressor = fit_box_regressor(x, targets, config)
-    predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
-    left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
-    material.reporter.say(
-        f"bbox: {name}: {len(x)} examples, {left:.1%} of the squared deltas left",
-        "bbox trained",
-        class_name=name,
-        examples=len(x),
-    )
-    return regressor
+    return x

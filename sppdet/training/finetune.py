@@ -14,10 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
 from sppdet.config import FinetuneConfig
+from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
-from sppdet.features.head import Head
+from sppdet.features.head import Head, share_batch
 from sppdet.parallel import has_bfloat16
 from sppdet.training.sampling import IGNORED, draw
 from sppdet.types import Labels
@@ -28,10 +30,24 @@ _DROP_FACTOR = 0.1
 
 @dataclass(frozen=True)
 class Pool:
-    """Windows of several pictures: (N, D) float32 features and (N,) labels, 0 for background."""
+    """Windows of several pictures, some of which this process has the features of.
+
+    features: (n, D) float32. labels: (N,), 0 for background, on the CPU. rows: (n,) of the N
+    windows, ascending, that the features belong to.
+    """
 
     features: torch.Tensor
-    labels: torch.Tensor
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def places(self, chosen: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the chosen windows (M,) are here: their places in `chosen`, and in `features`."""
+        place = np.full(len(self.labels), -1, dtype=np.int64)
+        place[self.rows] = np.arange(len(self.rows))
+        found = place[chosen]
+        device = self.features.device
+        here = np.flatnonzero(found >= 0)
+        return torch.from_numpy(here).to(device), torch.from_numpy(found[here]).to(device)
 
 
 def split_pictures(
@@ -118,12 +134,22 @@ class Progress:
 class FineTuner:
     """SGD on the head; keeps the snapshot of least validation loss.
 
+    Each process has the features of some of a pool's windows. The gradient is that of the mean over
+    the whole batch, and the same windows and units drop out, however the windows are shared out; so
+    several processes give the result of one within rounding.
+
     Args:
         validation: windows of held-out pictures; None keeps the last snapshot.
     """
 
     def __init__(
-        self, head: Head, config: FinetuneConfig, validation: Pool | None, *, seed: int
+        self,
+        head: Head,
+        config: FinetuneConfig,
+        validation: Pool | None,
+        *,
+        seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.head = head
         self.config = config
@@ -131,6 +157,10 @@ class FineTuner:
         self._validation = validation
         self._seed = seed
         self._device = next(head.parameters()).device
+        self._ranks = ranks or Ranks()
+        self._net: nn.Module = head
+        if self._ranks.count > 1:
+            self._net = nn.parallel.DistributedDataParallel(head, gradient_as_bucket_view=True)
         self._halved = config.mixed_precision and has_bfloat16(self._device)
         self._optimizer = torch.optim.SGD(
             head.parameters(),
@@ -159,37 +189,40 @@ class FineTuner:
         before = p.batch
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(rng.integers(2**62)))
-            for rows in batches(pool.labels.cpu().numpy(), self.config, rng=rng):
+            for rows in batches(pool.labels, self.config, rng=rng):
                 if self.finished:
                     break
-                chosen = torch.from_numpy(rows).to(self._device)
-                self._step(pool.features[chosen], pool.labels[chosen])
+                self._step(pool, rows)
         p.pool += 1
         p.empty_pools = p.empty_pools + 1 if p.batch == before else 0
         if p.empty_pools >= 100:
             raise TrainingError("finetune: 100 pools in a row had no positive or no negative")
 
-    def _step(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+    def _step(self, pool: Pool, rows: NDArray[np.int64]) -> None:
         p, config = self.progress, self.config
         dropped = p.batch >= round(config.drop_after * config.batches)
         for group in self._optimizer.param_groups:
             group["lr"] = config.lr * (_DROP_FACTOR if dropped else 1.0)
+        here, places = pool.places(rows)
+        labels = torch.from_numpy(pool.labels[rows]).to(self._device)[here]
         self.head.train()
+        share_batch(self.head, here, len(rows))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._halved):
-            scores = self.head(features)
-        loss = F.cross_entropy(scores.float(), labels)
-        if not torch.isfinite(loss):
+            scores = self._net(pool.features[places])
+        summed = F.cross_entropy(scores.float(), labels, reduction="sum")
+        if not torch.isfinite(summed):
             raise TrainingError(
-                f"finetune: the loss is {loss.item()} at batch {p.batch}; expected a finite one, "
+                f"finetune: the loss is {summed.item()} at batch {p.batch}; expected a finite one, "
                 "try a smaller finetune.lr"
             )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # the processes' gradients are averaged, which this makes a sum over the batch
+        (summed * (self._ranks.count / len(rows))).backward()
         self._optimizer.step()
         p.batch += 1
         every = max(1, config.batches // config.snapshots)
         if p.batch % every == 0 or self.finished:
-            self._consider_snapshot(float(loss.item()))
+            self._consider_snapshot(self._ranks.sums([float(summed.item())])[0] / len(rows))
 
     def _consider_snapshot(self, train_loss: float) -> None:
         p = self.progress
@@ -208,9 +241,14 @@ class FineTuner:
     def validate(self, pool: Pool) -> tuple[float, float]:
         """(cross-entropy, part of windows whose class is wrong) without dropout."""
         self.head.eval()
-        scores = torch.cat([self.head(part) for part in pool.features.split(256)])
-        loss = float(F.cross_entropy(scores, pool.labels).item())
-        return loss, float((scores.argmax(dim=1) != pool.labels).float().mean().item())
+        loss, wrong = 0.0, 0.0
+        labels = torch.from_numpy(pool.labels[pool.rows]).to(self._device)
+        for x, right in zip(pool.features.split(256), labels.split(256), strict=True):
+            scores = self.head(x)
+            loss += float(F.cross_entropy(scores, right, reduction="sum").item())
+            wrong += float((scores.argmax(dim=1) != right).sum().item())
+        loss, wrong = self._ranks.sums([loss, wrong])
+        return loss / len(pool.labels), wrong / len(pool.labels)
 
     def best_head(self) -> Head:
         """The head with the best snapshot's weights, ready for inference."""
@@ -248,10 +286,11 @@ def pool_of(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
     """Join pictures' windows into a pool.
 
     Args:
-        features: per picture (n, D). labels: per picture (n,), none of them `IGNORED`.
+        features: per picture (n, D), or (0, D) where another process has them.
+        labels: per picture (n,), none of them `IGNORED`.
     """
     joined = np.concatenate(labels)
     if (joined == IGNORED).any():
         raise ValueError("labels: an ignored window has no place in a pool")
-    values = torch.cat(features)
-    return Pool(values, torch.from_numpy(joined).to(values.device))
+    here = [np.full(len(part), len(x) > 0) for x, part in zip(features, labels, strict=True)]
+    return Pool(torch.cat(features), joined, np.flatnonzero(np.concatenate(here)))

@@ -27,7 +27,7 @@ from sppdet.training.finetune import (
 )
 from sppdet.training.material import Material
 from sppdet.training.sampling import label_boxes
-from sppdet.types import Labels
+from sppdet.types import Boxes, Labels
 
 _MOST_VALIDATION_WINDOWS = 8192
 
@@ -39,7 +39,7 @@ def finetune(material: Material, head: Head, config: FinetuneConfig, *, made_by:
     )
     head.to(material.maps.device)
     validation = _validation_pool(material, held_out, config)
-    tuner = FineTuner(head, config, validation, seed=material.seed)
+    tuner = FineTuner(head, config, validation, seed=material.seed, ranks=material.ranks)
     path = material.state_path("finetune")
     if fingerprint_of(path) == made_by:
         state, about = read_tensors(path)
@@ -59,7 +59,7 @@ def finetune(material: Material, head: Head, config: FinetuneConfig, *, made_by:
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             material.reporter.say(f"finetune: {text}", "finetune", **record)
         said = len(tuner.history)
-        if time.monotonic() - saved >= material.checkpoint_seconds:
+        if material.ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
             write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
             saved = time.monotonic()
     material.reporter.say(f"finetune: kept the snapshot after batch {tuner.progress.best_batch}")
@@ -106,40 +106,56 @@ def _validation_pool(
 def _make_pool(
     material: Material, pairs: list[tuple[int, bool]], config: FinetuneConfig, *, salt: int
 ) -> Pool:
+    ranks, maps = material.ranks, material.maps
+    width = material.extractor.width("pool5", maps.channels)
     features, labels = [], []
     for place, (position, mirrored) in enumerate(pairs):
         rng = np.random.default_rng([material.seed, 6, salt + 1, place])
-        values, found = _windows_of(material, position, mirrored, config, rng=rng)
-        features.append(values)
+        boxes, found = _windows_of(material, position, config, rng=rng)
+        # a picture is always the same process's, so that their memories together hold the most maps
+        if position % ranks.count == ranks.rank:
+            pooled = _pooled(material, position, boxes, mirrored, config, rng=rng)
+        else:
+            pooled = torch.empty((0, width), device=maps.device)
+        features.append(pooled)
         labels.append(found)
     return pool_of(features, labels)
 
 
+def _windows_of(
+    material: Material, position: int, config: FinetuneConfig, *, rng: np.random.Generator
+) -> tuple[Boxes, Labels]:
+    """Drawn windows of one picture, the ground truth's own boxes among the candidates."""
+    image = material.dataset.images[position]
+    boxes = np.concatenate([material.proposals(position).boxes, image.gt_boxes])
+    low, high = config.negative_iou
+    labels = label_boxes(boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high))
+    rows = draw_windows(labels, config, rng=rng)
+    return boxes[rows], labels[rows]
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
-def _windows_of(
+def _pooled(
     material: Material,
     position: int,
+    boxes: Boxes,
     mirrored: bool,
     config: FinetuneConfig,
     *,
     rng: np.random.Generator,
-) -> tuple[torch.Tensor, Labels]:
-    """Drawn windows of one picture, the ground truth's own boxes among the candidates."""
-    sight = material.sight(position, mirrored=mirrored)
-    image = sight.image
-    boxes = np.concatenate([sight.proposals.boxes, image.gt_boxes])
-    low, high = config.negative_iou
-    labels = label_boxes(boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high))
-    rows = draw_windows(labels, config, rng=rng)
+) -> torch.Tensor:
+    """(n, D) pool5 features of boxes (n, 4) of one picture, or of its mirror image."""
+    image = material.dataset.images[position]
+    maps = material.maps.of_image(image, mirrored=mirrored)
     if mirrored:
         boxes = flip_boxes(boxes, width=image.width)
-    scales = len(sight.maps.maps)
+    scales = len(maps.maps)
     windows = find_windows(
-        sight.maps,
-        boxes[rows],
+        maps,
+        boxes,
         canonical_size=material.extractor.canonical_size,
-        scale_index=rng.integers(scales, size=len(rows)) if config.scale == "random" else None,
+        scale_index=rng.integers(scales, size=len(boxes)) if config.scale == "random" else None,
     )
-    pooled = material.extractor.pool(sight.maps, windows.cells)
-    return pooled[torch.from_numpy(windows.index).to(pooled.device)], labels[rows]
+    pooled = material.extractor.pool(maps, windows.cells)
+    return pooled[torch.from_numpy(windows.index).to(pooled.device)]

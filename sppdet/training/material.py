@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from sppdet.artifacts import fingerprint
 from sppdet.config import Layer, SvmConfig
 from sppdet.data.cache import PictureCache
+from sppdet.distributed import Ranks, Tensors
 from sppdet.features.head import Head
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
@@ -20,6 +22,8 @@ from sppdet.parallel import ordered_map
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Material:
     seed: int
     checkpoint_seconds: float
     reporter: Reporter
+    ranks: Ranks = field(default_factory=Ranks)
 
     def fingerprint(self) -> str:
         """Of all that this material consists of."""
@@ -79,6 +84,23 @@ class Material:
         """Pictures in order, the next ones being read meanwhile."""
         return ordered_map(self.sight, positions, workers=1, ahead=2)
 
+    def gather(
+        self,
+        positions: Sequence[int],
+        compute: Callable[[Sight], T],
+        pick: Callable[[T], Tensors],
+        *,
+        label: str,
+    ) -> Iterator[Tensors]:
+        """`pick(compute(sight))` of pictures, in order and in every process of `ranks`.
+
+        `compute` runs in several processes at once, each with its share of the pictures; `pick`
+        runs when what came of the pictures before has been taken.
+        """
+        own = map(compute, self.sights(self.ranks.share(positions)))
+        found = self.ranks.in_turn(own, len(positions), pick)
+        return self.reporter.track(found, total=len(positions), label=label)
+
     def state_path(self, stage: str) -> Path:
         """Where an unfinished stage keeps its checkpoint."""
         return self.folder / "state" / f"{stage}.safetensors"
@@ -99,19 +121,21 @@ def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
 
     The mean is taken over up to `norm_images` pictures × `norm_windows` windows.
     """
-    rng = np.random.default_rng([material.seed, 4])
-    count = len(material.dataset)
-    chosen = np.sort(rng.permutation(count)[: config.norm_images]).tolist()
-    total, windows_seen = 0.0, 0
-    sights = material.reporter.track(
-        material.sights(chosen), total=len(chosen), label=f"norm of {layer}"
-    )
-    for sight in sights:
+    order = np.random.default_rng([material.seed, 4]).permutation(len(material.dataset))
+
+    def norms(sight: Sight) -> Tensors:
         windows = material.extractor.windows(sight.maps, sight.proposals.boxes)
+        rng = np.random.default_rng([material.seed, 4, sight.position])
         drawn = np.sort(rng.permutation(len(windows))[: config.norm_windows])
         pooled = material.extractor.pool(sight.maps, windows.cells[drawn])
         features = material.extractor.layer(pooled, layer)
-        total += float(torch.linalg.vector_norm(features, dim=1).double().sum())
-        windows_seen += len(drawn)
+        return {"norms": torch.linalg.vector_norm(features, dim=1).double()}
+
+    chosen = np.sort(order[: config.norm_images]).tolist()
+    found = material.gather(chosen, norms, lambda made: made, label=f"norm of {layer}")
+    total, windows_seen = 0.0, 0
+    for made in found:
+        total += float(made["norms"].sum())
+        windows_seen += len(made["norms"])
     mean = total / windows_seen if windows_seen else 0.0
     return config.target_norm / mean if mean > 0 else 1.0

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
+from sppdet.distributed import Ranks, Tensors
 from sppdet.errors import TrainingError
 from sppdet.training.dual import Fit, LinearSvm, Matrix, Problem, solve
 from sppdet.training.pool import Pool, Rows
 
-VERSION = 2  # raised when the same settings give other weights
+VERSION = 3  # raised when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:
@@ -98,10 +99,6 @@ class _Cache:
     added: int = 0  # since the last training
     trained: bool = False
 
-    def lacks(self, picture: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows of a picture that aren't here yet."""
-        return rows[~np.isin(rows, self.refs[self.refs[:, 0] == picture, 1])]
-
     def add(self, rows: Rows, refs: NDArray[np.int64]) -> None:
         self.problem.add_negatives(rows)
         self.refs = np.concatenate([self.refs, refs])
@@ -133,6 +130,7 @@ class Miner:
 
     Args:
         positives: per class (P, D) scaled features.
+        ranks: processes that all see the same negatives, and share the training of classes.
         report: called with (class index, SVM, cache size, evicted) at each retraining.
 
     Raises:
@@ -147,6 +145,7 @@ class Miner:
         *,
         seed: int,
         device: torch.device,
+        ranks: Ranks | None = None,
         report: Callable[[int, LinearSvm, int, int], None] = lambda *_: None,
     ) -> None:
         for name, examples in zip(class_names, positives, strict=True):
@@ -155,6 +154,7 @@ class Miner:
         self._names = class_names
         self._config = config
         self._seed = seed
+        self._ranks = ranks or Ranks()
         self._report = report
         width = positives[0].shape[1]
         self.weights = torch.zeros((len(positives), width), device=device)
@@ -167,17 +167,26 @@ class Miner:
             self._caches.append(_Cache(Problem.of(rows, rows[:0])))
 
     def see(self, candidates: Candidates) -> None:
-        """Add the picture's hard negatives to the caches; retrain the classes that are due.
+        """Add the picture's hard negatives to the caches; retrain the classes that are due."""
+        self.add(self.hard_of(candidates))
+
+    def hard_of(self, candidates: Candidates) -> Tensors:
+        """The picture's hard negatives that the caches lack, as `add` takes them.
 
         A negative is hard if its score > `hard_threshold`; untrained SVMs score 0, so that at
-        first every negative joins. One that is in the cache already isn't added again.
+        first every negative is.
         """
         scores = (candidates.features @ self.weights.T + self.biases).cpu().numpy()
         hard = candidates.negative & (scores > self._config.hard_threshold)
-        picture = candidates.picture
-        new = [c.lacks(picture, np.flatnonzero(hard[:, k])) for k, c in enumerate(self._caches)]
-        pooled = self._pooled(candidates, new)
-        for cache, chosen, rows in zip(self._caches, new, pooled, strict=True):
+        for k, cache in enumerate(self._caches):
+            known = cache.refs[cache.refs[:, 0] == candidates.picture, 1]
+            hard[known, k] = False
+        return _picked(candidates, hard)
+
+    def add(self, hard: Tensors) -> None:
+        """Add a picture's hard negatives to the caches; retrain the classes that are due."""
+        picture = int(hard["picture"])
+        for cache, (rows, chosen) in zip(self._caches, self._pooled(hard), strict=True):
             cache.add(rows, np.stack([np.full(len(chosen), picture), chosen], axis=1))
         self._retrain(
             [k for k, c in enumerate(self._caches) if c.added >= self._config.retrain_after]
@@ -187,13 +196,16 @@ class Miner:
         """Train the classes whose caches have grown since their last training."""
         self._retrain([k for k, c in enumerate(self._caches) if c.added or not c.trained])
 
-    def _pooled(self, candidates: Candidates, chosen: Sequence[NDArray[np.int64]]) -> list[Rows]:
-        """Rows of the pool for rows of a picture, chosen per class; the pool gets what it lacks."""
-        distinct = np.unique(np.concatenate(chosen))
-        index = torch.from_numpy(distinct).to(candidates.features.device)
-        keys = [(candidates.picture, row) for row in distinct.tolist()]
-        rows = self.pool.add(candidates.features[index], keys)
-        return [rows[np.searchsorted(distinct, own)] for own in chosen]
+    def _pooled(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
+        """Per class the rows of the pool, and of the picture; the pool gets what it lacks."""
+        picture, distinct, of_class = (
+            int(hard["picture"]),
+            hard["rows"].numpy(force=True),
+            hard["of"],
+        )
+        rows = self.pool.add(hard["features"], [(picture, row) for row in distinct.tolist()])
+        own = of_class.numpy(force=True).T
+        return [(rows[chosen], distinct[chosen]) for chosen in own]
 
     def _retrain(self, classes: Sequence[int]) -> None:
         if not classes:
@@ -204,8 +216,7 @@ class Miner:
                 raise TrainingError(
                     f"class {self._names[k]}: no negatives: expected proposals away from the objects"
                 )
-        fits = fit_all(self.pool, [c.problem for c in caches], self._config, seed=self._seed)
-        for k, cache, fit in zip(classes, caches, fits, strict=True):
+        for k, cache, fit in zip(classes, caches, self._fits(classes), strict=True):
             svm, cached = fit.svm, len(cache.refs)
             self.weights[k] = torch.from_numpy(svm.weight).to(self.weights.device)
             self.biases[k] = svm.bias
@@ -213,6 +224,23 @@ class Miner:
             cache.keep(keep)
             self._report(k, svm, cached, int((~keep).sum()))
         self.pool.keep(np.concatenate([c.problem.rows for c in self._caches]))
+
+    def _fits(self, classes: Sequence[int]) -> list[Fit]:
+        """The solutions of classes; each process solves some, always the same ones."""
+        ranks = self._ranks
+        own = [k for k in classes if k % ranks.count == ranks.rank]
+        problems = [self._caches[k].problem for k in own]
+        solved = dict(
+            zip(own, fit_all(self.pool, problems, self._config, seed=self._seed), strict=True)
+        )
+        fits = []
+        for k in classes:
+            problem = self._caches[k].problem
+            mine = _as_tensors(solved[k], problem) if k in solved else None
+            found = ranks.broadcast(mine, owner=k % ranks.count)
+            problem.duals = found["duals"].numpy(force=True)
+            fits.append(_from_tensors(found))
+        return fits
 
     # -- going on after an interruption ------------------------------------------------------------
 
@@ -229,19 +257,18 @@ class Miner:
             state[f"added{k}"] = torch.tensor(cache.added)
         return state
 
-    def restore(self, state: dict[str, torch.Tensor], candidates: Iterable[Candidates]) -> None:
+    def restore(self, state: Tensors, again: Iterable[Tensors]) -> None:
         """Put a checkpoint back; what is trained afterwards has the bits that it would have had.
 
         Args:
-            candidates: of the pictures that `pictures_of` the checkpoint names.
+            again: `picked_before` from the pictures that `pictures_of` the checkpoint names.
         """
         refs = [state[f"refs{k}"].numpy() for k in range(len(self._caches))]
         rows_of = [np.zeros(len(r), dtype=np.int64) for r in refs]
-        for seen in candidates:
-            here = [np.flatnonzero(r[:, 0] == seen.picture) for r in refs]
-            chosen = [r[at, 1] for r, at in zip(refs, here, strict=True)]
-            for own, at, rows in zip(rows_of, here, self._pooled(seen, chosen), strict=True):
-                own[at] = rows
+        for hard in again:
+            for own, r, (rows, chosen) in zip(rows_of, refs, self._pooled(hard), strict=True):
+                here = np.flatnonzero(r[:, 0] == int(hard["picture"]))
+                own[here] = rows[np.searchsorted(chosen, r[here, 1])]
         self.weights.copy_(state["weights"])
         self.biases.copy_(state["biases"])
         for k, cache in enumerate(self._caches):
@@ -251,8 +278,45 @@ class Miner:
             cache.trained = bool(state["trained"][k])
 
 
-def pictures_of(state: dict[str, torch.Tensor]) -> list[int]:
+def picked_before(state: Tensors, candidates: Candidates) -> Tensors:
+    """The picture's negatives that a checkpoint of a `Miner` refers to, for its `restore`."""
+    of_class = np.zeros_like(candidates.negative)
+    for k in range(of_class.shape[1]):
+        refs = state[f"refs{k}"].numpy()
+        of_class[refs[refs[:, 0] == candidates.picture, 1], k] = True
+    return _picked(candidates, of_class)
+
+
+def pictures_of(state: Tensors) -> list[int]:
     """The pictures whose negatives a checkpoint of a `Miner` refers to, ascending."""
     refs = [rows[:, 0] for name, rows in state.items() if name.startswith("refs")]
     found: list[int] = np.unique(torch.cat(refs).numpy()).tolist()
     return found
+
+
+def _picked(candidates: Candidates, of_class: NDArray[np.bool_]) -> Tensors:
+    """The candidates that are of any class (U, K), with the classes that they are of."""
+    rows = np.flatnonzero(of_class.any(axis=1))
+    chosen = torch.from_numpy(rows)
+    return {
+        "picture": torch.tensor(candidates.picture),
+        "rows": chosen,  # (n,) ascending
+        "features": candidates.features[chosen.to(candidates.features.device)],
+        "of": torch.from_numpy(of_class[rows]),  # (n, K)
+    }
+
+
+def _as_tensors(fit: Fit, problem: Problem) -> Tensors:
+    svm = fit.svm
+    return {
+        "weight": torch.from_numpy(svm.weight),
+        "numbers": torch.tensor([svm.bias, svm.objective, svm.converged], dtype=torch.float64),
+        "scores": torch.from_numpy(fit.scores),
+        "duals": torch.from_numpy(problem.duals),
+    }
+
+
+def _from_tensors(found: Tensors) -> Fit:
+    bias, objective, converged = found["numbers"].tolist()
+    svm = LinearSvm(found["weight"].numpy(force=True), bias, objective, bool(converged))
+    return Fit(svm, found["scores"].numpy(force=True))

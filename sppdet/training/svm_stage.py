@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
+import torch
 
 from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detector import Classifiers
+from sppdet.distributed import Tensors
 from sppdet.training.dual import LinearSvm, Matrix
 from sppdet.training.material import Material, Sight, feature_scale
 from sppdet.training.sampling import negatives_of_class, thin_out
-from sppdet.training.svm import Candidates, Miner, pictures_of
+from sppdet.training.svm import Candidates, Miner, picked_before, pictures_of
 
 
 def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
@@ -48,6 +51,7 @@ def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: 
         names,
         config,
         seed=material.seed,
+        ranks=material.ranks,
         device=material.maps.device,
         report=report,
     )
@@ -58,17 +62,20 @@ def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: 
 
 def _positives(material: Material, layer: Layer, scale: float) -> list[Matrix]:
     """Per class the features (P, D) of its ground-truth boxes, difficult ones left out."""
-    found: list[list[Matrix]] = [[] for _ in material.dataset.class_names]
     images = material.dataset.images
     with_objects = [i for i, image in enumerate(images) if (~image.difficult).any()]
-    sights = material.reporter.track(
-        material.sights(with_objects), total=len(with_objects), label="positives"
-    )
-    for sight in sights:
+
+    def of_objects(sight: Sight) -> Tensors:
         keep = ~sight.image.difficult
         features = material.extractor(sight.maps, sight.image.gt_boxes[keep], layer)
-        values = (features.values * scale).cpu().numpy()[features.index]
-        for row, label in zip(values, sight.image.gt_labels[keep], strict=True):
+        rows = torch.from_numpy(features.index).to(features.values.device)
+        labels = torch.from_numpy(sight.image.gt_labels[keep])
+        return {"values": (features.values * scale)[rows], "labels": labels}
+
+    found: list[list[Matrix]] = [[] for _ in material.dataset.class_names]
+    for made in material.gather(with_objects, of_objects, lambda made: made, label="positives"):
+        values = made["values"].cpu().numpy()
+        for row, label in zip(values, made["labels"].tolist(), strict=True):
             found[label - 1].append(row)
     return [np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32) for rows in found]
 
@@ -82,6 +89,9 @@ def _mine(
     *,
     made_by: str,
 ) -> None:
+    def candidates(sight: Sight) -> Candidates:
+        return _candidates(material, sight, layer, config, scale)
+
     count = len(material.dataset) * config.passes
     path = material.state_path("svm")
     done = 0
@@ -89,20 +99,19 @@ def _mine(
         state, about = read_tensors(path)
         done = int(about["done"])
         material.reporter.say(f"svm: going on after picture {done} of {count}", "svm resumed")
-        pictures = pictures_of(state)
-        sights = material.reporter.track(
-            material.sights(pictures), total=len(pictures), label="hard negatives of before"
+        again = material.gather(
+            pictures_of(state),
+            candidates,
+            partial(picked_before, state),
+            label="hard negatives of before",
         )
-        miner.restore(state, (_candidates(material, s, layer, config, scale) for s in sights))
+        miner.restore(state, again)
     saved = time.monotonic()
     positions = [i % len(material.dataset) for i in range(done, count)]
-    sights = material.reporter.track(
-        material.sights(positions), total=len(positions), label="hard negatives"
-    )
-    for sight in sights:
-        miner.see(_candidates(material, sight, layer, config, scale))
+    for hard in material.gather(positions, candidates, miner.hard_of, label="hard negatives"):
+        miner.add(hard)
         done += 1
-        if time.monotonic() - saved >= material.checkpoint_seconds:
+        if material.ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
             write_tensors(path, miner.state(), made_by=made_by, about={"done": done})
             saved = time.monotonic()
     miner.finish()

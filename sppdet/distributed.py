@@ -1,0 +1,150 @@
+"""Several processes that train together, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from sppdet.errors import TrainingError
+
+T = TypeVar("T")
+Tensors = Mapping[str, torch.Tensor]
+# a process that has died is noticed at once; this is for one that is at work while others wait
+_PATIENCE = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; one alone without `torchrun`."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and says what happens."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The items that are this process's: every `count`-th."""
+        return items[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """A block that the others begin when the first has done it, so that they find its files."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """The sums over all processes, the same in each."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        result: list[float] = total.tolist()
+        return result
+
+    def broadcast(self, tensors: Tensors | None, *, owner: int) -> Tensors:
+        """The owner's tensors, in every process; those of the others are not looked at."""
+        if self.count == 1:
+            assert tensors is not None
+            return tensors
+        # names, types and shapes go ahead as JSON: torch's own way for objects is pickle
+        kept = {k: t.to(self.device).contiguous() for k, t in (tensors or {}).items()}
+        text = json.dumps([[k, str(t.dtype)[6:], list(t.shape)] for k, t in kept.items()])
+        header = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        size = torch.tensor([len(header)], device=self.device)
+        dist.broadcast(size, owner)
+        if owner != self.rank:
+            header = header.new_empty(int(size))
+        dist.broadcast(header, owner)
+        if owner != self.rank:
+            described = json.loads(bytes(header.tolist()))
+            kept = {
+                k: torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
+                for k, kind, shape in described
+            }
+        for tensor in kept.values():
+            if tensor.numel():
+                dist.broadcast(tensor, owner)
+        return kept
+
+    def in_turn(
+        self, own: Iterator[T], total: int, pick: Callable[[T], Tensors]
+    ) -> Iterator[Tensors]:
+        """What `pick` makes of all items, in their order and in every process.
+
+        The processes take the next of their own items at the same time; then one after another
+        picks from its item. What a process does between two results it has done before its `pick`.
+
+        Args:
+            own: this process's `share` of the items. total: the number of all processes' items.
+        """
+        for start in range(0, total, self.count):
+            item = next(own) if start + self.rank < total else None
+            for owner in range(min(self.count, total - start)):
+                picked = pick(item) if owner == self.rank and item is not None else None
+                yield self.broadcast(picked, owner=owner)
+
+
+@contextlib.contextmanager
+def joined_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that `torchrun` started; on several GPUs each takes its own.
+
+    Raises:
+        TrainingError: the others can't be reached, or one of them has ended, or torch failed here.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks(device=device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    who = f"process {os.environ.get('RANK', '?')} of {count}"
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        with _told_to_end(who):
+            yield Ranks(dist.get_rank(), count, device)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TrainingError(f"{who} can't go on: {first}") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told_to_end(who: str) -> Iterator[None]:
+    """Raise what says so when `torchrun` ends this process, as it does when another has failed."""
+
+    def end(*_: object) -> None:
+        raise TrainingError(f"{who} was told to end: another has failed; the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

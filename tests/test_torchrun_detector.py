@@ -1,0 +1,149 @@
+"""A detector's training that several processes share, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from runs import KILLED, contents, log_of, results, train_quietly
+
+from sppdet.artifacts import read_json, read_tensors
+
+# checkpoints at every pool and picture; a dropout that acts
+MORE = ("--set", "checkpoint_minutes=0", "--set", "head.dropout=0.5")
+
+
+def torchrun(
+    processes: int, arguments: Sequence[str | Path], *, program: Sequence[str | Path]
+) -> subprocess.CompletedProcess[str]:
+    """The command line in several processes of a thread each."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += [*map(str, program), "--threads", "1", *map(str, arguments)]
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process with one thread."""
+    run, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_quietly(settings, run, *MORE[1::2])
+    torch.set_num_threads(threads)
+    return run
+
+
+def assert_close(run: Path, alone: Path) -> None:
+    """Stored proposals, maps: the same bytes. The rest: the same within rounding."""
+    for kind in ("proposals", "maps"):
+        stored = contents(run, f"store/{kind}-*/*")
+        assert len(stored) > 12 and stored == contents(alone, f"store/{kind}-*/*")
+    for part, tolerance in (("head", 1e-4), ("svm", 1e-3), ("bbox", 1e-3)):
+        ours, theirs = (read_tensors(r / "model" / f"{part}.safetensors")[0] for r in (run, alone))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert float((ours[name] - tensor).abs().max()) < tolerance * float(tensor.abs().max())
+    scores = [read_json(r / "eval" / "test" / "metrics.json") for r in (run, alone)]
+    assert scores[0]["mAP"] == pytest.approx(scores[1]["mAP"], abs=0.02)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_train_as_one(
+    processes: int, settings: Path, alone: Path, tmp_path: Path
+) -> None:
+    ended = torchrun(
+        processes,
+        ["train", settings, "--run", tmp_path, "--device", "cpu", *MORE],
+        program=("-m", "sppdet", "--"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("the run is in") == 1  # one of them speaks
+    assert_close(tmp_path, alone)
+    assert not (tmp_path / ".lock").exists() and not (tmp_path / "state").exists()
+    said = [[r.get("text", "") for r in log_of(run)] for run in (tmp_path, alone)]
+    trained = [[t for t in texts if t.startswith("svm: ") and "objective" in t] for texts in said]
+    assert len(trained[0]) == len(trained[1]) > 4  # each class more than once
+
+
+def test_several_processes_without_a_head_give_the_same_bytes(
+    settings: Path, tmp_path: Path
+) -> None:
+    without = ("--set", "head=none", "--set", "workers=1")
+    runs = [tmp_path / "one", tmp_path / "three"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_quietly(settings, runs[0], *without[1::2])
+    torch.set_num_threads(threads)
+    ended = torchrun(
+        3,
+        ["train", settings, "--run", runs[1], "--device", "cpu", *without],
+        program=("-m", "sppdet", "--"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert results(runs[1]) == results(runs[0])
+
+
+def test_several_processes_evaluate_as_one(alone: Path, tmp_path: Path) -> None:
+    ended = torchrun(2, ["eval", alone, "--split", "train"], program=("-m", "sppdet", "--"))
+    assert ended.returncode == 0, ended.stderr
+    scored = contents(alone / "eval" / "train")
+    assert len(scored) > 6
+    stored = contents(alone, "store/detections-*/*")
+    for path in alone.glob("store/detections-*/*"):
+        path.unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "sppdet", "--threads", "1", "eval", str(alone), "--split", "train"],
+        capture_output=True,
+    )
+    assert again.returncode == 0
+    assert {k: v for k, v in contents(alone / "eval" / "train").items() if "png" not in k} == {
+        k: v for k, v in scored.items() if "png" not in k
+    }
+    assert contents(alone, "store/detections-*/*").items() <= stored.items()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+def test_a_process_that_is_killed_ends_all_and_training_goes_on(
+    settings: Path, alone: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "killed.py"
+    only_one = "import os, sys\nif os.environ['RANK'] != sys.argv.pop(4):\n    sys.argv[2] = '0'\n"
+    program.write_text(only_one + KILLED, encoding="utf-8")
+    run = tmp_path / "run"
+    command: list[str | Path] = ["train", settings, "--run", run, "--device", "cpu", *MORE]
+    for rank, pattern, nth in (
+        (1, "store/proposals-*/*", 3),
+        (1, "store/maps-*/*", 4),
+        (0, "state/finetune.safetensors", 1),
+        (0, "state/svm.safetensors", 4),
+        (1, "state/bbox-2.safetensors", 1),
+        (1, "store/detections-*/*", 2),
+    ):
+        kill = ("--", program, pattern, str(nth), "after", str(rank))
+        ended = torchrun(2, command, program=kill)
+        assert ended.returncode != 0
+        other = f"process {1 - rank} of 2"
+        assert f"error: {other} " in ended.stderr, (pattern, ended.stderr)
+        assert "SIGKILL" in ended.stderr
+        assert not (run / "eval").exists()
+    ended = torchrun(2, command, program=("-m", "sppdet", "--"))
+    assert ended.returncode == 0, ended.stderr
+    assert_close(run, alone)
+    texts = [str(record.get("text", "")) for record in log_of(run)]
+    for start in (
+        "finetune: going on after batch",
+        "svm: going on after picture",
+        "bbox: going on",
+    ):
+        assert any(text.startswith(start) for text in texts), start
