@@ -154,7 +154,8 @@ def measure(detector: Detector, pictures: list[Path]) -> dict[str, list[float]]:
     for path in pictures:
         picture = timed(times, "decode", read_image, path)
         proposals = timed(times, "proposals", detector.proposer.of, picture)
-        halves = timed(times, "conv", detector.maps.compute, picture)
+        scaled = timed(times, "resize", detector.maps.scaled, picture)
+        halves = timed(times, "conv", detector.maps.compute, scaled)
         maps = halves.to(detector.maps.device)
         windows = extractor.windows(maps, proposals.boxes)
         pooled = timed(times, "SPP", extractor.pool, maps, windows.cells)

@@ -73,7 +73,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def ours() -> torch.Tensor:
-        maps = backbone.feature_maps(picture, scales, FeaturesConfig())
+        maps = backbone.feature_maps(backbone.scaled(picture, scales, FeaturesConfig()))
         found = extractor(maps, boxes, "fc7" if head else "pool5")
         scores = found.values @ svms.T
         return scores.cpu()[torch.from_numpy(found.index)]

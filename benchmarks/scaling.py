@@ -73,7 +73,7 @@ def picture_size(picture: Picture) -> dict[str, Work]:
         return selective_search(picture, ProposalsConfig(image_width=2 * sides[n]))
 
     def layers(n: int) -> object:
-        return backbone.feature_maps(picture, [sides[n]], config)
+        return backbone.feature_maps(backbone.scaled(picture, [sides[n]], config))
 
     return {
         "selective search, pixels ×": ([1, 2, 4], search),
@@ -84,7 +84,7 @@ def picture_size(picture: Picture) -> dict[str, Work]:
 def windows_and_classes(picture: Picture) -> dict[str, Work]:
     """SPP by windows, scores and NMS by classes."""
     backbone = load_backbone("alexnet", "none")
-    maps = backbone.feature_maps(picture, [688], FeaturesConfig())
+    maps = backbone.feature_maps(backbone.scaled(picture, [688], FeaturesConfig()))
     extractor = Extractor(LEVELS, 224, None)
     rng = np.random.default_rng(0)
     boxes = made_boxes(picture, 4000, rng)
@@ -117,7 +117,7 @@ def pictures() -> dict[str, Work]:
         done = []
         for _ in range(count):
             selective_search(picture, ProposalsConfig(image_width=250))
-            done.append(backbone.feature_maps(picture, [240], FeaturesConfig()))
+            done.append(backbone.feature_maps(backbone.scaled(picture, [240], FeaturesConfig())))
         return done
 
     return {"pictures": ([2, 4, 8], several)}

@@ -91,10 +91,15 @@ def decode_deltas(proposals: Boxes, deltas: NDArray[np.float32]) -> Boxes:
     return boxes
 
 
-def nms(boxes: Boxes, scores: Scores, *, max_iou: float) -> NDArray[np.int64]:
+def nms(
+    boxes: Boxes, scores: Scores, *, max_iou: float, most: int | None = None
+) -> NDArray[np.int64]:
     """Greedy non-maximum suppression by torchvision.
 
     A box goes if its IoU with a kept box of higher score is > `max_iou`.
+
+    Args:
+        most: so many boxes are kept at most.
 
     Returns:
         (M,) rows of the boxes kept, in descending score; ties keep the earlier row first.
@@ -103,9 +108,19 @@ def nms(boxes: Boxes, scores: Scores, *, max_iou: float) -> NDArray[np.int64]:
         return np.zeros(0, dtype=np.int64)
     # torchvision's sort need not be stable: hand the boxes over in a stable order and map back
     order = np.argsort(-scores, kind="stable")
-    rank = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
     # torchvision compares float32 IoUs: 3/10 there is more than 0.3, but not than float32 0.3
     bound = float(np.float32(max_iou))
-    kept = _nms(torch.from_numpy(boxes[order]), rank, bound).numpy()
+    # what is kept among the best doesn't depend on the rest, which is looked at only if it must be
+    tried = len(order) if most is None else _TRIED * most
+    while True:
+        best = order[:tried]
+        rank = torch.arange(len(best), 0, -1, dtype=torch.float32)
+        kept = _nms(torch.from_numpy(boxes[best]), rank, bound).numpy()[:most]
+        if tried >= len(order) or len(kept) == most:
+            break
+        tried *= 2
     rows: NDArray[np.int64] = order[kept].astype(np.int64)
     return rows
+
+
+_TRIED = 4  # candidates that NMS looks at first, for each box that it may keep

@@ -157,6 +157,8 @@ class FeaturesConfig(Section):
     """A window is pooled at the scale that brings its area nearest to the square of this."""
     max_side: PositiveInt = 2400
     """Cap on the longer side of a resized picture (ours, for panoramas)."""
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """What the networks multiply in but for training: auto is float16 on a GPU, float32 on a CPU."""
 
 
 class HeadConfig(Section):

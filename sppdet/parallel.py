@@ -26,6 +26,15 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """The type that networks multiply in on a device; auto is float16 on a GPU, else float32."""
+    if precision == "auto":
+        precision = "float16" if device.type == "cuda" else "float32"
+    found = getattr(torch, precision)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
 ) -> Iterator[R]:

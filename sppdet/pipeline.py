@@ -42,6 +42,7 @@ from sppdet.model import (
     save_head,
     save_regressors,
 )
+from sppdet.parallel import compute_type
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter, run_lock
 from sppdet.training.bbox import VERSION as BBOX_VERSION
@@ -137,7 +138,12 @@ def _train(
             store if config.features.store else None,
         )
         mirrored = config.head is not None and config.finetune is not None and config.finetune.flip
-        made = maps.fill(ranks.share(training_set.images), mirrored=mirrored, reporter=reporter)
+        made = maps.fill(
+            ranks.share(training_set.images),
+            mirrored=mirrored,
+            workers=config.worker_count(),
+            reporter=reporter,
+        )
         if sum(ranks.sums([made])) == 0:
             reporter.nothing_done()
     if last < STAGES.index("finetune"):
@@ -149,7 +155,12 @@ def _train(
         pictures=pictures,
         proposer=proposer,
         maps=maps,
-        extractor=Extractor(tuple(config.spp_levels), config.features.canonical_size, None),
+        extractor=Extractor(
+            tuple(config.spp_levels),
+            config.features.canonical_size,
+            None,
+            compute_type(config.features.precision, ranks.device),
+        ),
         folder=run,
         seed=config.seed,
         checkpoint_seconds=60 * config.checkpoint_minutes,

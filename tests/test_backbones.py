@@ -154,7 +154,7 @@ def test_input_is_normalised_rgb(rng: np.random.Generator) -> None:
 
 def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
     picture = random_picture(rng, width=100, height=80)
-    maps = tiny.feature_maps(picture, [80, 120, 160], FeaturesConfig(max_side=150))
+    maps = tiny.feature_maps(tiny.scaled(picture, [80, 120, 160], FeaturesConfig(max_side=150)))
     np.testing.assert_allclose(maps.scale_factors, [1.0, 1.5, 1.5])  # the cap
     assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19), (128, 15, 19)]
     assert (maps.stride, maps.offset) == (8, 0.5)
@@ -342,7 +342,7 @@ def test_the_detectors_first_features_are_the_classifiers(
         pooled = classifier.pyramid(classifier.conv(to_input(picture, 1.0)))
         hidden["fc6"] = torch.relu(classifier.head.fc6(pooled))  # type: ignore[operator]
         hidden["fc7"] = torch.relu(classifier.head.fc7(hidden["fc6"]))  # type: ignore[operator]
-    maps = backbone.feature_maps(picture, [90], FeaturesConfig())
+    maps = backbone.feature_maps(backbone.scaled(picture, [90], FeaturesConfig()))
     extractor = Extractor(levels, 90, head)
     whole = np.array([[0, 0, 120, 90]], np.float32)
     side = maps.maps[0].shape

@@ -132,6 +132,9 @@ def test_nms_against_a_slow_loop_with_ties(max_iou: float) -> None:
         boxes = random_boxes(rng, 60, width=60, height=60)
         scores = (rng.integers(0, 6, 60) / 2).astype(np.float32)
         assert nms(boxes, scores, max_iou=max_iou).tolist() == slow_nms(boxes, scores, max_iou)
+        for most in (1, 2, 7, 1000):
+            kept = nms(boxes, scores, max_iou=max_iou, most=most).tolist()
+            assert kept == slow_nms(boxes, scores, max_iou)[:most]
 
 
 def test_nms_of_many_ties_keeps_the_earlier_row() -> None:

@@ -18,12 +18,13 @@ from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, Propo
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
 from sppdet.errors import ImageError
-from sppdet.features.backbones import Backbone
+from sppdet.features.backbones import Backbone, load_backbone
 from sppdet.features.geometry import choose_scales, project
 from sppdet.features.head import build_head
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
 from sppdet.features.spp import spp_windows
+from sppdet.parallel import compute_type
 from sppdet.proposals.stage import Proposer
 from sppdet.types import Boxes, FeatureMaps, Picture, Proposals
 
@@ -145,7 +146,7 @@ def test_detections_against_a_slow_computation(
     layer: Layer, bbox: Layer | None, tiny: Backbone, picture: Picture, proposals: Proposals
 ) -> None:
     detector = make_detector(tiny, layer=layer, bbox=bbox)
-    maps = detector.maps.compute(picture)
+    maps = detector.maps.compute(detector.maps.scaled(picture))
     detector = normalised(detector, maps.to(detector.maps.device))
     windows = detector.extractor.windows(maps, proposals.boxes)
     assert len(windows) < len(proposals)  # some coincide
@@ -163,7 +164,7 @@ def test_least_score_and_most_detections(
     tiny: Backbone, picture: Picture, proposals: Proposals
 ) -> None:
     detector = make_detector(tiny)
-    maps = detector.maps.compute(picture)
+    maps = detector.maps.compute(detector.maps.scaled(picture))
     detector = normalised(detector, maps.to(detector.maps.device))
 
     def detect(config: DetectConfig) -> list[tuple[int, float]]:
@@ -195,7 +196,7 @@ def test_regression_moves_what_nms_has_kept(
     tiny: Backbone, picture: Picture, proposals: Proposals
 ) -> None:
     plain = make_detector(tiny, config=DetectConfig(min_score=-1e9))
-    maps = plain.maps.compute(picture)
+    maps = plain.maps.compute(plain.maps.scaled(picture))
     before = plain.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
     moved = with_biases(plain, [0.25, 0, float(np.log(2)), 0])
     after = moved.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
@@ -212,7 +213,7 @@ def test_a_box_moved_out_of_the_picture_stays(
     tiny: Backbone, picture: Picture, proposals: Proposals
 ) -> None:
     plain = make_detector(tiny, config=DetectConfig(min_score=-1e9))
-    maps = plain.maps.compute(picture)
+    maps = plain.maps.compute(plain.maps.scaled(picture))
     before = plain.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
     away = with_biases(plain, [500.0, 0, 0, 0])
     after = away.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
@@ -222,7 +223,9 @@ def test_a_box_moved_out_of_the_picture_stays(
 def test_no_proposals(tiny: Backbone, picture: Picture) -> None:
     detector = make_detector(tiny, bbox="pool5")
     none = Proposals(np.zeros((0, 4), np.float32))
-    found = detector.detect(detector.maps.compute(picture), none, picture, path="x.png")
+    found = detector.detect(
+        detector.maps.compute(detector.maps.scaled(picture)), none, picture, path="x.png"
+    )
     assert (len(found), found.path, found.class_names) == (0, "x.png", NAMES)
     assert found.names() == []
 
@@ -231,7 +234,14 @@ def test_nothing_above_the_least_score(
     tiny: Backbone, picture: Picture, proposals: Proposals
 ) -> None:
     detector = make_detector(tiny, bbox="pool5", config=DetectConfig(min_score=1e9))
-    assert len(detector.detect(detector.maps.compute(picture), proposals, picture)) == 0
+    assert (
+        len(
+            detector.detect(
+                detector.maps.compute(detector.maps.scaled(picture)), proposals, picture
+            )
+        )
+        == 0
+    )
 
 
 def test_a_path_and_its_pixels_give_the_same(
@@ -275,4 +285,27 @@ def test_layers_that_are_not_there(tiny: Backbone, picture: Picture) -> None:
     detector = make_detector(tiny)
     bare = replace(detector.extractor, head=None)
     with pytest.raises(ValueError, match="fc7: there is no head"):
-        bare(detector.maps.compute(picture), np.array([[0, 0, 9, 9]], np.float32), "fc7")
+        bare(
+            detector.maps.compute(detector.maps.scaled(picture)),
+            np.array([[0, 0, 9, 9]], np.float32),
+            "fc7",
+        )
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_networks_that_multiply_in_half(precision: str, picture: Picture) -> None:
+    backbone = load_backbone("zf5", "none", seed=1)
+    head = build_head(backbone, LEVELS, HeadConfig(widths=[32, 16]), outputs=4, seed=1).eval()
+    boxes = random_boxes(np.random.default_rng(3), 40, width=WIDTH, height=HEIGHT)
+    found = []
+    for name in ("float32", precision):
+        config = FeaturesConfig.model_validate({"precision": name})
+        maps = MapSource(backbone, SCALES, config, PictureCache())
+        extractor = Extractor(LEVELS, 96, head, compute_type(name, maps.device))
+        made = maps.compute(maps.scaled(picture))
+        assert all(m.dtype == torch.float16 for m in made.maps)
+        found.append((maps.fingerprint, extractor(made.to(maps.device), boxes, "fc7").values))
+    (one, exact), (other, halved) = found
+    assert one != other and halved.dtype == torch.float32
+    distance = float((halved - exact).norm() / exact.norm())
+    assert 0 < distance < 0.03

@@ -79,7 +79,7 @@ def test_first_pass_equals_the_pretrained_classifier(
 ) -> None:
     backbone, (fc6, fc7) = pretrained
     levels = (6, 3, 2, 1) if backbone.name == "alexnet" else (7, 3, 2, 1)
-    maps = backbone.feature_maps(picture_224(), [224], FeaturesConfig())
+    maps = backbone.feature_maps(backbone.scaled(picture_224(), [224], FeaturesConfig()))
     side = maps.maps[0].shape[1]
     head = build_head(backbone, levels, HeadConfig(), outputs=21, seed=0)
     extractor = Extractor(levels, 224, head)

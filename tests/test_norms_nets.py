@@ -140,6 +140,16 @@ CONVOLUTIONS: dict[str, list[tuple[int, int]]] = {
 STRIDES = {"zf5": 16, "convnet5": 16, "overfeat5": 12, "overfeat7": 12}
 
 
+@pytest.mark.parametrize("layer", [CrossChannelNorm(), WithinChannelNorm()])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_types_are_squared_in_full(layer: nn.Module, kind: torch.dtype) -> None:
+    x = random_maps(1, 8, 6, 7, scale=400.0).to(kind)  # squares beyond float16
+    expected = layer(x.float())
+    for found in (layer(x), layer(x.clone().requires_grad_()).detach()):
+        assert found.dtype == kind
+        torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_papers_networks(name: str) -> None:
     net, table = OWN_NETS[name](), CONVOLUTIONS[name]

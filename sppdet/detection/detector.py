@@ -78,7 +78,8 @@ class Detector:
         """Detections in a picture, in original pixels."""
         path = "" if isinstance(picture, np.ndarray) else str(picture)
         pixels = _checked(picture) if isinstance(picture, np.ndarray) else read_image(picture)
-        return self.detect(self.maps.compute(pixels), self.proposer.of(pixels), pixels, path=path)
+        maps = self.maps.compute(self.maps.scaled(pixels))
+        return self.detect(maps, self.proposer.of(pixels), pixels, path=path)
 
     def detect(
         self, maps: FeatureMaps, proposals: Proposals, picture: Picture, *, path: str = ""
@@ -130,8 +131,8 @@ class Detector:
     def _choose(self, boxes: Boxes, scores: Scores) -> NDArray[np.int64]:
         """Rows of one class's detections, in descending score."""
         rows = np.flatnonzero(scores >= self.config.min_score)
-        kept = nms(boxes[rows], scores[rows], max_iou=self.config.nms)
-        return rows[kept][: self.config.max_per_class]
+        most = self.config.max_per_class
+        return rows[nms(boxes[rows], scores[rows], max_iou=self.config.nms, most=most)]
 
 
 def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:

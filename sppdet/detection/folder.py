@@ -19,6 +19,7 @@ from sppdet.data.voc import write_voc_annotation
 from sppdet.detection.detector import Detector
 from sppdet.detection.drawing import draw_detections
 from sppdet.errors import ConfigError, DataError, ImageError
+from sppdet.features.backbones import ScaledPicture
 from sppdet.parallel import ordered_map
 from sppdet.run import Reporter
 from sppdet.types import Detections, Picture, Proposals
@@ -76,7 +77,7 @@ def detect_folder(
 
     Args:
         min_score: detections with a score >= this are kept.
-        workers: threads that decode pictures and search for proposals.
+        workers: threads that decode and resize pictures and search for proposals.
     """
     pictures = find_images(paths)
     names = _names(pictures, paths)
@@ -86,12 +87,12 @@ def detect_folder(
     found: list[_Found] = []
     failed: list[str] = []
 
-    def prepare(path: Path) -> tuple[Picture, Proposals] | ImageError:
+    def prepare(path: Path) -> tuple[Picture, Proposals, ScaledPicture] | ImageError:
         try:
             picture = read_image(path)
         except ImageError as error:
             return error
-        return picture, detector.proposer.of(picture)
+        return picture, detector.proposer.of(picture), detector.maps.scaled(picture)
 
     work = zip(pictures, names, stems, ordered_map(prepare, pictures, workers=workers), strict=True)
     try:
@@ -102,8 +103,8 @@ def detect_folder(
                 failed.append(str(prepared))
                 reporter.say(f"skipped: {prepared}", "skipped")
                 continue
-            picture, proposals = prepared
-            maps = detector.maps.compute(picture)
+            picture, proposals, scaled = prepared
+            maps = detector.maps.compute(scaled)
             detections = detector.detect(maps, proposals, picture, path=str(path)).above(min_score)
             height, width = picture.shape[:2]
             found.append(_Found(name, stem, width, height, detections))

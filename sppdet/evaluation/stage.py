@@ -25,6 +25,7 @@ from sppdet.evaluation.comp4 import write_comp4
 from sppdet.evaluation.files import read_detections
 from sppdet.evaluation.report import print_table, write_report
 from sppdet.evaluation.voc import evaluate_voc
+from sppdet.features.backbones import ScaledPicture
 from sppdet.model import ModelFiles, choose_device, load_detector, read_run_config
 from sppdet.parallel import ordered_map
 from sppdet.proposals.stage import Proposer
@@ -166,18 +167,21 @@ def _detect_all(
     )
     store = ItemStore(run / "store", "detections", made_by)
 
-    def prepare(image: AnnotatedImage) -> tuple[AnnotatedImage, Proposals | None]:
+    def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledPicture] | None:
         digest = pictures.digest(image.path)
-        done = store.has(image.id, digest)
-        return image, None if done else proposer.of_image(image, digest)
+        if store.has(image.id, digest):
+            return None
+        return proposer.of_image(image, digest), detector.maps.scaled(read_image(image.path))
 
     new = 0
     own = ranks.share(dataset.images)
     prepared = ordered_map(prepare, own, workers=config.worker_count())
     label = f"detecting, {dataset.name}"
-    for image, proposals in reporter.track(prepared, total=len(own), label=label):
-        if proposals is not None:
-            maps = detector.maps.compute(read_image(image.path))
+    tracked = reporter.track(prepared, total=len(own), label=label)
+    for image, due in zip(own, tracked, strict=True):
+        if due is not None:
+            proposals, scaled = due
+            maps = detector.maps.compute(scaled)
             found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
             _store(store, image, pictures.digest(image.path), found)
             new += 1

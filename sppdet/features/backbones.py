@@ -59,35 +59,61 @@ class Backbone:
     offset: float
     fc: FcLayers | None
 
-    @torch.inference_mode()
-    def feature_maps(
-        self, picture: Picture, scales: list[int], config: FeaturesConfig
-    ) -> FeatureMaps:
-        """Run the layers once on the whole picture at every scale.
+    def scaled(self, picture: Picture, scales: list[int], config: FeaturesConfig) -> ScaledPicture:
+        """A picture (H, W, 3) RGB at scales (shorter sides in resized pixels, ascending).
 
-        Args:
-            picture: (H, W, 3) RGB uint8.
-            scales: shorter sides in resized pixels, ascending.
-
-        Returns:
-            float32 maps on the layers' device.
+        Work for the CPU, which other threads do while the layers run.
         """
         height, width = picture.shape[:2]
         factors = [
             scale_factor(width=width, height=height, scale=s, max_side=config.max_side)
             for s in scales
         ]
+        resized_ones = [torch.from_numpy(resized(picture, f)) for f in factors]
+        if next(self.layers.parameters()).is_cuda:
+            resized_ones = [one.pin_memory() for one in resized_ones]  # so that copies don't wait
+        return ScaledPicture(tuple(resized_ones), np.array(factors, dtype=np.float32))
+
+    @torch.inference_mode()
+    def feature_maps(
+        self, picture: ScaledPicture, precision: torch.dtype = torch.float32
+    ) -> FeatureMaps:
+        """Run the layers once on the whole picture at every scale.
+
+        Args:
+            precision: what the layers multiply in.
+
+        Returns:
+            maps on the layers' device, float32 or of the type `precision`.
+        """
         device = next(self.layers.parameters()).device
-        maps = tuple(self.layers(to_input(picture, f).to(device))[0] for f in factors)
-        return FeatureMaps(maps, np.array(factors, dtype=np.float32), self.stride, self.offset)
+        maps = []
+        for one in picture.pixels:
+            x = padded_input(one.to(device, non_blocking=True))
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                maps.append(self.layers(x)[0])
+        return FeatureMaps(tuple(maps), picture.scale_factors, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class ScaledPicture:
+    """A picture at every image scale, before the layers."""
+
+    pixels: tuple[torch.Tensor, ...]  # S × (h, w, 3) RGB uint8
+    scale_factors: NDArray[np.float32]  # (S,) resized / original pixels
 
 
 def to_input(picture: Picture, factor: float) -> torch.Tensor:
-    """(1, 3, h, w) float32: the picture resized by `factor` and normalised.
+    """(1, 3, h, w) float32: the picture resized by `factor`, normalised, padded."""
+    return padded_input(torch.from_numpy(resized(picture, factor)))
+
+
+def padded_input(pixels: torch.Tensor) -> torch.Tensor:
+    """(1, 3, h, w) float32, normalised, of a picture (h, w, 3) in 0..255, on its device.
 
     One that is thinner than `_LEAST_SIDE` is padded with zeros on the right or below.
     """
-    x = normalised(resized(picture, factor)[None])
+    x = normalised(pixels[None])
     missing = [max(0, _LEAST_SIDE - side) for side in (x.shape[3], x.shape[2])]
     padded = F.pad(x, (0, missing[0], 0, missing[1]))
     return padded.contiguous(memory_format=torch.channels_last)
@@ -104,11 +130,13 @@ def resized(picture: Picture, factor: float) -> Picture:
     return np.asarray(small, dtype=np.uint8)
 
 
-def normalised(pictures: NDArray[np.uint8] | NDArray[np.float32]) -> torch.Tensor:
+def normalised(
+    pictures: NDArray[np.uint8] | NDArray[np.float32] | torch.Tensor,
+) -> torch.Tensor:
     """(N, 3, H, W) float32, as the networks expect it, of RGB pictures (N, H, W, 3) in 0..255."""
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1) * 255
-    std = torch.tensor(PIXEL_STD).view(1, 3, 1, 1) * 255
+    x = torch.as_tensor(pictures).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(PIXEL_MEAN, device=x.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(PIXEL_STD, device=x.device).view(1, 3, 1, 1) * 255
     return (x - mean) / std
 
 

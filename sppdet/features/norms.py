@@ -37,11 +37,14 @@ class WithinChannelNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same shape."""
-        if _loops_over(x) and self.beta == 0.75:
-            return _looped(x, _within_row, self.size // 2, self.alpha / self.size**2)
-        mean_square = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
-        return x * _inverse_power(mean_square.mul(self.alpha).add(1.0), self.beta)
+        """(N, C, H, W) to the same shape and type."""
+        wide = _wide(x)
+        if _loops_over(wide) and self.beta == 0.75:
+            found = _looped(wide, _within_row, self.size // 2, self.alpha / self.size**2)
+            return found.to(x.dtype)
+        mean_square = F.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)
+        factor = _inverse_power(mean_square.mul(self.alpha).add(1.0), self.beta)
+        return (wide * factor).to(x.dtype)
 
 
 class CrossChannelNorm(nn.Module):
@@ -58,16 +61,24 @@ class CrossChannelNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same shape."""
-        if _loops_over(x) and self.beta == 0.75:
-            return _looped(x, _across_row, self.size, self.alpha / self.size, self.k)
+        """(N, C, H, W) to the same shape and type."""
+        wide = _wide(x)
+        if _loops_over(wide) and self.beta == 0.75:
+            found = _looped(wide, _across_row, self.size, self.alpha / self.size, self.k)
+            return found.to(x.dtype)
         channels = x.shape[1]
         before = self.size // 2
-        padded = F.pad(x * x, (0, 0, 0, 0, before, self.size - 1 - before))
+        padded = F.pad(wide * wide, (0, 0, 0, 0, before, self.size - 1 - before))
         total = padded[:, :channels]
         for shift in range(1, self.size):
             total = total + padded[:, shift : shift + channels]
-        return x * _inverse_power(total.mul(self.alpha / self.size).add(self.k), self.beta)
+        factor = _inverse_power(total.mul(self.alpha / self.size).add(self.k), self.beta)
+        return (wide * factor).to(x.dtype)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """The maps in a type of 32 bits or more: the squares would overflow in float16."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def _inverse_power(base: torch.Tensor, beta: float) -> torch.Tensor:

@@ -84,6 +84,7 @@ class Extractor:
     levels: tuple[int, ...]
     canonical_size: int
     head: Head | None
+    precision: torch.dtype = torch.float32  # that the head multiplies in
 
     def width(self, layer: Layer, channels: int) -> int:
         """Length of the layer's features over maps of `channels`."""
@@ -107,7 +108,9 @@ class Extractor:
             return pooled
         if self.head is None:
             raise ValueError(f"{layer}: there is no head")
-        return self.head.features(pooled, layer)
+        halved = self.precision != torch.float32
+        with torch.autocast(pooled.device.type, self.precision, enabled=halved):
+            return self.head.features(pooled, layer).float()
 
     def __call__(self, maps: FeatureMaps, boxes: Boxes, layer: Layer) -> RegionFeatures:
         """Features of boxes (P, 4); windows that coincide are computed once."""

@@ -14,8 +14,9 @@ from sppdet.config import FeaturesConfig
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.errors import DataError
-from sppdet.features.backbones import VERSION, Backbone
+from sppdet.features.backbones import VERSION, Backbone, ScaledPicture
 from sppdet.features.memory import MapMemory
+from sppdet.parallel import compute_type, ordered_map
 from sppdet.run import Reporter
 from sppdet.types import AnnotatedImage, FeatureMaps, Picture
 
@@ -40,8 +41,14 @@ class MapSource:
         self._pictures = pictures
         self.channels = backbone.channels
         self.device = next(backbone.layers.parameters()).device
+        self._precision = compute_type(config.precision, self.device)
         self.fingerprint = fingerprint(
-            "maps", VERSION, weights_digest(backbone.layers), scales, config.max_side
+            "maps",
+            VERSION,
+            weights_digest(backbone.layers),
+            scales,
+            config.max_side,
+            str(self._precision),
         )
         self.store = ItemStore(folder, "maps", self.fingerprint) if folder else None
         self._memory: MapMemory | None = None
@@ -50,9 +57,13 @@ class MapSource:
         """Hold what is read from the store in `memory` too; None lets go of what is held."""
         self._memory = memory
 
-    def compute(self, picture: Picture) -> FeatureMaps:
-        """The maps (float16, on the backbone's device) of a picture (H, W, 3) RGB."""
-        maps = self._backbone.feature_maps(picture, self._scales, self._config)
+    def scaled(self, picture: Picture) -> ScaledPicture:
+        """A picture (H, W, 3) RGB at every scale, for `compute`; any thread may do this."""
+        return self._backbone.scaled(picture, self._scales, self._config)
+
+    def compute(self, picture: ScaledPicture) -> FeatureMaps:
+        """The maps of a picture, float16, on the backbone's device."""
+        maps = self._backbone.feature_maps(picture, self._precision)
         halves = tuple(m.half() for m in maps.maps)
         if not all(bool(torch.isfinite(h).all()) for h in halves):
             raise DataError(
@@ -67,48 +78,78 @@ class MapSource:
     def _half_maps(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
         if self.store is None:
             return self._computed(image, mirrored)
-        name = f"{image.id}.mirrored" if mirrored else image.id
-        digest = self._pictures.digest(image.path)
-        held = self._memory.get(f"{name}-{digest}") if self._memory else None
+        key = f"{_name(image, mirrored)}-{self._pictures.digest(image.path)}"
+        held = self._memory.get(key) if self._memory else None
         if held is not None:
             return held
-        maps = self._stored(image, mirrored, name, digest)
+        maps = self._stored(image, mirrored)
         if self._memory:
-            self._memory.put(f"{name}-{digest}", maps)
+            self._memory.put(key, maps)
         return maps
 
-    def _stored(self, image: AnnotatedImage, mirrored: bool, name: str, digest: str) -> FeatureMaps:
+    def _stored(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
         """From the store, or put there."""
         assert self.store is not None
+        name, digest = _name(image, mirrored), self._pictures.digest(image.path)
         if self.store.has(name, digest):
             tensors = self.store.read(name, digest)
             factors = tensors.pop("scale_factors").numpy()
             maps = tuple(tensors[f"map{s}"] for s in range(len(factors)))
             return FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
         made = self._computed(image, mirrored)
-        named = {f"map{s}": m for s, m in enumerate(made.maps)}
-        named["scale_factors"] = torch.from_numpy(made.scale_factors)
-        self.store.write(name, digest, named)
+        self._put(image, mirrored, made)
         return made
 
-    def _computed(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
-        picture = read_image(image.path)
-        return self.compute(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
+    def _put(self, image: AnnotatedImage, mirrored: bool, made: FeatureMaps) -> None:
+        assert self.store is not None
+        named = {f"map{s}": m for s, m in enumerate(made.maps)}
+        named["scale_factors"] = torch.from_numpy(made.scale_factors)
+        self.store.write(_name(image, mirrored), self._pictures.digest(image.path), named)
 
-    def fill(self, images: Iterable[AnnotatedImage], *, mirrored: bool, reporter: Reporter) -> int:
-        """Store what is missing of the pictures' maps; returns how many were made."""
+    def _computed(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
+        return self.compute(self._scaled_image(image, mirrored))
+
+    def _scaled_image(self, image: AnnotatedImage, mirrored: bool) -> ScaledPicture:
+        picture = read_image(image.path)
+        return self.scaled(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
+
+    def fill(
+        self,
+        images: Iterable[AnnotatedImage],
+        *,
+        mirrored: bool,
+        workers: int,
+        reporter: Reporter,
+    ) -> int:
+        """Store what is missing of the pictures' maps; returns how many were made.
+
+        Args:
+            workers: threads that decode and resize pictures meanwhile.
+        """
         if self.store is None:
             return 0
+        store = self.store
         wanted = [
             (image, flip) for image in images for flip in ((False, True) if mirrored else (False,))
         ]
+
+        def prepare(item: tuple[AnnotatedImage, bool]) -> ScaledPicture | None:
+            image, flip = item
+            there = store.has(_name(image, flip), self._pictures.digest(image.path))
+            return None if there else self._scaled_image(image, flip)
+
         made = 0
-        for image, flip in reporter.track(wanted, total=len(wanted), label="feature maps"):
-            name = f"{image.id}.mirrored" if flip else image.id
-            if not self.store.has(name, self._pictures.digest(image.path)):
-                self._half_maps(image, flip)
+        prepared = ordered_map(prepare, wanted, workers=workers)
+        tracked = reporter.track(prepared, total=len(wanted), label="feature maps")
+        for (image, flip), scaled in zip(wanted, tracked, strict=True):
+            if scaled is not None:
+                self._put(image, flip, self.compute(scaled))
                 made += 1
         return made
+
+
+def _name(image: AnnotatedImage, mirrored: bool) -> str:
+    return f"{image.id}.mirrored" if mirrored else image.id
 
 
 def weights_digest(layers: torch.nn.Module) -> str:
