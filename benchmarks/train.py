@@ -1,0 +1,124 @@
+"""All stages of training at the size of VOC 2007: seconds of each, and peak memory.
+
+    python benchmarks/train.py --out DIR [--pictures 5011] [--test 0] [--batches 300000]
+                               [--config FILE] [--set KEY=VALUE ...] [--device auto] [--threads T]
+
+Pictures are painted into DIR/set (the demo's, brought to 500 px), weights are random unless --set says
+otherwise; --config is configs/voc07_alexnet_5scale.yaml by default. With fewer pictures or batches the
+seconds are also given as they would be at the full size: those of a picture times 5,011, of a batch times
+300,000. A run that was stopped goes on; the seconds are then those of what was left. Writes DIR/train.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from sppdet import load_config, train
+from sppdet.artifacts import read_json, write_text
+from sppdet.config import available_cores
+from sppdet.data.demo_set import make_demo_set
+from sppdet.data.images import read_image
+from sppdet.data.voc import read_voc_annotation, write_voc_annotation
+from sppdet.parallel import ordered_map, set_threads
+
+CONFIG = Path(__file__).parent.parent / "configs" / "voc07_alexnet_5scale.yaml"
+PICTURES, BATCHES = 5011, 300_000  # of VOC 2007's trainval, of the paper's schedule
+LONGER_SIDE = 500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--test", type=int, default=0)
+    parser.add_argument("--batches", type=int, default=BATCHES)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=available_cores())
+    args = parser.parse_args()
+    set_threads(args.threads)
+    root = enlarged_set(args.out, args.pictures, args.test)
+    overrides = [
+        *(f"data.root={root}", "data.train=trainval", "backbone.weights=none"),
+        f"data.test={'test' if args.test else 'null'}",
+        f"finetune.batches={args.batches}",
+    ]
+    config = load_config(args.config, [*overrides, *args.overrides])
+    run = args.out / "run"
+    train(config, run, device=args.device)
+
+    spent: dict[str, float] = read_json(run / "timings.json")
+    factors = {
+        stage: BATCHES / args.batches if stage == "finetune" else PICTURES / args.pictures
+        for stage in spent
+        if stage != "evaluate"
+    }
+    print(f"\n{args.pictures} pictures, {args.batches} batches, {args.threads} threads\n")
+    print("| stage | seconds | at the full size |\n|---|---|---|")
+    for stage, factor in factors.items():
+        print(f"| {stage} | {spent[stage]:.1f} | {factor * spent[stage]:.0f} |")
+    whole = sum(factor * spent[stage] for stage, factor in factors.items())
+    print(f"| all | {sum(spent[s] for s in factors):.1f} | {whole:.0f} |\n")
+    memory = {"host": peak_bytes()}
+    if torch.cuda.is_available():
+        memory["GPU"] = torch.cuda.max_memory_allocated()
+    for place, size in memory.items():
+        print(f"peak memory, {place}: {size / 2**30:.1f} GiB")
+    facts = {"pictures": args.pictures, "batches": args.batches, "threads": args.threads}
+    report = {**facts, "seconds": spent, "projected": whole, "peak_bytes": memory}
+    (args.out / "train.json").write_text(json.dumps(report, indent=1))
+
+
+def enlarged_set(out: Path, pictures: int, test: int) -> Path:
+    """The demo set with pictures of VOC's size, painted once."""
+    root = out / f"set-{pictures}-{test}"
+    if (root / "done").exists():
+        return root
+    small = make_demo_set(out / "small", seed=0, train_images=pictures, test_images=test)
+
+    def enlarge(path: Path) -> None:
+        picture = read_image(path)
+        factor = LONGER_SIDE / max(picture.shape[:2])
+        larger = np.asarray(cv2.resize(picture, None, fx=factor, fy=factor), dtype=np.uint8)
+        target = root / "JPEGImages" / path.name
+        cv2.imwrite(str(target), cv2.cvtColor(larger, cv2.COLOR_RGB2BGR))
+        objects = read_voc_annotation(small / "Annotations" / f"{path.stem}.xml").objects
+        height, width = larger.shape[:2]
+        write_voc_annotation(
+            root / "Annotations" / f"{path.stem}.xml",
+            filename=path.name,
+            width=width,
+            height=height,
+            boxes=np.array([one.box for one in objects], dtype=np.float32) * np.float32(factor),
+            names=[one.name for one in objects],
+        )
+
+    for folder in ("JPEGImages", "Annotations"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    everything = sorted((small / "JPEGImages").iterdir())
+    for _ in ordered_map(enlarge, everything, workers=available_cores()):
+        pass
+    for split in ("trainval", "test"):
+        lists = "ImageSets/Main"
+        write_text(root / lists / f"{split}.txt", (small / lists / f"{split}.txt").read_text())
+    (root / "done").touch()
+    return root
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+if __name__ == "__main__":
+    main()
