@@ -1,8 +1,9 @@
 """How the cost of detection grows: with picture size, windows, classes and pictures.
 
-    python benchmarks/scaling.py [--threads 1] [--repeats 5] [--json FILE]
+    python benchmarks/scaling.py [--threads 1] [--repeats 5] [--picture FILE] [--json FILE]
 
-Made pictures (noise over shapes), random weights. Every quantity is doubled a few times; the exponent
+Made pictures (noise over shapes) and, for selective search, a photograph; without --picture one below
+$SPPDET_DATA is taken. Random weights. Every quantity is doubled a few times; the exponent
 is the slope of log(seconds) over log(quantity), 1 for linear growth (less where a fixed cost remains).
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -32,16 +35,22 @@ from sppdet.proposals.selective_search import selective_search
 from sppdet.types import Boxes, Picture
 
 LEVELS = (6, 3, 2, 1)
+ENGINES: tuple[Literal["sppdet", "opencv"], ...] = ("sppdet", "opencv")
+PHOTOGRAPH = "data/frk5/JPEGImages/kangaroo_00054.jpg"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
+    parser.add_argument("--picture", type=Path, default=below and below / PHOTOGRAPH)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(args.threads)
     works = {
+        **searches(made_picture(), "made picture"),
+        **(searches(read_image(args.picture), "photograph") if args.picture else {}),
         **picture_size(made_picture()),
         **windows_and_classes(made_picture()),
         **pictures(),
@@ -63,22 +72,32 @@ def main() -> None:
 Work = tuple[list[int], Callable[[int], object]]
 
 
+def searches(picture: Picture, what: str) -> dict[str, Work]:
+    """Selective search, ours and OpenCV's, in pictures of 1, 2, 4 times the pixels."""
+
+    def search(n: int, *, engine: Literal["sppdet", "opencv"]) -> object:
+        width = round(500 * n**0.5)
+        return selective_search(picture, ProposalsConfig(image_width=width, engine=engine))
+
+    return {
+        f"selective search ({engine}), {what}, pixels ×": (
+            [1, 2, 4],
+            partial(search, engine=engine),
+        )
+        for engine in ENGINES
+    }
+
+
 def picture_size(picture: Picture) -> dict[str, Work]:
-    """Selective search and the layers on pictures of 1, 2, 4 times the pixels."""
+    """The layers on pictures of 1, 2, 4 times the pixels."""
     backbone = load_backbone("alexnet", "none")
     config = FeaturesConfig(max_side=10_000)
     sides = {n: round(250 * n**0.5) for n in (1, 2, 4)}
 
-    def search(n: int) -> object:
-        return selective_search(picture, ProposalsConfig(image_width=2 * sides[n]))
-
     def layers(n: int) -> object:
         return backbone.feature_maps(backbone.scaled(picture, [sides[n]], config))
 
-    return {
-        "selective search, pixels ×": ([1, 2, 4], search),
-        "layers, pixels ×": ([1, 2, 4], layers),
-    }
+    return {"layers, pixels ×": ([1, 2, 4], layers)}
 
 
 def windows_and_classes(picture: Picture) -> dict[str, Work]:

@@ -186,19 +186,21 @@ class FineTuner:
         rng = np.random.default_rng([self._seed, 3, p.pool])
         # dropout draws from torch's own generators: seeded per pool, restored afterwards
         devices = [self._device] if self._device.type == "cuda" else []
-        before = p.batch
+        before, losses = p.batch, []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(rng.integers(2**62)))
             for rows in batches(pool.labels, self.config, rng=rng):
                 if self.finished:
                     break
-                self._step(pool, rows)
+                losses.append(self._step(pool, rows))
+        _check(losses, before)
         p.pool += 1
         p.empty_pools = p.empty_pools + 1 if p.batch == before else 0
         if p.empty_pools >= 100:
             raise TrainingError("finetune: 100 pools in a row had no positive or no negative")
 
-    def _step(self, pool: Pool, rows: NDArray[np.int64]) -> None:
+    def _step(self, pool: Pool, rows: NDArray[np.int64]) -> torch.Tensor:
+        """One step on a batch; the loss, summed over the windows that are here."""
         p, config = self.progress, self.config
         dropped = p.batch >= round(config.drop_after * config.batches)
         for group in self._optimizer.param_groups:
@@ -210,11 +212,6 @@ class FineTuner:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._halved):
             scores = self._net(pool.features[places])
         summed = F.cross_entropy(scores.float(), labels, reduction="sum")
-        if not torch.isfinite(summed):
-            raise TrainingError(
-                f"finetune: the loss is {summed.item()} at batch {p.batch}; expected a finite one, "
-                "try a smaller finetune.lr"
-            )
         self._optimizer.zero_grad(set_to_none=True)
         # the processes' gradients are averaged, which this makes a sum over the batch
         (summed * (self._ranks.count / len(rows))).backward()
@@ -223,6 +220,7 @@ class FineTuner:
         every = max(1, config.batches // config.snapshots)
         if p.batch % every == 0 or self.finished:
             self._consider_snapshot(self._ranks.sums([float(summed.item())])[0] / len(rows))
+        return summed.detach()
 
     def _consider_snapshot(self, train_loss: float) -> None:
         p = self.progress
@@ -280,6 +278,20 @@ class FineTuner:
                 buffer = state[f"momentum.{i}"].to(self._device)
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         self.progress = progress
+
+
+def _check(losses: list[torch.Tensor], before: int) -> None:
+    """Refuse losses that aren't finite; looked at together, so that no step waits for a GPU."""
+    if not losses:
+        return
+    values = torch.stack(losses).cpu()
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        raise TrainingError(
+            f"finetune: the loss is {values[i].item()} at batch {before + i}; expected a finite one, "
+            "try a smaller finetune.lr"
+        )
 
 
 def pool_of(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
