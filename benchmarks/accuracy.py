@@ -23,7 +23,7 @@ from sppdet.parallel import set_threads
 
 CONFIG = Path(__file__).parent.parent / "configs" / "squeezenet_small.yaml"
 ONE_SCALE, NO_BOXES = "scales=[688]", "bbox=none"
-HEAD = ["head={widths: [4096]}", "finetune={batches: 300, lr: 1e-5, snapshots: 3}"]
+HEAD = ["head={widths: [1024]}", "finetune={batches: 1000, lr: 3e-3, snapshots: 10}"]
 ROWS: dict[str, tuple[str, list[str]]] = {
     "pool5_1s": ("pool5, 1 scale", [ONE_SCALE, NO_BOXES]),
     "pool5_1s_bb": ("pool5, 1 scale, bb", [ONE_SCALE]),

@@ -28,7 +28,7 @@ from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import DataError, TrainingError
 from sppdet.evaluation.stage import evaluate_run
 from sppdet.features.backbones import Backbone, load_backbone
-from sppdet.features.head import Head, build_head, check_start
+from sppdet.features.head import Head, build_head, check_start, pretrained_fc
 from sppdet.features.memory import MapMemory
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource, weights_digest
@@ -303,7 +303,10 @@ def _head(
             material.fingerprint(),
         )
         if _is_due(files.head, made_by, material):
-            tuned = finetune(material, head, config.finetune, made_by=made_by)
+            pretrained = pretrained_fc(backbone, config.head) is not None
+            tuned = finetune(
+                material, head, config.finetune, pretrained=pretrained, made_by=made_by
+            )
             with ranks.first_goes_first():
                 if ranks.is_first:
                     save_head(files.head, tuned, made_by=made_by)

@@ -18,7 +18,14 @@ from torch import nn
 from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, load_backbone, to_input
-from sppdet.features.head import Head, build_head, check_start, truncated
+from sppdet.features.head import (
+    Head,
+    build_head,
+    check_start,
+    pretrained_fc,
+    standardise,
+    truncated,
+)
 from sppdet.features.regions import Extractor
 from sppdet.types import Picture
 
@@ -163,6 +170,48 @@ def test_random_start(tiny: Backbone) -> None:
     assert not torch.equal(a["fc6.weight"], c["fc6.weight"])
     assert a["fc8.weight"].shape == (101, 32) and not a["fc8.bias"].any()
     assert float(a["fc8.weight"].std()) == pytest.approx(0.01, rel=0.05)
+
+
+def test_pretrained_or_not(small: Backbone, tiny: Backbone) -> None:
+    assert pretrained_fc(small, HeadConfig(widths=[12, 10])) is small.fc
+    assert pretrained_fc(small, HeadConfig(widths=[12])) is small.fc
+    assert pretrained_fc(small, HeadConfig(widths=[16])) is None
+    assert pretrained_fc(tiny, HeadConfig(widths=[12])) is None
+
+
+def offset_windows(count: int) -> torch.Tensor:
+    """Non-negative features whose mean is large, as those of pool5."""
+    return 30 + 5 * torch.rand(count, 20, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("widths", [[40], [40, 30]])
+def test_standardised_units_have_mean_0_and_variance_1(widths: list[int]) -> None:
+    torch.manual_seed(0)
+    head = Head(20, widths, 3, 0.5)
+    before = copy.deepcopy(head)
+    x = offset_windows(500)
+    standardise(head, x)
+    inputs = x.numpy().astype(np.float64)
+    for name in ("fc6", "fc7")[: len(widths)]:
+        layer, old = getattr(head, name), getattr(before, name)
+        units = inputs @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+        np.testing.assert_allclose(units.mean(axis=0), 0.0, atol=1e-4)
+        np.testing.assert_allclose(units.var(axis=0), 1.0, rtol=1e-4)
+        ratio = layer.weight / old.weight  # every unit is scaled as a whole
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+        inputs = np.maximum(units, 0.0)
+    assert torch.equal(head.fc8.weight, before.fc8.weight)
+
+
+def test_nothing_is_standardised_without_windows_that_differ() -> None:
+    torch.manual_seed(0)
+    head = Head(20, [6], 3, 0.5)
+    before = copy.deepcopy(head.state_dict())
+    for x in (torch.zeros(0, 20), torch.ones(1, 20)):
+        standardise(head, x)
+        assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
+    standardise(head, torch.zeros(5, 20))
+    assert torch.equal(head.fc6.weight, before["fc6.weight"]) and not head.fc6.bias.any()
 
 
 def test_forward_is_the_layers_in_their_order() -> None:

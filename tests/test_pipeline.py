@@ -97,6 +97,20 @@ def test_a_second_call_does_nothing_again(settings: Path, trained: Path) -> None
     assert results(trained) == bytes_before
 
 
+def test_only_a_random_head_is_fitted_to_the_windows(
+    settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    monkeypatch.setattr(
+        "sppdet.training.finetune_stage.standardise", lambda _, pooled: fitted.append(len(pooled))
+    )
+    train_quietly(settings, run_copy, "finetune.batches=5", until="finetune")
+    assert len(fitted) == 1 and fitted[0] > 100
+    monkeypatch.setattr("sppdet.pipeline.pretrained_fc", lambda *_: "some")
+    train_quietly(settings, run_copy, "finetune.batches=6", until="finetune")
+    assert len(fitted) == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "redone", "new_stores"),
     [

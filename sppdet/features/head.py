@@ -83,15 +83,45 @@ def build_head(
 
     fc6 and fc7 start from the pre-trained classifier where there is one of their width; its fc6
     columns go to the SPP levels that it was trained with and other levels start at zero, so that
-    the first forward pass equals the pre-trained network. Else they are random. fc8 ~ N(0, 0.01²).
+    the first forward pass equals the pre-trained network. Else they are random, and fine-tuning
+    fits them to the data with `standardise`. fc8 ~ N(0, 0.01²).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = empty_head(backbone, levels, config, outputs)
         _initialise(head)
-    if backbone.fc is not None and _fits(backbone.fc, config):
-        _copy_pretrained(head, backbone.fc, backbone.channels, levels)
+    fc = pretrained_fc(backbone, config)
+    if fc is not None:
+        _copy_pretrained(head, fc, backbone.channels, levels)
     return head
+
+
+def pretrained_fc(backbone: Backbone, config: HeadConfig) -> FcLayers | None:
+    """The pre-trained fc6 and fc7 that a head of these settings starts from, if there are any."""
+    return backbone.fc if backbone.fc is not None and _fits(backbone.fc, config) else None
+
+
+@torch.no_grad()
+def standardise(head: Head, pooled: torch.Tensor) -> None:
+    """Fit a random fc6 (and fc7) to the data: every unit gets mean 0 and variance 1 before its ReLU.
+
+    Else the backbone's unit decides how large the activations are: over SqueezeNet's pool5 features
+    those of a random unit have a deviation of 24 (Krähenbühl et al., *Data-dependent Initializations of
+    Convolutional Neural Networks*, 2016). A unit that doesn't vary is only shifted; fc8 stays.
+
+    Args:
+        pooled: (N, D) pool5 features of training windows; nothing is done with fewer than 2.
+    """
+    if len(pooled) < 2:
+        return
+    x = pooled
+    for layer in (head.fc6, head.fc7):
+        if layer is not None:
+            deviation, mean = torch.std_mean(layer(x), dim=0, correction=0)
+            deviation[deviation == 0] = 1.0
+            layer.weight.div_(deviation[:, None])
+            layer.bias.sub_(mean).div_(deviation)
+            x = torch.relu(layer(x))
 
 
 def truncated(head: Head, ranks: Sequence[int]) -> Head:
@@ -132,7 +162,7 @@ def check_start(backbone: Backbone, config: Config) -> None:
     """
     if config.head is None:
         return
-    fc = backbone.fc if backbone.fc and _fits(backbone.fc, config.head) else None
+    fc = pretrained_fc(backbone, config.head)
     if fc is None and config.finetune is None:
         raise ConfigError(
             f"finetune: {backbone.name} with these weights and head.widths {config.head.widths} has "

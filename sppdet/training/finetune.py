@@ -24,7 +24,7 @@ from sppdet.parallel import has_bfloat16
 from sppdet.training.sampling import IGNORED, draw
 from sppdet.types import Labels
 
-VERSION = 1  # raised when the same settings give other weights
+VERSION = 2  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1
 
 
@@ -140,6 +140,9 @@ class FineTuner:
 
     Args:
         validation: windows of held-out pictures; None keeps the last snapshot.
+        mean_square: of the pool5 features. fc6's weights learn as if the features were divided by
+            its root, so that a learning rate means the same whatever the backbone's unit; 1 leaves
+            the features as they are.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class FineTuner:
         *,
         seed: int,
         ranks: Ranks | None = None,
+        mean_square: float = 1.0,
     ) -> None:
         self.head = head
         self.config = config
@@ -162,12 +166,18 @@ class FineTuner:
         if self._ranks.count > 1:
             self._net = nn.parallel.DistributedDataParallel(head, gradient_as_bucket_view=True)
         self._halved = config.mixed_precision and has_bfloat16(self._device)
-        self._optimizer = torch.optim.SGD(
-            head.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
+        groups = [
+            {
+                "params": [parameter],
+                "lr": config.lr / unit,
+                "weight_decay": config.weight_decay * unit,
+            }
+            for parameter in head.parameters()
+            for unit in [mean_square if parameter is head.fc6.weight else 1.0]
+        ]
+        self._optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._best = {k: v.clone() for k, v in head.state_dict().items()}
         self.history: list[dict[str, float]] = []
 
@@ -203,8 +213,8 @@ class FineTuner:
         """One step on a batch; the loss, summed over the windows that are here."""
         p, config = self.progress, self.config
         dropped = p.batch >= round(config.drop_after * config.batches)
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.lr * (_DROP_FACTOR if dropped else 1.0)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * (_DROP_FACTOR if dropped else 1.0)
         here, places = pool.places(rows)
         labels = torch.from_numpy(pool.labels[rows]).to(self._device)[here]
         self.head.train()

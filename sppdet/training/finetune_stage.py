@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.boxes import flip_boxes
 from sppdet.config import FinetuneConfig
-from sppdet.features.head import Head
+from sppdet.distributed import Ranks
+from sppdet.features.head import Head, standardise
 from sppdet.features.regions import find_windows
 from sppdet.parallel import ordered_map
 from sppdet.training.finetune import (
@@ -32,14 +33,25 @@ from sppdet.types import Boxes, Labels
 _MOST_VALIDATION_WINDOWS = 8192
 
 
-def finetune(material: Material, head: Head, config: FinetuneConfig, *, made_by: str) -> Head:
-    """Fine-tune `head` on the material's windows and return its best snapshot."""
+def finetune(
+    material: Material, head: Head, config: FinetuneConfig, *, pretrained: bool, made_by: str
+) -> Head:
+    """Fine-tune `head` on the material's windows and return its best snapshot.
+
+    Args:
+        pretrained: whether fc6 and fc7 are; random ones are fitted to the first pool's windows.
+        made_by: fingerprint under which the unfinished stage's checkpoint is kept and found.
+    """
     training, held_out = split_pictures(
         len(material.dataset), fraction=config.val_fraction, seed=material.seed
     )
     head.to(material.maps.device)
     validation = _validation_pool(material, held_out, config)
-    tuner = FineTuner(head, config, validation, seed=material.seed, ranks=material.ranks)
+    ranks = material.ranks
+    mean_square = 1.0 if pretrained else _fit_start(material, head, training, config)
+    tuner = FineTuner(
+        head, config, validation, seed=material.seed, ranks=ranks, mean_square=mean_square
+    )
     path = material.state_path("finetune")
     if fingerprint_of(path) == made_by:
         state, about = read_tensors(path)
@@ -59,11 +71,22 @@ def finetune(material: Material, head: Head, config: FinetuneConfig, *, made_by:
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             material.reporter.say(f"finetune: {text}", "finetune", **record)
         said = len(tuner.history)
-        if material.ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
+        if ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
             write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
             saved = time.monotonic()
     material.reporter.say(f"finetune: kept the snapshot after batch {tuner.progress.best_batch}")
     return tuner.best_head()
+
+
+def _fit_start(
+    material: Material, head: Head, training: NDArray[np.int64], config: FinetuneConfig
+) -> float:
+    """Standardise a random head on the first pool's windows; the mean square of their features."""
+    pairs = pool_pictures(training, 0, config=config, seed=material.seed)
+    alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
+    features = _make_pool(alone, pairs, config, salt=0).features
+    standardise(head, features)
+    return float(features.square().mean()) if features.any() else 1.0
 
 
 def _ticks(
