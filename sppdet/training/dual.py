@@ -1,14 +1,18 @@
 """Linear SVMs of many classes at once, in the dual, to a given duality gap.
 
-The hinge loss has the dual: minimise ½ΣΣ αᵢαⱼ yᵢyⱼ(xᵢ·xⱼ + bias²) − Σαᵢ, 0 ≤ αᵢ ≤ C·weightᵢ. Most αᵢ are
-zero at the optimum. So a working set is solved by coordinate descent on its Gram matrix, where a
-step costs m and not D operations; then all examples are scored, and those that violate the margin
-most join the set (chunking: Vapnik 1982; Osuna, Freund & Girosi 1997). The scores of all examples
-give the primal objective too, hence a bound of what is missing to the optimum.
+The hinge loss has the dual: minimise ½ΣΣ αᵢαⱼ yᵢyⱼ(xᵢ·xⱼ + bias²) − Σαᵢ, 0 ≤ αᵢ ≤ C·weightᵢ. It is solved
+by coordinate descent on Gram matrices, where a step costs as many operations as they have rows, and
+not D. At the optimum most αᵢ are at a bound, which two sweeps over blocks of examples find for most of
+them; the blocks' matrices serve all classes. Then each class has a working set: what is between the
+bounds, and the examples that are at the wrong bound, the worst first. It is solved while all other αᵢ
+rest, all examples are scored, and more of them join (decomposition: Osuna, Freund & Girosi 1997;
+Joachims 1999). The scores of all examples give the duality gap too, which bounds what is missing to
+the optimum.
 
-Products and scores come from a `Pool`, exact, on its device; what follows from them is computed on
-the CPU by loops of a fixed order. So the result depends neither on the device nor on the number of
-threads, nor on what else is solved at the same time.
+Products and scores are a `Pool`'s, in float32 on its device; the descent and sums over examples are in
+float64 on the CPU. A training starts from examples and duals alone: no matrix outlives it. So the same
+problems, solved together in the same order, have the same solutions to the bit on the same device with
+as many threads, wherever the pool keeps their rows.
 """
 
 from __future__ import annotations
@@ -23,14 +27,15 @@ from numpy.typing import NDArray
 from sppdet.compiled import compiled
 from sppdet.config import SvmConfig
 from sppdet.parallel import ordered_map
-from sppdet.training.pool import Pool, Rows, round_weights
+from sppdet.training.pool import Matrix, Pool, Rows
 
-Matrix = NDArray[np.float32]
 Vector = NDArray[np.float64]
-FIRST = 128  # positives and negatives that the first working set has at most
-MIN_GROWTH = 64  # examples that join a working set in a round at least, where there are so many
-GROWTH = 0.25  # and as a share of those in it
-INNER = 0.1  # a working set is solved to this share of the gap that all examples have,
+SWEEPS = 2  # over all examples, of a problem without duals
+SWEEP_ROWS = 512  # examples a block has at most
+SWEEP_PASSES = 3  # over each block
+MIN_GROWTH = 256  # examples that join a working set in a round at least, where there are so many
+GROWTH = 0.5  # and as a share of those in it
+INNER = 0.01  # a working set is solved to this share of the gap that all examples have,
 LEAST_INNER = 0.3  # but not beyond this share of the gap that is asked for
 
 
@@ -46,15 +51,11 @@ class LinearSvm:
 
 @dataclass
 class Problem:
-    """The examples of one class and the state of its solution."""
+    """The examples of one class and its solution."""
 
     rows: Rows  # (n,) of the pool
     signs: Vector  # (n,) 1 or −1
     duals: Vector  # (n,) αᵢ / C, zero for what is new
-    working: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """(m,) positions in `rows` of the examples whose products are known."""
-    gram: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
-    """(m, m) their products, the constant feature's included."""
 
     @classmethod
     def of(cls, positives: Rows, negatives: Rows) -> Problem:
@@ -69,13 +70,7 @@ class Problem:
         self.duals = np.concatenate([self.duals, np.zeros(len(rows))])
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Drop examples (n,), and the products of all that don't support the solution."""
-        places = np.cumsum(kept) - 1
-        supports = kept & (self.duals > 0)
-        order = np.argsort(self.working)
-        order = order[supports[self.working[order]]]
-        self.gram = self.gram[np.ix_(order, order)]
-        self.working = places[self.working[order]]
+        """Drop the other examples (n,)."""
         self.rows, self.signs, self.duals = self.rows[kept], self.signs[kept], self.duals[kept]
 
 
@@ -91,50 +86,110 @@ def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: i
     """Solve problems on the rows of one pool, from the duals that they have; these are changed.
 
     A solution ends with a duality gap of `tolerance` × the objective or less, or after
-    `max_iterations` passes over its working sets.
+    `max_iterations` passes over its working sets. With the scores in float32, gaps of 10⁻⁵ are
+    reached, or of 10⁻³ where C is so large that hardly any example is inside the margin.
 
     Args:
         seed: of the order in which coordinates are visited.
     """
     found: dict[int, Fit] = {}
-    passes = [0] * len(problems)
-    for problem in problems:
-        if len(problem.working) == 0:
-            _extend(pool, problem, _first(problem), config)
+    left = [config.max_iterations] * len(problems)  # passes
+    working = [_WorkingSet() for _ in problems]
+    cold = [p for p in problems if not p.duals.any()]
+    if cold:
+        _sweep(pool, cold, config, seed=seed)
     while len(found) < len(problems):
         open_ones = [i for i in range(len(problems)) if i not in found]
-        due = []
+        due, descents = [], []
         states = _evaluate(pool, [problems[i] for i in open_ones], config)
         for i, state in zip(open_ones, states, strict=True):
             converged = state.gap <= config.tolerance * state.objective
-            if converged or passes[i] >= config.max_iterations:
-                svm = LinearSvm(state.weight, state.bias, state.objective, converged)
+            if converged or left[i] == 0:
+                weight = np.asarray(state.weight.cpu().numpy())
+                svm = LinearSvm(weight, state.bias, state.objective, converged)
                 found[i] = Fit(svm, state.scores)
                 continue
-            _extend(pool, problems[i], _violators(problems[i], state.scores), config)
-            due.append((i, state))
-
-        def descend(task: tuple[int, _State]) -> tuple[int, int]:
-            i, state = task
-            left = config.max_iterations - passes[i]
-            gap = max(LEAST_INNER * config.tolerance, INNER * state.gap / state.objective)
-            return i, _descend_on(
-                problems[i], state.scores, config, seed=seed, passes=left, gap=gap
-            )
-
-        for i, spent in ordered_map(descend, due, workers=torch.get_num_threads()):
-            passes[i] += spent
+            new = _joining(problems[i], working[i], state.scores, config)
+            working[i].extend(pool, problems[i], new, config)
+            gap = max(LEAST_INNER * config.tolerance * state.objective, INNER * state.gap)
+            descents.append(working[i].descent(problems[i], state.scores, config, left[i], gap))
+            due.append(i)
+        spent = _descend_all(descents, config, seed=seed)
+        for i, descent, passes in zip(due, descents, spent, strict=True):
+            problems[i].duals[working[i].at] = descent.duals
+            left[i] -= passes
     return [found[i] for i in range(len(problems))]
 
 
+def _sweep(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: int) -> None:
+    """First duals of problems: block after block, by the scores that the blocks before amount to."""
+    rows, places = _union([p.rows for p in problems])
+    signs = np.ones((len(problems), len(rows)))
+    limits = np.zeros(signs.shape)  # 0: not an example of the problem
+    duals = np.zeros(signs.shape)
+    for k, p in enumerate(problems):
+        signs[k, places[k]] = p.signs
+        limits[k, places[k]] = _limits(p, config)
+    count = -(-len(rows) // SWEEP_ROWS)
+    blocks = [np.arange(b, len(rows), count) for b in range(count)]  # each has some of every kind
+    grams = [pool.products(rows[at], known=0) + np.float32(config.bias**2) for at in blocks]
+    weights = torch.zeros((len(problems), pool.width), device=pool.device)
+    values = np.zeros((len(problems), 1))  # weights of the constant feature
+    for at, gram in [*zip(blocks, grams, strict=True)] * SWEEPS:
+        features = pool.view(rows[at])
+        scores = (weights @ features.T).cpu().numpy() + config.bias * values
+        descents = [
+            _Descent(gram, signs[k, at], limits[k, at], duals[k, at], scores[k], SWEEP_PASSES, 0.0)
+            for k in range(len(problems))
+        ]
+        _descend_all(descents, config, seed=seed)
+        after = np.stack([d.duals for d in descents])
+        change = config.C * signs[:, at] * (after - duals[:, at])
+        weights.addmm_(torch.from_numpy(change).to(weights), features)
+        values += config.bias * change.sum(axis=1, keepdims=True)
+        duals[:, at] = after
+    for k, p in enumerate(problems):
+        p.duals = duals[k, places[k]]
+
+
 # -- one round -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _WorkingSet:
+    """The examples of a problem whose products are known."""
+
+    at: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(m,) positions in the problem's `rows`."""
+    gram: Matrix = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """(m, m) products, the constant feature's included."""
+
+    def extend(self, pool: Pool, problem: Problem, new: Rows, config: SvmConfig) -> None:
+        """Let examples (positions) join; only products with them are computed."""
+        if len(new) == 0:
+            return
+        old = len(self.at)
+        self.at = np.concatenate([self.at, new])
+        stripe = pool.products(problem.rows[self.at], known=old) + np.float32(config.bias**2)
+        known, self.gram = self.gram, np.empty((len(self.at), len(self.at)), dtype=np.float32)
+        self.gram[:old, :old] = known
+        self.gram[old:] = stripe
+        self.gram[:old, old:] = stripe[:, :old].T
+
+    def descent(
+        self, problem: Problem, scores: Vector, config: SvmConfig, passes: int, gap: float
+    ) -> _Descent:
+        """What is to be solved, by the scores (n,) of all examples."""
+        signs, limits = problem.signs[self.at], _limits(problem, config)[self.at]
+        duals = problem.duals[self.at]
+        return _Descent(self.gram, signs, limits, duals, scores[self.at], passes, gap)
 
 
 @dataclass(frozen=True)
 class _State:
     """What the duals amount to."""
 
-    weight: Matrix
+    weight: torch.Tensor  # (D,)
     bias: float
     scores: Vector
     objective: float
@@ -143,27 +198,33 @@ class _State:
 
 def _evaluate(pool: Pool, problems: Sequence[Problem], config: SvmConfig) -> list[_State]:
     """Weights by the duals, scores of all examples of all problems, objectives."""
-    rows = np.unique(np.concatenate([p.rows for p in problems]))
-    supports = np.unique(np.concatenate([p.rows[p.duals > 0] for p in problems]))
-    factors = np.zeros((len(problems), len(supports)))
-    for k, p in enumerate(problems):
-        at = p.duals > 0
-        factors[k, np.searchsorted(supports, p.rows[at])] = (p.duals * p.signs)[at]
-    exact = config.C * pool.combine(supports, factors)
-    weights = round_weights(exact)
+    supporting = [np.flatnonzero(p.duals) for p in problems]
+    supports, places = _union([p.rows[at] for p, at in zip(problems, supporting, strict=True)])
+    factors = np.zeros((len(problems), len(supports)), dtype=np.float32)
+    for k, (p, at) in enumerate(zip(problems, supporting, strict=True)):
+        factors[k, places[k]] = config.C * (p.duals * p.signs)[at]
+    weights = pool.combine(supports, factors)
+    norms = weights.double().square().sum(dim=1).tolist()
+    rows, places = _union([p.rows for p in problems])
     scores = pool.scores(rows, weights)
     states = []
     for k, p in enumerate(problems):
-        value = config.C * config.bias * float((p.duals * p.signs).sum())
-        bias = config.bias * value
-        own = scores[np.searchsorted(rows, p.rows), k] + bias
-        hinge = np.maximum(0.0, 1.0 - p.signs * own)
-        norm = float(np.square(weights[k].astype(np.float64)).sum()) + value**2
-        objective = 0.5 * norm + config.C * float((_limits(p, config) * hinge).sum())
-        dual_norm = float(np.square(exact[k]).sum()) + value**2
-        dual = config.C * float(p.duals.sum()) - 0.5 * dual_norm
-        states.append(_State(weights[k], bias, own, objective, objective - dual))
+        value = config.C * config.bias * float(p.duals @ p.signs)
+        own = scores[places[k], k] + config.bias * value
+        margins = p.signs * own
+        losses = _limits(p, config) * np.maximum(0.0, 1.0 - margins)
+        objective = 0.5 * (norms[k] + value**2) + config.C * float(losses.sum())
+        gap = config.C * float((losses - p.duals * (1.0 - margins)).sum())
+        states.append(_State(weights[k], config.bias * value, own, objective, gap))
     return states
+
+
+def _union(parts: Sequence[Rows]) -> tuple[Rows, list[Rows]]:
+    """The distinct rows in the order of their first mention, and where each part's are in them."""
+    joined = np.concatenate(parts)
+    _, first, which = np.unique(joined, return_index=True, return_inverse=True)
+    places = np.argsort(np.argsort(first))[which]
+    return joined[np.sort(first)], np.split(places, np.cumsum([len(p) for p in parts[:-1]]))
 
 
 def _limits(problem: Problem, config: SvmConfig) -> Vector:
@@ -171,52 +232,46 @@ def _limits(problem: Problem, config: SvmConfig) -> Vector:
     return np.where(problem.signs > 0, config.positive_weight, 1.0)
 
 
-def _first(problem: Problem) -> Rows:
-    """What supports the earlier solution; without one, positives and negatives evenly spread."""
-    if problem.duals.any():
-        return np.flatnonzero(problem.duals > 0)
-    sides = [np.flatnonzero(problem.signs > 0), np.flatnonzero(problem.signs < 0)]
-    counts = [min(len(side), FIRST) for side in sides]
-    spread = [s[np.arange(c) * len(s) // c] for s, c in zip(sides, counts, strict=True)]
-    return np.concatenate(spread)
+def _joining(problem: Problem, working: _WorkingSet, scores: Vector, config: SvmConfig) -> Rows:
+    """Positions of examples that the working set lacks: at first those between their bounds, then
+    those at the wrong bound, the worst first."""
+    slopes = 1.0 - problem.signs * scores  # a dual should grow where > 0
+    below, above = problem.duals < _limits(problem, config), problem.duals > 0
+    between = np.flatnonzero(below & above) if len(working.at) == 0 else working.at[:0]
+    wrong = np.maximum(np.where(below, slopes, 0.0), np.where(above, -slopes, 0.0))
+    wrong[working.at] = 0.0
+    wrong[between] = 0.0
+    worst = np.argsort(-wrong, kind="stable")
+    most = max(MIN_GROWTH, int(GROWTH * (len(working.at) + len(between))))
+    return np.concatenate([between, worst[: min(int((wrong > 0).sum()), most)]])
 
 
-def _violators(problem: Problem, scores: Vector) -> Rows:
-    """Positions of examples inside the margin that the working set lacks, the worst first."""
-    hinge = 1.0 - problem.signs * scores
-    hinge[problem.working] = 0.0
-    worst = np.argsort(-hinge, kind="stable")
-    count = min(int((hinge > 0).sum()), max(MIN_GROWTH, int(GROWTH * len(problem.working))))
-    return np.asarray(worst[:count])
+# -- descent on a Gram matrix ----------------------------------------------------------------------
 
 
-def _extend(pool: Pool, problem: Problem, new: Rows, config: SvmConfig) -> None:
-    """Let examples (positions) join the working set; only products with them are computed."""
-    if len(new) == 0:
-        return
-    old = len(problem.working)
-    problem.working = np.concatenate([problem.working, new])
-    block = pool.products(problem.rows[new], problem.rows[problem.working]) + config.bias**2
-    gram = np.empty((old + len(new), old + len(new)), dtype=np.float32)
-    gram[:old, :old] = problem.gram
-    gram[old:] = block
-    gram[:old, old:] = block[:, :old].T
-    problem.gram = gram
+@dataclass(frozen=True)
+class _Descent:
+    """Examples whose duals are to be solved while all others rest."""
+
+    gram: Matrix  # (m, m)
+    signs: Vector  # (m,), as all below
+    limits: Vector
+    duals: Vector  # changed
+    scores: Vector  # changed
+    passes: int  # at most
+    gap: float  # to stop at, what these examples add to it
 
 
-def _descend_on(
-    problem: Problem, scores: Vector, config: SvmConfig, *, seed: int, passes: int, gap: float
-) -> int:
-    """Solve the working set; returns the passes used, `passes` if nothing can be improved."""
-    at = problem.working
-    before = problem.duals[at]
-    duals = before.copy()
-    limits = _limits(problem, config)[at]
-    spent: int = _descend(
-        problem.gram, problem.signs[at], limits, config.C, duals, scores[at], seed, passes, gap
-    )
-    problem.duals[at] = np.rint(duals * 2.0**42) / 2.0**42  # so that `combine` is exact
-    return passes if np.array_equal(problem.duals[at], before) else spent
+def _descend_all(descents: Sequence[_Descent], config: SvmConfig, *, seed: int) -> list[int]:
+    """Solve them side by side; returns the passes that each took."""
+
+    def descend(d: _Descent) -> int:
+        passes: int = _descend(
+            d.gram, d.signs, d.limits, config.C, d.duals, d.scores, seed, d.passes, d.gap
+        )
+        return passes
+
+    return list(ordered_map(descend, descents, workers=torch.get_num_threads()))
 
 
 @compiled
@@ -231,7 +286,7 @@ def _descend(
     passes: int,
     gap: float,
 ) -> int:
-    """Coordinate descent in random order, until primal − dual ≤ `gap` × primal; changes duals, scores.
+    """Coordinate descent in random order, until the gap is ≤ `gap`; changes duals and scores.
 
     Returns:
         the passes made.
@@ -239,22 +294,19 @@ def _descend(
     np.random.seed(seed)  # noqa: NPY002 — the generator of this thread's compiled code
     count = len(signs)
     for done in range(passes):
+        missing = 0.0
+        for i in range(count):
+            slope = 1.0 - signs[i] * scores[i]
+            missing += C * (limits[i] * max(0.0, slope) - duals[i] * slope)
+        if missing <= gap:
+            return done
         for i in np.random.permutation(count):  # noqa: NPY002
-            slope = signs[i] * scores[i] - 1.0
-            value = min(max(duals[i] - slope / (C * gram[i, i]), 0.0), limits[i])
+            slope = 1.0 - signs[i] * scores[i]
+            value = min(max(duals[i] + slope / (C * gram[i, i]), 0.0), limits[i])
             step = C * signs[i] * (value - duals[i])
             if step != 0.0:
                 duals[i] = value
                 products = gram[i]
                 for j in range(count):
                     scores[j] += step * products[j]
-        norm, total, loss = 0.0, 0.0, 0.0
-        for i in range(count):
-            margin = signs[i] * scores[i]
-            norm += C * duals[i] * margin
-            total += C * duals[i]
-            loss += C * limits[i] * max(0.0, 1.0 - margin)
-        primal = 0.5 * norm + loss
-        if primal - (total - 0.5 * norm) <= gap * primal:
-            return done + 1
     return passes

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from sppdet.config import SvmConfig
 from sppdet.distributed import Ranks, Tensors
 from sppdet.errors import TrainingError
-from sppdet.training.dual import Fit, LinearSvm, Matrix, Problem, solve
-from sppdet.training.pool import Pool, Rows
+from sppdet.training.dual import Fit, LinearSvm, Problem, solve
+from sppdet.training.pool import Matrix, Pool, Rows
 
-VERSION = 3  # raised when the same settings give other weights
+VERSION = 4  # raised when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:
@@ -28,7 +28,7 @@ def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: in
         positives: (P, D), negatives: (N, D), scaled features; both not empty.
         seed: of the order in which coordinates are visited.
     """
-    pool = Pool(positives.shape[1], target_norm=config.target_norm, device=torch.device("cpu"))
+    pool = Pool(positives.shape[1], device=torch.device("cpu"))
     problem = Problem.of(
         pool.add(torch.from_numpy(positives), [(0, i) for i in range(len(positives))]),
         pool.add(torch.from_numpy(negatives), [(1, i) for i in range(len(negatives))]),
@@ -125,8 +125,8 @@ class Miner:
     """Trains all classes' SVMs while the pictures pass by once.
 
     Memory holds the positives and the classes' caches, whatever the number of pictures; a window
-    that several classes have is there once. The products that the dual solver keeps between two
-    trainings are, for each class, those of the examples that support its SVM.
+    that several classes have is there once. The dual solver keeps nothing but the duals between two
+    trainings, so that what a checkpoint holds is all that the next one needs.
 
     Args:
         positives: per class (P, D) scaled features.
@@ -159,7 +159,7 @@ class Miner:
         width = positives[0].shape[1]
         self.weights = torch.zeros((len(positives), width), device=device)
         self.biases = torch.zeros(len(positives), device=device)
-        self.pool = Pool(width, target_norm=config.target_norm, device=device)
+        self.pool = Pool(width, device=device)
         self._caches = []
         for k, examples in enumerate(positives):
             keys = [(-1 - k, i) for i in range(len(examples))]  # pictures count from 0

@@ -12,8 +12,9 @@ from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detector import Classifiers
 from sppdet.distributed import Tensors
-from sppdet.training.dual import LinearSvm, Matrix
+from sppdet.training.dual import LinearSvm
 from sppdet.training.material import Material, Sight, feature_scale
+from sppdet.training.pool import Matrix
 from sppdet.training.sampling import negatives_of_class, thin_out
 from sppdet.training.svm import Candidates, Miner, picked_before, pictures_of
 
