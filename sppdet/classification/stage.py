@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     if last.exists():
         reporter.say("the classifier was made by other settings or data; done anew")
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
-    path = run / "state" / "pretrain.safetensors"
+    path = _state_path(run)
     if fingerprint_of(path) == made_by:
         trainer.restore(*read_tensors(path))
         p = trainer.progress
@@ -96,8 +97,9 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
                 f"going on in epoch {p.epoch + 1} of {config.train.epochs}, batch {p.batch}"
             )
     ranks.wait()
+    work = _Pretraining(config, trainer, training, validation, ranks, reporter, run, made_by)
     with reporter.stage("pretrain"), _curves(run, config, ranks) as draw:
-        _epochs(config, trainer, training, validation, ranks, reporter, run, made_by, draw)
+        work.go_on(draw)
     if ranks.is_first:
         save_classifier(last, trainer.classifier, made_by=made_by)
         path.unlink(missing_ok=True)
@@ -107,95 +109,97 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     reporter.say(f"kept epoch {kept} of {best.epoch}; the run is in {run}")
 
 
-def _epochs(
-    config: PretrainConfig,
-    trainer: Trainer,
-    training: LabelledPictures,
-    validation: LabelledPictures | None,
-    ranks: Ranks,
-    reporter: Reporter,
-    run: Path,
-    made_by: str,
-    draw: Callable[[dict[str, float]], None],
-) -> None:
-    state_path = run / "state" / "pretrain.safetensors"
-    saved = time.monotonic()
+@dataclass(frozen=True)
+class _Pretraining:
+    """The epochs that are left of a classifier's training, in one of the processes."""
 
-    def save() -> None:
-        nonlocal saved
-        if ranks.is_first:
-            state, about = trainer.state()
-            write_tensors(state_path, state, made_by=made_by, about=about)
+    config: PretrainConfig
+    trainer: Trainer
+    training: LabelledPictures
+    validation: LabelledPictures | None
+    ranks: Ranks
+    reporter: Reporter
+    run: Path
+    made_by: str
+
+    def go_on(self, draw: Callable[[dict[str, float]], None]) -> None:
+        """Train to the end; `draw` is given every epoch's record."""
         saved = time.monotonic()
+        p = self.trainer.progress
+        while p.epoch < self.config.train.epochs:
+            started, seen_before = time.perf_counter(), p.seen
+            size = size_of_epoch(self.config.train, p.epoch, seed=self.config.seed)
+            label = f"epoch {p.epoch + 1} of {self.config.train.epochs}, {size} px"
+            steps, total = self._steps_left(size)
+            for share, whole in self.reporter.track(steps, total=total, label=label):
+                self.trainer.step(share, whole)
+                due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
+                if self.ranks.count == 1 and due:
+                    self._save_state()
+                    saved = time.monotonic()
+            rate = (p.seen - seen_before) / max(time.perf_counter() - started, 1e-9)
+            found = None
+            if self.validation is not None:
+                found = self.trainer.validate(self._validation_batches(self.validation))
+            record, best = self.trainer.end_epoch(found)
+            record |= {"size": float(size), "pictures_per_second": rate}
+            text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
+            self.reporter.say(text, "epoch", **record)
+            draw(record)
+            if best and self.ranks.is_first:
+                # before the state: an interruption between the two redoes the epoch to the same end
+                net = self.run / "model" / "net.safetensors"
+                save_classifier(net, self.trainer.classifier, made_by=self.made_by)
+            self._save_state()
+            saved = time.monotonic()
 
-    while trainer.progress.epoch < config.train.epochs:
-        p = trainer.progress
-        started, seen_before = time.perf_counter(), p.seen
-        size = size_of_epoch(config.train, p.epoch, seed=config.seed)
-        label = f"epoch {p.epoch + 1} of {config.train.epochs}, {size} px"
-        steps, total = _steps_left(config, trainer, training, size, ranks)
-        for share, whole in reporter.track(steps, total=total, label=label):
-            trainer.step(share, whole)
-            due = time.monotonic() - saved >= 60 * config.checkpoint_minutes
-            if ranks.count == 1 and due:
-                save()
-        seconds = time.perf_counter() - started
-        rate = (p.seen - seen_before) / max(seconds, 1e-9)
-        found = None
-        if validation is not None:
-            found = trainer.validate(_validation_batches(config, validation, ranks))
-        record, best = trainer.end_epoch(found)
-        record |= {"size": float(size), "pictures_per_second": rate}
-        text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-        reporter.say(text, "epoch", **record)
-        draw(record)
-        if best and ranks.is_first:
-            # before the state: an interruption between the two redoes the epoch to the same end
-            save_classifier(run / "model" / "net.safetensors", trainer.classifier, made_by=made_by)
-        save()
+    def _save_state(self) -> None:
+        if self.ranks.is_first:
+            state, about = self.trainer.state()
+            write_tensors(_state_path(self.run), state, made_by=self.made_by, about=about)
 
-
-def _steps_left(
-    config: PretrainConfig, trainer: Trainer, training: LabelledPictures, size: int, ranks: Ranks
-) -> tuple[Iterator[tuple[Batch, int]], int]:
-    """(this process's share of a batch, the batch's size) for the rest of an epoch, and how many."""
-    p = trainer.progress
-    batches = batches_of_epoch(len(training), config.train, p.epoch, seed=config.seed)[p.batch :]
-    if min(map(len, batches), default=ranks.count) < ranks.count:
-        raise TrainingError(
-            f"batches of {len(batches[0])} pictures for {ranks.count} processes; expected one each"
+    def _steps_left(self, size: int) -> tuple[Iterator[tuple[Batch, int]], int]:
+        """(this process's share of a batch, the batch's size) for the rest of an epoch, and how many."""
+        p, config, ranks = self.trainer.progress, self.config, self.ranks
+        order = batches_of_epoch(len(self.training), config.train, p.epoch, seed=config.seed)
+        batches = order[p.batch :]
+        if min(map(len, batches), default=ranks.count) < ranks.count:
+            raise TrainingError(
+                f"batches of {len(batches[0])} pictures for {ranks.count} processes; expected one each"
+            )
+        made = training_batches(
+            self.training,
+            [rows[ranks.rank :: ranks.count] for rows in batches],
+            config.augment,
+            size=size,
+            key=(config.seed, p.epoch),
+            workers=config.worker_count(),
         )
-    shares = [rows[ranks.rank :: ranks.count] for rows in batches]
-    made = training_batches(
-        training,
-        shares,
-        config.augment,
-        size=size,
-        key=(config.seed, p.epoch),
-        workers=config.worker_count(),
-    )
-    return zip(made, map(len, batches), strict=True), len(batches)
+        return zip(made, map(len, batches), strict=True), len(batches)
+
+    def _validation_batches(self, pictures: LabelledPictures) -> Iterator[Batch]:
+        """Centre crops of this process's share of the pictures, at the first training size."""
+        config = self.config
+        rows = np.arange(len(pictures))[self.ranks.rank :: self.ranks.count]
+
+        def make(row: int) -> NDArray[np.uint8]:
+            picture = read_image(pictures.paths[row])
+            augment = config.augment
+            return centre_crop(
+                picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
+            )
+
+        made = ordered_map(make, rows.tolist(), workers=config.worker_count(), ahead=64)
+        for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
+            if len(part):
+                crops = np.stack([next(made) for _ in part])
+                x = normalised(crops).contiguous(memory_format=torch.channels_last)
+                yield x, torch.from_numpy(pictures.labels[part])
 
 
-def _validation_batches(
-    config: PretrainConfig, pictures: LabelledPictures, ranks: Ranks
-) -> Iterator[Batch]:
-    """Centre crops of this process's share of the pictures, at the first training size."""
-    rows = np.arange(len(pictures))[ranks.rank :: ranks.count]
-
-    def make(row: int) -> NDArray[np.uint8]:
-        picture = read_image(pictures.paths[row])
-        augment = config.augment
-        return centre_crop(
-            picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
-        )
-
-    made = ordered_map(make, rows.tolist(), workers=config.worker_count(), ahead=64)
-    for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
-        if len(part):
-            crops = np.stack([next(made) for _ in part])
-            x = normalised(crops).contiguous(memory_format=torch.channels_last)
-            yield x, torch.from_numpy(pictures.labels[part])
+def _state_path(run: Path) -> Path:
+    """Where an unfinished training keeps its checkpoint."""
+    return run / "state" / "pretrain.safetensors"
 
 
 def _fingerprint(

@@ -233,8 +233,8 @@ def _limits(problem: Problem, config: SvmConfig) -> Vector:
 
 
 def _joining(problem: Problem, working: _WorkingSet, scores: Vector, config: SvmConfig) -> Rows:
-    """Positions of examples that the working set lacks: at first those between their bounds, then
-    those at the wrong bound, the worst first."""
+    """Ascending positions of examples that the working set lacks: at first those between their
+    bounds, and always some at the wrong bound, the worst."""
     slopes = 1.0 - problem.signs * scores  # a dual should grow where > 0
     below, above = problem.duals < _limits(problem, config), problem.duals > 0
     between = np.flatnonzero(below & above) if len(working.at) == 0 else working.at[:0]
@@ -243,7 +243,8 @@ def _joining(problem: Problem, working: _WorkingSet, scores: Vector, config: Svm
     wrong[between] = 0.0
     worst = np.argsort(-wrong, kind="stable")
     most = max(MIN_GROWTH, int(GROWTH * (len(working.at) + len(between))))
-    return np.concatenate([between, worst[: min(int((wrong > 0).sum()), most)]])
+    chosen = worst[: min(int((wrong > 0).sum()), most)]
+    return np.sort(np.concatenate([between, chosen]))  # an order that no rounding changes
 
 
 # -- descent on a Gram matrix ----------------------------------------------------------------------
