@@ -1,6 +1,7 @@
 """What each part of the method adds: trains and evaluates a row of settings after another.
 
     python benchmarks/accuracy.py --data SET --weights FILE --out DIR [--rows a,b] [--seeds 0,1,2]
+                                  [--set KEY=VALUE ...]
 
 SET is a folder in the VOC layout with trainval and test, FILE are SqueezeNet 1.1's ImageNet
 weights; without them data/frk5 and weights/squeezenet1_1_imagenet.safetensors below $SPPDET_DATA
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     if args.data is None or args.weights is None:
@@ -56,17 +58,18 @@ def main() -> None:
     results = []
     for name in args.rows.split(","):
         for seed in (int(text) for text in args.seeds.split(",")):
-            results.append(run_row(name, seed, args.data, args.weights, args.out))
+            paths = [f"data.root={args.data}", f"backbone.weights={args.weights}"]
+            results.append(run_row(name, seed, [*paths, *args.overrides], args.out))
             (args.out / "accuracy.json").write_text(json.dumps(results, indent=1))
     print_table(results)
 
 
-def run_row(name: str, seed: int, data: Path, weights: Path, out: Path) -> dict[str, object]:
+def run_row(name: str, seed: int, common: list[str], out: Path) -> dict[str, object]:
     """Train and evaluate one row; what it scored and the seconds of its stages."""
-    title, overrides = ROWS[name]
-    paths = [f"data.root={data}", f"backbone.weights={weights}", f"store={out / 'store'}"]
+    title, settings = ROWS[name]
     run = out / f"{name}_seed{seed}"
-    train(load_config(CONFIG, [*paths, *overrides, f"seed={seed}"]), run, device="cpu")
+    overrides = [f"store={out / 'store'}", *settings, f"seed={seed}", *common]
+    train(load_config(CONFIG, overrides), run, device="cpu")
     metrics = read_json(run / "eval" / "test" / "metrics.json")
     return {"row": title, "seed": seed, "seconds": read_json(run / "timings.json"), **metrics}
 

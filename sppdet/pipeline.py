@@ -6,7 +6,6 @@ whose settings have changed, does again only what it must.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from sppdet.artifacts import (
     atomic_path,
     fingerprint,
     fingerprint_of,
-    remove_leftovers,
     write_text,
 )
 from sppdet.config import Config
@@ -44,7 +42,7 @@ from sppdet.model import (
 )
 from sppdet.parallel import compute_type
 from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter, run_lock
+from sppdet.run import Reporter, held_run
 from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.bbox_stage import train_box_regressors
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
@@ -86,14 +84,9 @@ def train(
         ArtifactError: another process is training in this folder.
     """
     with joined_ranks(choose_device(device)) as ranks:
-        reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
-        lock = run_lock(run) if ranks.is_first else contextlib.nullcontext()
-        with lock:
-            if ranks.is_first:
-                for folder in (run, run / "model", run / "state"):
-                    remove_leftovers(folder)
-            result = _train(config, run, ranks, until=until, reporter=reporter)
-        reporter.say(f"the run is in {run}")
+        with held_run(run, ranks, reporter) as speaking:
+            result = _train(config, run, ranks, until=until, reporter=speaking)
+        speaking.say(f"the run is in {run}")
         return result
 
 

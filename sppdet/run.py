@@ -14,7 +14,8 @@ from typing import Any, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sppdet.artifacts import read_json, write_json
+from sppdet.artifacts import read_json, remove_leftovers, write_json
+from sppdet.distributed import Ranks
 from sppdet.errors import ArtifactError
 
 T = TypeVar("T")
@@ -99,6 +100,25 @@ class Reporter:
 def _or_none(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def held_run(folder: Path, ranks: Ranks, reporter: Reporter | None) -> Iterator[Reporter]:
+    """A run's folder to train in, held by the first process and cleared of what killed ones left.
+
+    Yields:
+        `reporter`, or one of the folder's; in all processes but the first one that says nothing.
+
+    Raises:
+        ArtifactError: another process is training in this folder.
+    """
+    if not ranks.is_first:
+        yield Reporter(quiet=True)
+        return
+    with run_lock(folder):
+        for part in (folder, folder / "model", folder / "state"):
+            remove_leftovers(part)
+        yield reporter or Reporter(folder)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,21 @@ def train_quietly(
     reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
     result = train(config, run, device="cpu", until=until, reporter=reporter)
     return result, said.getvalue()
+
+
+def torchrun(
+    processes: int, *arguments: str | Path, program: Sequence[str | Path] = ("-m", "sppdet", "--")
+) -> subprocess.CompletedProcess[str]:
+    """The command line in several processes of a thread each."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += [*map(str, program), "--threads", "1", *map(str, arguments)]
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def write_classifier_settings(path: Path, root: Path, **more: Any) -> Path:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import log_of, pretrain_quietly, write_classifier_settings
+from runs import log_of, pretrain_quietly, torchrun, write_classifier_settings
 
 from sppdet.artifacts import fingerprint_of, read_tensors
 from sppdet.classification.classifier import build_classifier
 from sppdet.classification.config import PretrainConfig
 from sppdet.config_file import load_settings
-
-
-def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line in two processes of a thread each."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "sppdet", "--", "--threads", "1", *map(str, arguments)]
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +32,7 @@ def settings_to_share(shape_root: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_two_processes_train_as_one(settings_to_share: Path, tmp_path: Path) -> None:
-    ended = torchrun("pretrain", settings_to_share, "--run", tmp_path / "two", "--device", "cpu")
+    ended = torchrun(2, "pretrain", settings_to_share, "--run", tmp_path / "two", "--device", "cpu")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("kept epoch") == 1  # one of them speaks
     pretrain_quietly(settings_to_share, tmp_path / "one")
@@ -76,7 +60,9 @@ def start_of(settings: Path) -> dict[str, torch.Tensor]:
 
 
 def test_an_error_in_several_processes_ends_them(settings_to_share: Path, tmp_path: Path) -> None:
-    ended = torchrun(*("pretrain", settings_to_share, "--run", tmp_path, "--set", "train.batch=3"))
+    ended = torchrun(
+        2, *("pretrain", settings_to_share, "--run", tmp_path, "--set", "train.batch=3")
+    )
     assert ended.returncode != 0
     assert "error: " in ended.stderr and "train.batch: unknown" in ended.stderr
     assert not (tmp_path / "model").exists()

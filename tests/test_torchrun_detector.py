@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import KILLED, contents, log_of, train_quietly
+from runs import KILLED, contents, log_of, torchrun, train_quietly
 
 from sppdet.artifacts import read_json, read_tensors
 
@@ -19,21 +18,6 @@ TOLERANCE = {"head": 1e-4, "svm": 5e-3, "bbox": 1e-3}  # of the largest weight
 # checkpoints at every pool and picture, a dropout that acts, SVMs close to their optimum
 CONFIG = ("checkpoint_minutes=0", "head.dropout=0.5", "svm.tolerance=2e-5")
 MORE = tuple(part for setting in CONFIG for part in ("--set", setting))
-
-
-def torchrun(
-    processes: int, arguments: Sequence[str | Path], *, program: Sequence[str | Path]
-) -> subprocess.CompletedProcess[str]:
-    """The command line in several processes of a thread each."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += [*map(str, program), "--threads", "1", *map(str, arguments)]
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +49,7 @@ def assert_close(run: Path, alone: Path, parts: Sequence[str] = ("head", "svm", 
 def test_several_processes_train_as_one(
     processes: int, settings: Path, alone: Path, tmp_path: Path
 ) -> None:
-    ended = torchrun(
-        processes,
-        ["train", settings, "--run", tmp_path, "--device", "cpu", *MORE],
-        program=("-m", "sppdet", "--"),
-    )
+    ended = torchrun(processes, "train", settings, "--run", tmp_path, "--device", "cpu", *MORE)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("the run is in") == 1  # one of them speaks
     assert_close(tmp_path, alone)
@@ -86,11 +66,7 @@ def test_several_processes_without_a_head(settings: Path, tmp_path: Path) -> Non
     torch.set_num_threads(1)
     train_quietly(settings, runs[0], *without[1::2])
     torch.set_num_threads(threads)
-    ended = torchrun(
-        3,
-        ["train", settings, "--run", runs[1], "--device", "cpu", *without],
-        program=("-m", "sppdet", "--"),
-    )
+    ended = torchrun(3, "train", settings, "--run", runs[1], "--device", "cpu", *without)
     assert ended.returncode == 0, ended.stderr
     assert_close(runs[1], runs[0], ("svm", "bbox"))
     # box regression shares out whole classes: nothing else is summed
@@ -98,7 +74,7 @@ def test_several_processes_without_a_head(settings: Path, tmp_path: Path) -> Non
 
 
 def test_several_processes_evaluate_as_one(alone: Path, tmp_path: Path) -> None:
-    ended = torchrun(2, ["eval", alone, "--split", "train"], program=("-m", "sppdet", "--"))
+    ended = torchrun(2, "eval", alone, "--split", "train")
     assert ended.returncode == 0, ended.stderr
     scored = contents(alone / "eval" / "train")
     assert len(scored) > 6
@@ -134,13 +110,13 @@ def test_a_process_that_is_killed_ends_all_and_training_goes_on(
         (1, "store/detections-*/*", 2),
     ):
         kill = ("--", program, pattern, str(nth), "after", str(rank))
-        ended = torchrun(2, command, program=kill)
+        ended = torchrun(2, *command, program=kill)
         assert ended.returncode != 0
         other = f"process {1 - rank} of 2"
         assert f"error: {other} " in ended.stderr, (pattern, ended.stderr)
         assert "SIGKILL" in ended.stderr
         assert not (run / "eval").exists()
-    ended = torchrun(2, command, program=("-m", "sppdet", "--"))
+    ended = torchrun(2, *command)
     assert ended.returncode == 0, ended.stderr
     assert_close(run, alone)
     texts = [str(record.get("text", "")) for record in log_of(run)]

@@ -16,7 +16,6 @@ from sppdet.artifacts import (
     fingerprint,
     fingerprint_of,
     read_tensors,
-    remove_leftovers,
     write_tensors,
     write_text,
 )
@@ -41,7 +40,7 @@ from sppdet.features.backbones import normalised
 from sppdet.features.source import weights_digest
 from sppdet.model import choose_device
 from sppdet.parallel import ordered_map
-from sppdet.run import Reporter, run_lock
+from sppdet.run import Reporter, held_run
 
 _VALIDATION_BATCH = 32  # pictures
 
@@ -59,14 +58,8 @@ def pretrain(
         ArtifactError: another process is training in this folder.
         DataError, TrainingError: see the stages.
     """
-    with joined_ranks(choose_device(device)) as ranks:
-        reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
-        lock = run_lock(run) if ranks.is_first else contextlib.nullcontext()
-        with lock:
-            if ranks.is_first:
-                for folder in (run, run / "model", run / "state"):
-                    remove_leftovers(folder)
-            _pretrain(config, run, ranks, reporter)
+    with joined_ranks(choose_device(device)) as ranks, held_run(run, ranks, reporter) as speaking:
+        _pretrain(config, run, ranks, speaking)
 
 
 def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporter) -> None:
