@@ -15,12 +15,6 @@ def empty_boxes() -> Boxes:
     return np.zeros((0, 4), dtype=np.float32)
 
 
-def box_area(boxes: Boxes) -> NDArray[np.float32]:
-    """(N,) width × height."""
-    area: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return area
-
-
 def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     """IoU of every box of `a` with every box of `b`.
 

@@ -88,7 +88,10 @@ def _show_version(wanted: bool) -> None:
 def _start(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads for the networks; default: all cores.")
+        int | None,
+        typer.Option(
+            min=1, help="Threads for the networks; default: all cores, or this process's share."
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
@@ -136,7 +139,6 @@ def evaluate(
 
     if run is not None and not (config or detections or out):
         evaluate_run(run, split, metric=metric, device=device)
-        print(f"reports are in {run / 'eval' / split}")
         return
     if run is not None or not (config and detections and out):
         raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
@@ -193,6 +195,8 @@ def propose(
     from sppdet.pipeline import export_proposals
     from sppdet.pipeline import train as run_stages
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("propose: runs in one process; expected `train --until proposals`")
     settings = load_config(config, overrides or ())
     folder = run or Path("runs") / config.stem
     reporter = Reporter(folder)

@@ -158,7 +158,7 @@ class FeaturesConfig(Section):
     max_side: PositiveInt = 2400
     """Cap on the longer side of a resized picture (ours, for panoramas)."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """What the networks multiply in but for training: auto is float16 on a GPU, float32 on a CPU."""
+    """Of the networks everywhere but in fine-tuning: auto is float16 on a GPU, float32 on a CPU."""
 
 
 class HeadConfig(Section):
@@ -224,7 +224,7 @@ class SvmConfig(Section):
     tolerance: PositiveFloat = 1e-3
     """dual: the duality gap, as a share of the objective, to stop at; liblinear: its own tolerance."""
     max_iterations: PositiveInt = 2000
-    """Passes over a class's examples at most."""
+    """Passes over a class's examples (dual: over those that it works on) at most."""
 
 
 class BboxConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -117,17 +118,22 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(device=device)
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
     who = f"process {os.environ.get('RANK', '?')} of {count}"
     try:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        ranks = Ranks(dist.get_rank(), count, device)
+        if not ranks.is_first:
+            logging.getLogger("sppdet").setLevel(logging.ERROR)  # the first one warns for all
         with _told_to_end(who):
-            yield Ranks(dist.get_rank(), count, device)
+            yield ranks
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise TrainingError(f"{who} can't go on: {first}") from None
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "Connection closed" in first or "Connection reset" in first:
+            first = "the connection to another process has ended; see what that one says"
+        raise TrainingError(f"{who} can't go on: {first}") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -138,7 +144,9 @@ def _told_to_end(who: str) -> Iterator[None]:
     """Raise what says so when `torchrun` ends this process, as it does when another has failed."""
 
     def end(*_: object) -> None:
-        raise TrainingError(f"{who} was told to end: another has failed; the same command goes on")
+        raise TrainingError(
+            f"{who} was told to end, by a signal or because another has failed; the same command goes on"
+        )
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -349,3 +349,21 @@ def test_a_gpu_finds_the_same_optimum() -> None:
         assert fit.svm.converged
         found.append(fit.svm.objective)
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("C", "tolerance"), [(1.0, 1e-3), (10.0, 1e-3), (1e-3, 1e-5)])
+def test_a_large_C_is_solved_too(C: float, tolerance: float) -> None:
+    """More features than examples of norm 20; the descent needs more than float32 there."""
+    rng = np.random.default_rng(4)
+    x = np.maximum(0, rng.normal(size=(600, 2048)) + 0.3 * rng.normal(size=(600, 1)))
+    x *= 20 / np.linalg.norm(x, axis=1).mean()
+    features = x.astype(np.float32)
+    config = SvmConfig(C=C, tolerance=tolerance)
+    pool = Pool(2048, device=torch.device("cpu"))
+    rows = pool.add(torch.from_numpy(features), [(i, 0) for i in range(600)])
+    (fit,) = solve(pool, [Problem.of(rows[:12], rows[12:])], config, seed=0)
+    assert fit.svm.converged and fit.scores.dtype == np.float64
+    reference = fit_by_liblinear(
+        features[:12], features[12:], SvmConfig(C=C, tolerance=1e-4, max_iterations=50_000), seed=0
+    )
+    assert fit.svm.objective <= reference.objective * (1 + 2 * tolerance)

@@ -156,9 +156,10 @@ class _Pretraining:
         p, config, ranks = self.trainer.progress, self.config, self.ranks
         order = batches_of_epoch(len(self.training), config.train, p.epoch, seed=config.seed)
         batches = order[p.batch :]
-        if min(map(len, batches), default=ranks.count) < ranks.count:
+        least = min(map(len, batches), default=ranks.count)
+        if least < ranks.count:
             raise TrainingError(
-                f"batches of {len(batches[0])} pictures for {ranks.count} processes; expected one each"
+                f"batches of {least} pictures for {ranks.count} processes; expected one each"
             )
         made = training_batches(
             self.training,

@@ -76,7 +76,7 @@ class Trainer:
         if ranks.count > 1:
             if ranks.device.type == "cuda":
                 self._net = nn.SyncBatchNorm.convert_sync_batchnorm(self._net)
-            self._net = nn.parallel.DistributedDataParallel(self._net, broadcast_buffers=True)
+            self._net = nn.parallel.DistributedDataParallel(self._net)
         self._parameters = list(self.classifier.parameters())
         self._optimizer = torch.optim.SGD(
             self._parameters,

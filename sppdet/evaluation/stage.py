@@ -74,7 +74,8 @@ def evaluate_run(
                 result, config.data, dataset, detections, run / "eval" / split,
                 signature=signature(config), split=split, reporter=reporter,
             )  # fmt: skip
-        return result
+    reporter.say(f"reports are in {run / 'eval' / split}")
+    return result
 
 
 def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:

@@ -117,8 +117,10 @@ def standardise(head: Head, pooled: torch.Tensor) -> None:
     x = pooled
     for layer in (head.fc6, head.fc7):
         if layer is not None:
-            deviation, mean = torch.std_mean(layer(x), dim=0, correction=0)
-            deviation[deviation == 0] = 1.0
+            units = layer(x)
+            deviation, mean = torch.std_mean(units, dim=0, correction=0)
+            constant = deviation <= 1e-4 * units.square().mean(dim=0).sqrt()  # but for roundings
+            deviation[constant] = 1.0
             layer.weight.div_(deviation[:, None])
             layer.bias.sub_(mean).div_(deviation)
             x = torch.relu(layer(x))

@@ -48,7 +48,7 @@ class MapSource:
             weights_digest(backbone.layers),
             scales,
             config.max_side,
-            str(self._precision),
+            config.precision,  # not the type that auto comes to: maps of a GPU serve on a CPU
         )
         self.store = ItemStore(folder, "maps", self.fingerprint) if folder else None
         self._memory: MapMemory | None = None

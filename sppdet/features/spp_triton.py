@@ -5,6 +5,7 @@ Imported only where a map lies on a GPU (or Triton's interpreter is on) and Trit
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,10 @@ def pool(
     if len(windows):
         block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
         grid = (len(windows), len(bins), triton.cdiv(channels, block))
-        _pool_kernel[grid](channels_last, cells, bins, out, width, channels, len(bins), BLOCK=block)
+        with _on(feature_map.device):
+            _pool_kernel[grid](
+                *(channels_last, cells, bins, out, width, channels, len(bins)), BLOCK=block
+            )
     return out.flatten(1)
 
 
@@ -108,12 +112,18 @@ class WindowPooling(torch.autograd.Function):
         if len(ctx.windows):
             block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
             grid = (len(ctx.windows), len(bins), triton.cdiv(channels, block))
-            _spread_kernel[grid](
-                *(channels_last, cells, bins, gradients[0].float().contiguous(), result),
-                *(width, channels, len(bins)),
-                BLOCK=block,
-            )
+            with _on(feature_map.device):
+                _spread_kernel[grid](
+                    *(channels_last, cells, bins, gradients[0].float().contiguous(), result),
+                    *(width, channels, len(bins)),
+                    BLOCK=block,
+                )
         return result.permute(2, 0, 1).to(feature_map.dtype), None, None
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Launch on this GPU: Triton takes the thread's current one, which may be another."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _arguments(

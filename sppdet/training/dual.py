@@ -36,6 +36,7 @@ SWEEP_PASSES = 3  # over each block
 MIN_GROWTH = 256  # examples that join a working set in a round at least, where there are so many
 GROWTH = 0.5  # and as a share of those in it
 INNER = 0.01  # a working set is solved to this share of the gap that all examples have,
+ROUND_PASSES = 50  # over a working set in a round: it may lack what matters
 LEAST_INNER = 0.3  # but not beyond this share of the gap that is asked for
 
 
@@ -93,6 +94,7 @@ def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: i
         seed: of the order in which coordinates are visited.
     """
     found: dict[int, Fit] = {}
+    best: list[_State | None] = [None] * len(problems)
     left = [config.max_iterations] * len(problems)  # passes
     working = [_WorkingSet() for _ in problems]
     cold = [p for p in problems if not p.duals.any()]
@@ -104,15 +106,18 @@ def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: i
         states = _evaluate(pool, [problems[i] for i in open_ones], config)
         for i, state in zip(open_ones, states, strict=True):
             converged = state.gap <= config.tolerance * state.objective
+            least = best[i]
+            if least is None or state.objective < least.objective:
+                best[i] = least = state
             if converged or left[i] == 0:
-                weight = np.asarray(state.weight.cpu().numpy())
-                svm = LinearSvm(weight, state.bias, state.objective, converged)
-                found[i] = Fit(svm, state.scores)
+                found[i] = _fit_of(state if converged else least, converged=converged)
+                working[i] = _WorkingSet()  # its memory is given back
                 continue
             new = _joining(problems[i], working[i], state.scores, config)
             working[i].extend(pool, problems[i], new, config)
             gap = max(LEAST_INNER * config.tolerance * state.objective, INNER * state.gap)
-            descents.append(working[i].descent(problems[i], state.scores, config, left[i], gap))
+            passes = min(left[i], ROUND_PASSES)
+            descents.append(working[i].descent(problems[i], state.scores, config, passes, gap))
             due.append(i)
         spent = _descend_all(descents, config, seed=seed)
         for i, descent, passes in zip(due, descents, spent, strict=True):
@@ -196,6 +201,11 @@ class _State:
     gap: float  # ≥ objective − optimum
 
 
+def _fit_of(state: _State, *, converged: bool) -> Fit:
+    weight = np.asarray(state.weight.cpu().numpy())
+    return Fit(LinearSvm(weight, state.bias, state.objective, converged), state.scores)
+
+
 def _evaluate(pool: Pool, problems: Sequence[Problem], config: SvmConfig) -> list[_State]:
     """Weights by the duals, scores of all examples of all problems, objectives."""
     supporting = [np.flatnonzero(p.duals) for p in problems]
@@ -210,7 +220,8 @@ def _evaluate(pool: Pool, problems: Sequence[Problem], config: SvmConfig) -> lis
     states = []
     for k, p in enumerate(problems):
         value = config.C * config.bias * float(p.duals @ p.signs)
-        own = scores[places[k], k] + config.bias * value
+        # in float64: the descent adds thousands of small changes to these
+        own = scores[places[k], k].astype(np.float64) + config.bias * value
         margins = p.signs * own
         losses = _limits(p, config) * np.maximum(0.0, 1.0 - margins)
         objective = 0.5 * (norms[k] + value**2) + config.C * float(losses.sum())

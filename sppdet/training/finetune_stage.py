@@ -59,6 +59,7 @@ def finetune(
         material.reporter.say(
             f"finetune: going on after batch {tuner.progress.batch} of {config.batches}"
         )
+    ranks.wait()  # all have read the checkpoint before the first writes the next
     saved = time.monotonic()
     ticks = material.reporter.track(
         _ticks(material, tuner, training, config), total=config.batches, label="fine-tuning"
@@ -86,7 +87,10 @@ def _fit_start(
     alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
     features = _make_pool(alone, pairs, config, salt=0).features
     standardise(head, features)
-    return float(features.square().mean()) if features.any() else 1.0
+    mean_square = features.double().square().mean()
+    # one value for all: it sets the learning rate
+    agreed = material.ranks.broadcast({"mean_square": mean_square}, owner=0)
+    return float(agreed["mean_square"]) or 1.0
 
 
 def _ticks(

@@ -27,9 +27,8 @@ class Pool:
     def __init__(self, width: int, *, device: torch.device) -> None:
         self.width, self.device = width, device
         self._features = torch.empty((0, width), device=device)
-        self._room = self._features.new_empty(
-            0
-        )  # used again: fresh memory costs as much as a product
+        # used again and again: fresh memory costs as much as a product
+        self._room = self._features.new_empty(0)
         self._row_of: dict[Key, int] = {}
         self._free: list[int] = []
 

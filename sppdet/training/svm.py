@@ -16,7 +16,7 @@ from sppdet.errors import TrainingError
 from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 
-VERSION = 4  # raised when the same settings give other weights
+VERSION = 5  # raised when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:

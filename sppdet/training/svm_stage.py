@@ -107,6 +107,7 @@ def _mine(
             label="hard negatives of before",
         )
         miner.restore(state, again)
+    material.ranks.wait()  # all have read the checkpoint before the first writes the next
     saved = time.monotonic()
     positions = [i % len(material.dataset) for i in range(done, count)]
     for hard in material.gather(positions, candidates, miner.hard_of, label="hard negatives"):
