@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,7 +57,7 @@ def main() -> None:
     print("| what | quantity | seconds | exponent |\n|---|---|---|---|")
     report = {}
     for name, (quantities, work) in works.items():
-        seconds = [median_seconds(partial(work, q), args.repeats) for q in quantities]
+        seconds = [least_seconds(partial(work, q), args.repeats) for q in quantities]
         slope = float(np.polyfit(np.log(quantities), np.log(seconds), 1)[0])
         shown = " / ".join(f"{s:.3f}" for s in seconds)
         print(
@@ -161,14 +160,14 @@ def made_picture() -> Picture:
     return np.asarray(np.clip(larger + noise, 0, 255), dtype=np.uint8)
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median seconds after one pass to warm up."""
+def least_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Least seconds of several passes, after one to warm up: others may use the cores."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return min(times[1:])
 
 
 if __name__ == "__main__":
