@@ -192,10 +192,11 @@ def propose(
     overrides: SetOption = None,
 ) -> None:
     """Make the proposals of the training and test set and measure them."""
+    from sppdet.distributed import process_count
     from sppdet.pipeline import export_proposals
     from sppdet.pipeline import train as run_stages
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise ConfigError("propose: runs in one process; expected `train --until proposals`")
     settings = load_config(config, overrides or ())
     folder = run or Path("runs") / config.stem

@@ -107,6 +107,11 @@ class Ranks:
                 yield self.broadcast(picked, owner=owner)
 
 
+def process_count() -> int:
+    """The processes that `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that `torchrun` started; on several GPUs each takes its own.
@@ -114,7 +119,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     Raises:
         TrainingError: the others can't be reached, or one of them has ended, or torch failed here.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = process_count()
     if count == 1:
         yield Ranks(device=device)
         return

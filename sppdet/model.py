@@ -25,7 +25,6 @@ from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.head import Head, empty_head, truncated
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
-from sppdet.parallel import compute_type
 from sppdet.proposals.stage import Proposer
 
 
@@ -193,12 +192,7 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
         class_names=names,
         proposer=Proposer(config.proposals),
         maps=MapSource(backbone, config.scales, config.features, PictureCache()),
-        extractor=Extractor(
-            tuple(config.spp_levels),
-            config.features.canonical_size,
-            head,
-            compute_type(config.features.precision, target),
-        ),
+        extractor=Extractor.by(config, head, target),
         classifiers=Classifiers(
             classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
         ),

@@ -35,6 +35,11 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
     return found
 
 
+def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Where networks run in this type, by autocast; float32 is left as it is."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
 ) -> Iterator[R]:

@@ -40,7 +40,6 @@ from sppdet.model import (
     save_head,
     save_regressors,
 )
-from sppdet.parallel import compute_type
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter, held_run
 from sppdet.training.bbox import VERSION as BBOX_VERSION
@@ -148,12 +147,7 @@ def _train(
         pictures=pictures,
         proposer=proposer,
         maps=maps,
-        extractor=Extractor(
-            tuple(config.spp_levels),
-            config.features.canonical_size,
-            None,
-            compute_type(config.features.precision, ranks.device),
-        ),
+        extractor=Extractor.by(config, None, ranks.device),
         folder=run,
         seed=config.seed,
         checkpoint_seconds=60 * config.checkpoint_minutes,
@@ -174,11 +168,10 @@ def _train(
     with reporter.stage("bbox"):
         _regressors(config, material, files, head_made_by)
     maps.keep_in_memory(None)
-    with ranks.first_goes_first():
-        if ranks.is_first:
-            files.seal(config)
-            # all that was unfinished is finished
-            shutil.rmtree(run / "state", ignore_errors=True)
+    if ranks.is_first:
+        files.seal(config)
+        shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
+    ranks.wait()  # the others evaluate what is sealed
     reporter.log("trained", svm=svm_made_by)
     if last < STAGES.index("evaluate") or test_set is None:
         return None
@@ -300,9 +293,9 @@ def _head(
             tuned = finetune(
                 material, head, config.finetune, pretrained=pretrained, made_by=made_by
             )
-            with ranks.first_goes_first():
-                if ranks.is_first:
-                    save_head(files.head, tuned, made_by=made_by)
+            if ranks.is_first:
+                save_head(files.head, tuned, made_by=made_by)
+            ranks.wait()  # the others read it
     head = read_head(files.head, backbone, config, classes=classes)
     return head.to(material.maps.device), made_by
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import shape_folders
+from pictures import shape_sets
 from runs import (
     CommandLine,
     pretrain_quietly,
@@ -68,10 +68,7 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def shape_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders named by class: `train` with 20 pictures each, `val` with 6; not to be changed."""
-    root = tmp_path_factory.mktemp("shapes")
-    shape_folders(root / "train", count=20, seed=1)
-    shape_folders(root / "val", count=6, seed=2)
-    return root
+    return shape_sets(tmp_path_factory.mktemp("shapes"), train=20, val=6)
 
 
 @pytest.fixture(scope="session")

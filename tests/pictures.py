@@ -37,6 +37,13 @@ def save_picture(path: Path, picture: Picture) -> Path:
     return path
 
 
+def shape_sets(root: Path, *, train: int, val: int) -> Path:
+    """`train` and `val` in the layout of ImageNet, so many pictures of each shape."""
+    shape_folders(root / "train", count=train, seed=1)
+    shape_folders(root / "val", count=val, seed=2)
+    return root
+
+
 def shape_folders(folder: Path, *, count: int, seed: int) -> Path:
     """`count` pictures of each of the three shapes, 32 to 48 pixels a side."""
     for label, shape in enumerate(SHAPES):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import save_picture, shape_folders
+from pictures import save_picture, shape_folders, shape_sets
 from samples import random_picture
 
 from sppdet.classification.config import AugmentConfig, FolderConfig
@@ -31,10 +31,7 @@ PLAIN = AugmentConfig(resize=40, crop=32, flip=False, colour=0.0)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train` with 5 pictures of three classes, `val` with 3; not to be changed."""
-    root = tmp_path_factory.mktemp("folders")
-    shape_folders(root / "train", count=5, seed=1)
-    shape_folders(root / "val", count=3, seed=2)
-    return root
+    return shape_sets(tmp_path_factory.mktemp("folders"), train=5, val=3)
 
 
 def small_picture(seed: int = 0) -> Picture:

@@ -29,6 +29,11 @@ from sppdet.training.svm import (
 EXACT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=200_000)
 
 
+def see(miner: Miner, candidates: Candidates) -> None:
+    """What the stage does with a picture."""
+    miner.add(miner.hard_of(candidates))
+
+
 def toy(seed: int, positives: int = 25, negatives: int = 90) -> tuple[Matrix, Matrix]:
     rng = np.random.default_rng(seed)
     p = rng.normal(0.6, 1, (positives, 8)).astype(np.float32)
@@ -207,7 +212,7 @@ def test_mining_against_a_slow_loop(config: SvmConfig) -> None:
         caches[k], added[k] = kept, 0
 
     for picture in range(40):
-        miner.see(stream.candidates(picture))
+        see(miner, stream.candidates(picture))
         for k in range(2):
             for r in range(12):
                 ref = (picture, r)
@@ -237,7 +242,7 @@ def test_caches_are_bounded() -> None:
     miner = stream.miner(MINING.model_copy(update={"tolerance": 1e-3}), seen=seen)
     most = 0
     for picture in range(120):
-        miner.see(stream.candidates(picture))
+        see(miner, stream.candidates(picture))
         most = max(most, *(len(refs_of(miner, k)) for k in range(2)))
         for k in range(2):
             assert int(miner.state()[f"added{k}"]) < MINING.retrain_after
@@ -249,7 +254,7 @@ def test_a_negative_is_in_the_cache_once() -> None:
     miner = stream.miner()
     for _ in range(2):  # a second pass meets the same windows
         for picture in range(40):
-            miner.see(stream.candidates(picture))
+            see(miner, stream.candidates(picture))
     for k in range(2):
         refs = refs_of(miner, k)
         assert refs and len(refs) == len(set(refs))
@@ -263,7 +268,7 @@ def test_the_threshold_is_strict() -> None:
     miner.weights[:, 0] = 1.0
     x = torch.zeros(3, 6)
     x[:, 0] = torch.tensor([-1.0, -0.5, 0.0])
-    miner.see(Candidates(0, x, np.ones((3, 2), np.bool_)))
+    see(miner, Candidates(0, x, np.ones((3, 2), np.bool_)))
     assert refs_of(miner, 0) == [(0, 2)]
 
 
@@ -272,7 +277,7 @@ def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
     miner = stream.miner()
     shared = 0
     for picture in range(40):
-        miner.see(stream.candidates(picture))
+        see(miner, stream.candidates(picture))
         a, b = (set(refs_of(miner, k)) for k in range(2))
         shared += len(a & b)
         assert len(miner.pool) == 15 + 9 + len(a | b)
@@ -294,18 +299,18 @@ def test_a_restored_miner_goes_on_to_the_same_bits(
     stream = Stream()
     whole = stream.miner(config)
     for picture in range(40):
-        whole.see(stream.candidates(picture))
+        see(whole, stream.candidates(picture))
     whole.finish()
     first = stream.miner(config)
     for picture in range(stop):
-        first.see(stream.candidates(picture))
+        see(first, stream.candidates(picture))
     write_tensors(tmp_path / "state", first.state(), made_by="x")
     state, _ = read_tensors(tmp_path / "state")
     assert pictures_of(state) == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
     second = restored(stream, config, state)
     assert len(second.pool) == len(first.pool)
     for picture in range(stop, 40):
-        second.see(stream.candidates(picture))
+        see(second, stream.candidates(picture))
     second.finish()
     assert torch.equal(second.weights, whole.weights) and torch.equal(second.biases, whole.biases)
     assert refs_of(second, 0) == refs_of(whole, 0)
@@ -318,7 +323,7 @@ def test_a_trained_class_whose_cache_was_emptied_is_restored() -> None:
     config = SvmConfig(C=1, retrain_after=2, evict_threshold=50, bias=1)
     miner = Miner(positives, ("a",), config, seed=0, device=torch.device("cpu"))
     x = torch.full((2, 2), -5.0)
-    miner.see(Candidates(0, x, np.ones((2, 1), np.bool_)))
+    see(miner, Candidates(0, x, np.ones((2, 1), np.bool_)))
     assert refs_of(miner, 0) == [] and miner.weights.any()
     weights = miner.weights.clone()
     miner.finish()
@@ -338,6 +343,6 @@ def test_a_class_without_a_positive_is_named() -> None:
 def test_no_negatives() -> None:
     stream = Stream()
     miner = stream.miner()
-    miner.see(Candidates(0, torch.zeros(4, 6), np.zeros((4, 2), np.bool_)))
+    see(miner, Candidates(0, torch.zeros(4, 6), np.zeros((4, 2), np.bool_)))
     with pytest.raises(TrainingError, match="no negatives"):
         miner.finish()

@@ -22,6 +22,7 @@ from sppdet.errors import ArtifactError, ConfigError, WeightsError
 from sppdet.features.geometry import scale_factor
 from sppdet.features.graph import before_last_pooling, geometry_of
 from sppdet.features.nets import OWN_NETS, problem_with_name
+from sppdet.parallel import multiplying_in
 from sppdet.types import FeatureMaps, Picture
 
 VERSION = 1  # raised when the same weights give other maps
@@ -90,7 +91,7 @@ class Backbone:
         maps = []
         for one in picture.pixels:
             x = padded_input(one.to(device, non_blocking=True))
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with multiplying_in(precision, device):
                 maps.append(self.layers(x)[0])
         return FeatureMaps(tuple(maps), picture.scale_factors, self.stride, self.offset)
 

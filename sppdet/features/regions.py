@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import Layer
+from sppdet.config import Config, Layer
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
 from sppdet.features.spp import spp_width, spp_windows
+from sppdet.parallel import compute_type, multiplying_in
 from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 
 
@@ -86,6 +87,12 @@ class Extractor:
     head: Head | None
     precision: torch.dtype = torch.float32  # that the head multiplies in
 
+    @classmethod
+    def by(cls, config: Config, head: Head | None, device: torch.device) -> Extractor:
+        """As the settings say, on a device."""
+        precision = compute_type(config.features.precision, device)
+        return cls(tuple(config.spp_levels), config.features.canonical_size, head, precision)
+
     def width(self, layer: Layer, channels: int) -> int:
         """Length of the layer's features over maps of `channels`."""
         if layer == "pool5" or self.head is None:
@@ -108,8 +115,7 @@ class Extractor:
             return pooled
         if self.head is None:
             raise ValueError(f"{layer}: there is no head")
-        halved = self.precision != torch.float32
-        with torch.autocast(pooled.device.type, self.precision, enabled=halved):
+        with multiplying_in(self.precision, pooled.device):
             return self.head.features(pooled, layer).float()
 
     def __call__(self, maps: FeatureMaps, boxes: Boxes, layer: Layer) -> RegionFeatures:

@@ -74,11 +74,10 @@ class Material:
         image = self.dataset.images[position]
         return self.proposer.of_image(image, self.pictures.digest(image.path))
 
-    def sight(self, position: int, *, mirrored: bool = False) -> Sight:
-        """One picture; `mirrored` concerns the maps alone."""
+    def sight(self, position: int) -> Sight:
+        """One picture."""
         image = self.dataset.images[position]
-        maps = self.maps.of_image(image, mirrored=mirrored)
-        return Sight(position, image, self.proposals(position), maps)
+        return Sight(position, image, self.proposals(position), self.maps.of_image(image))
 
     def sights(self, positions: Iterable[int]) -> Iterator[Sight]:
         """Pictures in order, the next ones being read meanwhile."""

@@ -166,10 +166,6 @@ class Miner:
             rows = self.pool.add(torch.from_numpy(examples), keys)
             self._caches.append(_Cache(Problem.of(rows, rows[:0])))
 
-    def see(self, candidates: Candidates) -> None:
-        """Add the picture's hard negatives to the caches; retrain the classes that are due."""
-        self.add(self.hard_of(candidates))
-
     def hard_of(self, candidates: Candidates) -> Tensors:
         """The picture's hard negatives that the caches lack, as `add` takes them.
 
@@ -198,14 +194,10 @@ class Miner:
 
     def _pooled(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
         """Per class the rows of the pool, and of the picture; the pool gets what it lacks."""
-        picture, distinct, of_class = (
-            int(hard["picture"]),
-            hard["rows"].numpy(force=True),
-            hard["of"],
-        )
+        picture, distinct = int(hard["picture"]), hard["rows"].numpy(force=True)
         rows = self.pool.add(hard["features"], [(picture, row) for row in distinct.tolist()])
-        own = of_class.numpy(force=True).T
-        return [(rows[chosen], distinct[chosen]) for chosen in own]
+        of_class = hard["of"].numpy(force=True).T
+        return [(rows[chosen], distinct[chosen]) for chosen in of_class]
 
     def _retrain(self, classes: Sequence[int]) -> None:
         if not classes:
