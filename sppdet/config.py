@@ -151,8 +151,9 @@ class BackboneConfig(Section):
 class FeaturesConfig(Section):
     """Feature maps and the choice of windows on them."""
 
-    store: bool = True
-    """Keep the training pictures' maps (float16) on disk; otherwise they are computed when needed."""
+    store: Literal["auto", "overflow"] | bool = "auto"
+    """Training pictures' maps (float16) on disk: true, all; overflow, those that memory has no room for
+    (auto, on a GPU); false, none, so that these are computed when needed."""
     canonical_size: PositiveInt = 224
     """A window is pooled at the scale that brings its area nearest to the square of this."""
     max_side: PositiveInt = 2400

@@ -122,13 +122,9 @@ def _train(
         return None
 
     with reporter.stage("features"):
-        maps = MapSource(
-            backbone,
-            config.scales,
-            config.features,
-            pictures,
-            store if config.features.store else None,
-        )
+        maps = MapSource(backbone, config.scales, config.features, pictures, store)
+        if last >= STAGES.index("finetune"):
+            maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
         mirrored = config.head is not None and config.finetune is not None and config.finetune.flip
         made = maps.fill(
             ranks.share(training_set.images),
@@ -140,7 +136,6 @@ def _train(
             reporter.nothing_done()
     if last < STAGES.index("finetune"):
         return None
-    maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
 
     material = Material(
         dataset=training_set,

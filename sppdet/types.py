@@ -117,14 +117,9 @@ class FeatureMaps:
             raise ValueError("maps: expected one (C, H, W) map or more, none of them empty")
 
     def to(self, device: torch.device) -> FeatureMaps:
-        """The same maps in float32 on `device`."""
-        # sent as they are and widened there
-        maps = tuple(m.to(device, non_blocking=True).float() for m in self.maps)
-        return FeatureMaps(maps, self.scale_factors, self.stride, self.offset)
-
-    def placed_on(self, device: torch.device) -> FeatureMaps:
         """The same maps on `device`, of the type that they have."""
-        maps = tuple(m.to(device) for m in self.maps)
+        there = device.type == "cuda"  # a copy to the host must be waited for
+        maps = tuple(m.to(device, non_blocking=there) for m in self.maps)
         return FeatureMaps(maps, self.scale_factors, self.stride, self.offset)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from sppdet.features.memory import MapMemory
@@ -20,8 +23,10 @@ def maps_of(cells: int, value: float = 1.0) -> FeatureMaps:
 def test_what_fits_is_held_and_comes_back_as_it_was() -> None:
     memory = MapMemory(CPU, device_room=0, host_room=100)
     first, second, third = maps_of(30, 1), maps_of(30, 2), maps_of(20, 3)
-    for name, maps in (("a", first), ("b", second), ("c", third)):
-        memory.put(name, maps)
+    held_now = [
+        memory.put(name, maps) for name, maps in zip("abc", (first, second, third), strict=True)
+    ]
+    assert held_now == [True, False, True]
     held = memory.get("a")
     assert held is not None and torch.equal(held.maps[0], first.maps[0])
     assert held.maps[0].dtype == torch.float16
@@ -43,5 +48,19 @@ def test_the_device_is_filled_before_the_host() -> None:
 
 def test_room_by_what_is_free() -> None:
     memory = MapMemory.by_what_is_free(CPU)
-    memory.put("a", maps_of(10))
-    assert memory.get("a") is not None
+    assert memory.put("a", maps_of(10)) and memory.get("a") is not None
+
+
+def test_room_by_what_a_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppdet.features.memory._CGROUP", tmp_path)
+    monkeypatch.setattr("sppdet.features.memory.local_processes", lambda: 2)
+    for name, text in (
+        ("memory.max", "5000\n"),
+        ("memory.current", "4600\n"),
+        ("memory.stat", "anon 4000\nfile 600\ninactive_file 100\nactive_file 500\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 500 bytes, for one of two processes
+    assert not memory.put("a", maps_of(51)) and memory.put("b", maps_of(50))
+    (tmp_path / "memory.max").write_text("max\n")
+    assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))

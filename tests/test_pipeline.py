@@ -22,6 +22,7 @@ from sppdet.config_file import load_config
 from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError
+from sppdet.features.memory import MapMemory
 from sppdet.info import describe_run
 from sppdet.model import read_run_config
 from sppdet.pipeline import STAGES
@@ -150,13 +151,36 @@ def test_settings_of_detection_detect_again(settings: Path, run_copy: Path) -> N
     assert same == {*(f"{part}.safetensors" for part in (*PARTS, "backbone")), "trained.json"}
 
 
-def test_stored_maps_change_nothing(settings: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "room", "stored"),
+    [
+        ("false", 0, range(1)),
+        ("false", 2**40, range(1)),
+        ("overflow", 2**40, range(1)),
+        ("overflow", 600_000, range(1, 24)),
+        ("overflow", 0, range(24, 25)),
+        ("true", 2**40, range(24, 25)),
+    ],
+)
+def test_where_maps_are_changes_nothing(
+    settings: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    room: int,
+    stored: range,
+) -> None:
+    monkeypatch.setattr(
+        "sppdet.pipeline.MapMemory.by_what_is_free",
+        lambda device: MapMemory(device, device_room=0, host_room=room),
+    )
     store = tmp_path / "store"  # with proposals alone
     store.mkdir()
     (proposals,) = (trained / "store").glob("proposals-*")
     shutil.copytree(proposals, store / proposals.name)
-    train_quietly(settings, tmp_path / "run", f"store={store}", "features.store=false")
-    assert not list(store.glob("maps-*"))
+    train_quietly(settings, tmp_path / "run", f"store={store}", f"features.store={setting}")
+    assert len(list(store.glob("maps-*/*.safetensors"))) in stored
     assert results(tmp_path / "run") == results(trained)
 
 

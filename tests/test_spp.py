@@ -128,20 +128,20 @@ def test_width_and_columns() -> None:
         level_columns(2, (3, 2), 4)
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_windows_of_several_scales_keep_their_order(shuffled: bool) -> None:
+def test_windows_of_several_scales() -> None:
     generator = torch.Generator().manual_seed(4)
     maps = FeatureMaps(
-        (torch.randn(2, 5, 6, generator=generator), torch.randn(2, 9, 11, generator=generator)),
-        np.array([0.5, 1.0], np.float32),
+        tuple(torch.randn(2, h, 2 * h, generator=generator) for h in (5, 7, 9)),
+        np.array([0.5, 0.75, 1.0], np.float32),
         16,
         0.5,
     )
-    cells = np.array([[0, 0, 0, 5, 4], [0, 1, 1, 1, 1], [1, 0, 0, 10, 8], [1, 2, 3, 4, 5]])
-    if shuffled:
-        cells = cells[[2, 0, 3, 1]]
+    cells = np.array([[0, 0, 0, 5, 4], [0, 1, 1, 1, 1], [2, 0, 0, 10, 8], [2, 2, 3, 4, 5]])
     expected = [naive(maps.maps[row[0]], row[1:], (2, 1)) for row in cells.tolist()]
     assert torch.equal(pool_windows(maps, cells, (2, 1)), torch.stack(expected))
+    assert pool_windows(maps, cells[:0], (2, 1)).shape == (0, 10)
+    with pytest.raises(ValueError, match="ascending order"):
+        pool_windows(maps, cells[[0, 2, 1]], (2, 1))
 
 
 def test_find_windows_at_given_scales() -> None:

@@ -15,7 +15,7 @@ PROGRAM = """
 import numpy as np
 import torch
 from sppdet.features.spp import spp_windows
-from sppdet.features.spp_triton import WindowPooling, pool
+from sppdet.features.spp_triton import WindowPooling, pool_into
 
 rng = np.random.default_rng(0)
 for channels, height, width in ((5, 7, 8), (300, 2, 3)):
@@ -27,8 +27,11 @@ for channels, height, width in ((5, 7, 8), (300, 2, 3)):
             if channels == 5:
                 feature_map = feature_map.round()  # with ties
             expected = spp_windows(feature_map, windows, levels)
-            assert torch.equal(pool(feature_map, windows, levels), expected)
-            assert pool(feature_map, windows[:0], levels).shape == (0, expected.shape[1])
+            rows = torch.full((5, expected.shape[1]), 7.0)
+            pool_into(rows[1:4], feature_map, windows, levels)
+            assert torch.equal(rows[1:4], expected)
+            pool_into(rows[4:4], feature_map, windows[:0], levels)
+            assert (rows[[0, 4]] == 7).all()
         a, b = (feature_map.float().clone().requires_grad_() for _ in range(2))
         gradient = torch.from_numpy(rng.normal(size=tuple(expected.shape))).float()
         WindowPooling.apply(a, windows, levels).backward(gradient)

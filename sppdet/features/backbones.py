@@ -25,7 +25,7 @@ from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.parallel import multiplying_in
 from sppdet.types import FeatureMaps, Picture
 
-VERSION = 1  # raised when the same weights give other maps
+VERSION = 2  # raised when the same weights give other maps, or these are stored otherwise
 
 # RGB / 255, as torchvision's ImageNet weights expect
 PIXEL_MEAN = (0.485, 0.456, 0.406)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import torch
 
@@ -12,10 +13,11 @@ from sppdet.types import FeatureMaps
 
 _DEVICE_PART = 0.6  # of the GPU memory that is free at the start
 _HOST_PART = 0.4  # of the host memory that is free at the start
+_CGROUP = Path("/sys/fs/cgroup")  # where a container on Linux says what it may use
 
 
 class MapMemory:
-    """Float16 maps by name, until the room is used up; what doesn't fit is read again from disk.
+    """Float16 maps by name, until the room is used up; who puts them in sees to what doesn't fit.
 
     Nothing is thrown out: epochs go through all pictures, so that keeping some of them for good
     saves more than keeping the last ones used.
@@ -45,22 +47,38 @@ class MapMemory:
         with self._lock:
             return self._held.get(name)
 
-    def put(self, name: str, maps: FeatureMaps) -> None:
-        """Hold a picture's maps where there is room for them."""
+    def put(self, name: str, maps: FeatureMaps) -> bool:
+        """Hold a picture's maps where there is room for them; whether they are held now."""
         needed = sum(m.numel() * m.element_size() for m in maps.maps)
         with self._lock:
             if name in self._held:
-                return
+                return True
             for place, room in self._rooms.items():
                 if room >= needed:
                     self._rooms[place] = room - needed
-                    self._held[name] = maps.placed_on(place)
-                    return
+                    self._held[name] = maps.to(place)
+                    return True
+        return False
 
 
 def _free_host_bytes() -> int:
-    """Memory that the system says is free; 0 where it doesn't say."""
+    """Memory that the system, or the container, says is free; 0 where neither says."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 0
+    return min(free, _free_in_container(free))
+
+
+def _free_in_container(otherwise: int) -> int:
+    """Bytes that the control group may still use; `otherwise` where it has no bound."""
+    try:
+        bound = int((_CGROUP / "memory.max").read_text())  # "max" is no number: there is none
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return otherwise
+    cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return max(
+        0, bound - used + cached
+    )  # files that were read are given up when memory is asked for

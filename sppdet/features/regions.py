@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from sppdet.config import Config, Layer
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
-from sppdet.features.spp import spp_width, spp_windows
+from sppdet.features.spp import empty_vectors, spp_width, spp_windows
 from sppdet.parallel import compute_type, multiplying_in
 from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 
@@ -64,18 +65,20 @@ def find_windows(
 def pool_windows(
     maps: FeatureMaps, cells: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
-    """Pooled vectors (U, D) float32 of windows (U, 5), on the maps' device."""
-    parts = [
-        spp_windows(feature_map, cells[cells[:, 0] == s, 1:], levels)
-        for s, feature_map in enumerate(maps.maps)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    order = np.argsort(cells[:, 0], kind="stable")
-    pooled = torch.cat(parts)
-    if np.array_equal(order, np.arange(len(order))):
-        return pooled
-    return pooled[torch.from_numpy(np.argsort(order, kind="stable")).to(pooled.device)]
+    """Pooled vectors (U, D) float32 of windows (U, 5), on the maps' device.
+
+    Raises:
+        ValueError: the windows aren't in the order of their scales, or one is outside its map.
+    """
+    if (np.diff(cells[:, 0]) < 0).any():
+        raise ValueError("cells: expected in ascending order of their scales")
+    first = maps.maps[0]
+    pooled = empty_vectors(len(cells), spp_width(first.shape[0], levels), first.device)
+    ends = np.searchsorted(cells[:, 0], np.arange(len(maps.maps) + 1))
+    for feature_map, (start, end) in zip(maps.maps, pairwise(ends), strict=True):
+        if start < end:
+            spp_windows(feature_map, cells[start:end, 1:], levels, out=pooled[start:end])
+    return pooled
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,16 @@ class MapSource:
             config.max_side,
             config.precision,  # not the type that auto comes to: maps of a GPU serve on a CPU
         )
-        self.store = ItemStore(folder, "maps", self.fingerprint) if folder else None
+        stored = config.store
+        if stored == "auto":
+            # what a GPU makes in minutes isn't worth a disk's tens of gigabytes
+            stored = "overflow" if self.device.type == "cuda" else True
+        self.store = ItemStore(folder, "maps", self.fingerprint) if folder and stored else None
+        self._memory_first = stored == "overflow"
         self._memory: MapMemory | None = None
 
     def keep_in_memory(self, memory: MapMemory | None) -> None:
-        """Hold what is read from the store in `memory` too; None lets go of what is held."""
+        """Hold maps that were computed or read in `memory`; None lets go of what is held."""
         self._memory = memory
 
     def scaled(self, picture: Picture) -> ScaledPicture:
@@ -72,42 +77,39 @@ class MapSource:
         return FeatureMaps(halves, maps.scale_factors, maps.stride, maps.offset)
 
     def of_image(self, image: AnnotatedImage, *, mirrored: bool = False) -> FeatureMaps:
-        """Maps in float32 on the backbone's device; with a store they are read or put there."""
+        """Maps, float16, on the backbone's device: from where they are, or computed and kept."""
         return self._half_maps(image, mirrored).to(self.device)
 
     def _half_maps(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
-        if self.store is None:
-            return self._computed(image, mirrored)
-        key = f"{_name(image, mirrored)}-{self._pictures.digest(image.path)}"
-        held = self._memory.get(key) if self._memory else None
+        name, digest = _name(image, mirrored), self._pictures.digest(image.path)
+        held = self._memory.get(f"{name}-{digest}") if self._memory else None
         if held is not None:
             return held
-        maps = self._stored(image, mirrored)
+        if self.store is None or not self.store.has(name, digest):
+            made = self.compute(self._scaled_image(image, mirrored))
+            self._keep(name, digest, made)
+            return made
+        tensors = self.store.read(name, digest)
+        factors = tensors.pop("scale_factors").numpy()
+        maps = tuple(tensors[f"map{s}"].permute(2, 0, 1) for s in range(len(factors)))
+        read = FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
         if self._memory:
-            self._memory.put(key, maps)
-        return maps
+            self._memory.put(f"{name}-{digest}", read)
+        return read
 
-    def _stored(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
-        """From the store, or put there."""
-        assert self.store is not None
-        name, digest = _name(image, mirrored), self._pictures.digest(image.path)
-        if self.store.has(name, digest):
-            tensors = self.store.read(name, digest)
-            factors = tensors.pop("scale_factors").numpy()
-            maps = tuple(tensors[f"map{s}"] for s in range(len(factors)))
-            return FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
-        made = self._computed(image, mirrored)
-        self._put(image, mirrored, made)
-        return made
+    def _is_kept(self, name: str, digest: str) -> bool:
+        held = self._memory is not None and self._memory.get(f"{name}-{digest}") is not None
+        return held or (self.store is not None and self.store.has(name, digest))
 
-    def _put(self, image: AnnotatedImage, mirrored: bool, made: FeatureMaps) -> None:
-        assert self.store is not None
-        named = {f"map{s}": m for s, m in enumerate(made.maps)}
+    def _keep(self, name: str, digest: str, made: FeatureMaps) -> None:
+        """In memory and in the store, where there are such, by the settings."""
+        held = self._memory is not None and self._memory.put(f"{name}-{digest}", made)
+        if self.store is None or (held and self._memory_first):
+            return
+        # channels last, as the layers make them and pooling wants them
+        named = {f"map{s}": m.permute(1, 2, 0) for s, m in enumerate(made.maps)}
         named["scale_factors"] = torch.from_numpy(made.scale_factors)
-        self.store.write(_name(image, mirrored), self._pictures.digest(image.path), named)
-
-    def _computed(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
-        return self.compute(self._scaled_image(image, mirrored))
+        self.store.write(name, digest, named)
 
     def _scaled_image(self, image: AnnotatedImage, mirrored: bool) -> ScaledPicture:
         picture = read_image(image.path)
@@ -121,21 +123,20 @@ class MapSource:
         workers: int,
         reporter: Reporter,
     ) -> int:
-        """Store what is missing of the pictures' maps; returns how many were made.
+        """Make and keep what is missing of the pictures' maps; returns how many were made.
 
         Args:
             workers: threads that decode and resize pictures meanwhile.
         """
         if self.store is None:
             return 0
-        store = self.store
         wanted = [
             (image, flip) for image in images for flip in ((False, True) if mirrored else (False,))
         ]
 
         def prepare(item: tuple[AnnotatedImage, bool]) -> ScaledPicture | None:
             image, flip = item
-            there = store.has(_name(image, flip), self._pictures.digest(image.path))
+            there = self._is_kept(_name(image, flip), self._pictures.digest(image.path))
             return None if there else self._scaled_image(image, flip)
 
         made = 0
@@ -143,7 +144,8 @@ class MapSource:
         tracked = reporter.track(prepared, total=len(wanted), label="feature maps")
         for (image, flip), scaled in zip(wanted, tracked, strict=True):
             if scaled is not None:
-                self._put(image, flip, self.compute(scaled))
+                digest = self._pictures.digest(image.path)
+                self._keep(_name(image, flip), digest, self.compute(scaled))
                 made += 1
         return made
 

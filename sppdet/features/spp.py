@@ -41,8 +41,20 @@ def level_columns(channels: int, levels: Sequence[int], level: int) -> slice:
     return slice(spp_width(channels, before), spp_width(channels, [*before, level]))
 
 
+def empty_vectors(count: int, width: int, device: torch.device) -> torch.Tensor:
+    """(count, width) float32, to be filled."""
+    if device.type == "cpu":
+        # NumPy asks for large pages, without which a fresh 100 MB costs as much as the pooling
+        return torch.from_numpy(np.empty((count, width), dtype=np.float32))
+    return torch.empty((count, width), device=device)
+
+
 def spp_windows(
-    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Max-pool windows of one feature map into fixed vectors.
 
@@ -53,6 +65,7 @@ def spp_windows(
         feature_map: (C, H, W) float, on any device.
         windows: (U, 4) int64 (left, top, right, bottom) in cells, inclusive, inside the map.
         levels: bins a side.
+        out: (U, D) float32, contiguous, to be filled and returned; not where gradients are wanted.
 
     Returns:
         (U, D) float32 on the map's device, D = `spp_width`; level by level, each in the order
@@ -61,27 +74,41 @@ def spp_windows(
     Raises:
         ValueError: a window outside the map or with left > right.
     """
-    _, height, width = feature_map.shape
+    channels, height, width = feature_map.shape
     _check_windows(windows, height, width)
-    differentiable = torch.is_grad_enabled() and feature_map.requires_grad
+    on_cpu = feature_map.device.type == "cpu"
     result: torch.Tensor
-    if feature_map.device.type == "cpu":
-        if not differentiable:
-            return _pooled(feature_map, windows, levels)
-        result = _WindowPooling.apply(feature_map, windows, tuple(levels))
+    if torch.is_grad_enabled() and feature_map.requires_grad:
+        if on_cpu:
+            result = _WindowPooling.apply(feature_map, windows, tuple(levels))
+        elif _has_triton():
+            from sppdet.features import spp_triton
+
+            result = spp_triton.WindowPooling.apply(feature_map, windows, tuple(levels))
+        else:
+            result = _by_roi_pool(feature_map, windows, levels)
+        return result
+    if out is None:
+        out = empty_vectors(len(windows), spp_width(channels, levels), feature_map.device)
+    if on_cpu:
+        _pool_into(out.numpy(), feature_map, windows, levels)
     elif _has_triton():
         from sppdet.features import spp_triton
 
-        if not differentiable:
-            return spp_triton.pool(feature_map, windows, levels)
-        result = spp_triton.WindowPooling.apply(feature_map, windows, tuple(levels))
+        spp_triton.pool_into(out, feature_map, windows, levels)
     else:
-        # on whole windows roi_pool's bins are ours: its rounding meets nothing to round
-        rois = torch.zeros((len(windows), 5), device=feature_map.device)
-        rois[:, 1:] = torch.from_numpy(windows).to(rois)
-        levels_of = (roi_pool(feature_map[None].float(), rois, n) for n in levels)
-        result = torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels_of], dim=1)
-    return result
+        out.copy_(_by_roi_pool(feature_map, windows, levels))
+    return out
+
+
+def _by_roi_pool(
+    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+) -> torch.Tensor:
+    # on whole windows roi_pool's bins are ours: its rounding meets nothing to round
+    rois = torch.zeros((len(windows), 5), device=feature_map.device)
+    rois[:, 1:] = torch.from_numpy(windows).to(rois)
+    levels_of = (roi_pool(feature_map[None].float(), rois, n) for n in levels)
+    return torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels_of], dim=1)
 
 
 @functools.cache
@@ -89,24 +116,22 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _pooled(
-    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
-) -> torch.Tensor:
-    channels = feature_map.shape[0]
-    # NumPy asks the system for large pages, without which a fresh 100 MB costs as much as the pooling
-    target = np.empty((len(windows), spp_width(channels, levels)), dtype=np.float32)
-    if len(windows) == 0:
-        return torch.from_numpy(target)
+def _pool_into(
+    target: NDArray[np.float32],
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+) -> None:
+    """Fill target (U, D), by as many threads as torch uses."""
     channels_last = feature_map.permute(1, 2, 0).float().contiguous().numpy()
-    plan = _plan(channels, levels)
-    parts_of_all = shares(len(windows))
-    with ThreadPoolExecutor(len(parts_of_all)) as pool:  # the kernel holds no lock
-        list(
-            pool.map(
-                lambda part: _pool(channels_last, windows[part], plan, target[part]), parts_of_all
-            )
-        )
-    return torch.from_numpy(target)
+    plan = _plan(feature_map.shape[0], levels)
+
+    def pool(part: slice) -> None:
+        _pool(channels_last, windows[part], plan, target[part])  # which holds no lock
+
+    parts = shares(len(windows)) if len(windows) else []
+    with ThreadPoolExecutor(len(parts) or 1) as threads:
+        list(threads.map(pool, parts))
 
 
 def _plan(channels: int, levels: Sequence[int]) -> NDArray[np.int64]:
@@ -128,7 +153,10 @@ class _WindowPooling(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(feature_map)
         ctx.windows, ctx.levels = windows, levels
-        return _pooled(feature_map, windows, levels)
+        width = spp_width(feature_map.shape[0], levels)
+        out = empty_vectors(len(windows), width, feature_map.device)
+        _pool_into(out.numpy(), feature_map, windows, levels)
+        return out
 
     @staticmethod
     @once_differentiable

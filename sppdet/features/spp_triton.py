@@ -6,6 +6,7 @@ Imported only where a map lies on a GPU (or Triton's interpreter is on) and Trit
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
+
+from sppdet.features.spp import spp_width
 
 _MOST_CHANNELS = 256  # a program's
 
@@ -71,15 +74,15 @@ def _spread_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(result + where.to(tl.int64) * channels + c, given, mask=inside)
 
 
-def pool(
-    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
-) -> torch.Tensor:
-    """(U, D) float32 of a map (C, H, W), as `spp_windows`."""
+def pool_into(
+    out: torch.Tensor,
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+) -> None:
+    """Fill out (U, D) float32 from a map (C, H, W), as `spp_windows`."""
     channels_last, cells, bins = _arguments(feature_map, windows, levels)
     _, width, channels = channels_last.shape
-    out = torch.empty(
-        (len(windows), len(bins), channels), dtype=torch.float32, device=feature_map.device
-    )
     if len(windows):
         block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
         grid = (len(windows), len(bins), triton.cdiv(channels, block))
@@ -87,11 +90,10 @@ def pool(
             _pool_kernel[grid](
                 *(channels_last, cells, bins, out, width, channels, len(bins)), BLOCK=block
             )
-    return out.flatten(1)
 
 
 class WindowPooling(torch.autograd.Function):
-    """`pool` with the gradient of the map; its sums come in any order, so to the last bits."""
+    """`pool_into` with the gradient of the map; its sums come in any order, so to the last bits."""
 
     @staticmethod
     def forward(
@@ -99,7 +101,10 @@ class WindowPooling(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(feature_map)
         ctx.windows, ctx.levels = windows, levels
-        return pool(feature_map, windows, levels)
+        width = spp_width(feature_map.shape[0], levels)
+        out = torch.empty((len(windows), width), device=feature_map.device)
+        pool_into(out, feature_map, windows, levels)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -130,10 +135,15 @@ def _arguments(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The map as (H, W, C), windows and the bins (B, 3) of all levels, on the map's device."""
-    table = [(n, i, j) for n in levels for i in range(n) for j in range(n)]
-    device = feature_map.device
     return (
         feature_map.permute(1, 2, 0).contiguous(),
-        torch.from_numpy(windows.astype(np.int32)).to(device),
-        torch.tensor(table, dtype=torch.int32, device=device),
+        torch.from_numpy(windows.astype(np.int32)).to(feature_map.device),
+        _bins(tuple(levels), feature_map.device),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _bins(levels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(B, 3) int32 rows (n, i, j), kept on the device: a copy there waits for it."""
+    table = [(n, i, j) for n in levels for i in range(n) for j in range(n)]
+    return torch.tensor(table, dtype=torch.int32, device=device)

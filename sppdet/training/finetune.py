@@ -167,14 +167,10 @@ class FineTuner:
             self._net = nn.parallel.DistributedDataParallel(head, gradient_as_bucket_view=True)
         self._halved = config.mixed_precision and has_bfloat16(self._device)
         # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
+        others = [p for p in head.parameters() if p is not head.fc6.weight]
         groups = [
-            {
-                "params": [parameter],
-                "lr": config.lr / unit,
-                "weight_decay": config.weight_decay * unit,
-            }
-            for parameter in head.parameters()
-            for unit in [mean_square if parameter is head.fc6.weight else 1.0]
+            {"params": params, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
+            for params, unit in (([head.fc6.weight], mean_square), (others, 1.0))
         ]
         self._optimizer = torch.optim.SGD(groups, momentum=config.momentum)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]

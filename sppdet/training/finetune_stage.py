@@ -7,28 +7,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.boxes import flip_boxes
 from sppdet.config import FinetuneConfig
 from sppdet.distributed import Ranks
 from sppdet.features.head import Head, standardise
-from sppdet.features.regions import find_windows
 from sppdet.parallel import ordered_map
 from sppdet.training.finetune import (
     FineTuner,
     Pool,
     Progress,
-    draw_windows,
-    pool_of,
     pool_pictures,
     split_pictures,
 )
+from sppdet.training.finetune_pools import PoolMaker
 from sppdet.training.material import Material
-from sppdet.training.sampling import label_boxes
-from sppdet.types import Boxes, Labels
 
 _MOST_VALIDATION_WINDOWS = 8192
 
@@ -85,7 +79,7 @@ def _fit_start(
     """Standardise a random head on the first pool's windows; the mean square of their features."""
     pairs = pool_pictures(training, 0, config=config, seed=material.seed)
     alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
-    features = _make_pool(alone, pairs, config, salt=0).features
+    features = PoolMaker(alone, config).make(pairs, salt=0).features
     standardise(head, features)
     mean_square = features.double().square().mean()
     # one value for all: it sets the learning rate
@@ -104,9 +98,11 @@ def _ticks(
             yield number
             number += 1
 
+    pools = PoolMaker(material, config)
+
     def make(number: int) -> Pool:
         pairs = pool_pictures(training, number, config=config, seed=material.seed)
-        return _make_pool(material, pairs, config, salt=number)
+        return pools.make(pairs, salt=number)
 
     yield from (False for _ in range(tuner.progress.batch))
     for pool in ordered_map(make, numbers(), workers=1, ahead=1):
@@ -126,63 +122,5 @@ def _validation_pool(
     most = max(4, _MOST_VALIDATION_WINDOWS // len(held_out))
     fewer = config.model_copy(update={"pool_windows": min(config.pool_windows, most)})
     pairs = [(position, False) for position in held_out.tolist()]
-    pool = _make_pool(material, pairs, fewer, salt=-1)
+    pool = PoolMaker(material, fewer).make(pairs, salt=-1)
     return pool if len(pool.labels) else None
-
-
-def _make_pool(
-    material: Material, pairs: list[tuple[int, bool]], config: FinetuneConfig, *, salt: int
-) -> Pool:
-    ranks, maps = material.ranks, material.maps
-    width = material.extractor.width("pool5", maps.channels)
-    features, labels = [], []
-    for place, (position, mirrored) in enumerate(pairs):
-        rng = np.random.default_rng([material.seed, 6, salt + 1, place])
-        boxes, found = _windows_of(material, position, config, rng=rng)
-        # a picture is always the same process's, so that their memories together hold the most maps
-        if position % ranks.count == ranks.rank:
-            pooled = _pooled(material, position, boxes, mirrored, config, rng=rng)
-        else:
-            pooled = torch.empty((0, width), device=maps.device)
-        features.append(pooled)
-        labels.append(found)
-    return pool_of(features, labels)
-
-
-def _windows_of(
-    material: Material, position: int, config: FinetuneConfig, *, rng: np.random.Generator
-) -> tuple[Boxes, Labels]:
-    """Drawn windows of one picture, the ground truth's own boxes among the candidates."""
-    image = material.dataset.images[position]
-    boxes = np.concatenate([material.proposals(position).boxes, image.gt_boxes])
-    low, high = config.negative_iou
-    labels = label_boxes(boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high))
-    rows = draw_windows(labels, config, rng=rng)
-    return boxes[rows], labels[rows]
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _pooled(
-    material: Material,
-    position: int,
-    boxes: Boxes,
-    mirrored: bool,
-    config: FinetuneConfig,
-    *,
-    rng: np.random.Generator,
-) -> torch.Tensor:
-    """(n, D) pool5 features of boxes (n, 4) of one picture, or of its mirror image."""
-    image = material.dataset.images[position]
-    maps = material.maps.of_image(image, mirrored=mirrored)
-    if mirrored:
-        boxes = flip_boxes(boxes, width=image.width)
-    scales = len(maps.maps)
-    windows = find_windows(
-        maps,
-        boxes,
-        canonical_size=material.extractor.canonical_size,
-        scale_index=rng.integers(scales, size=len(boxes)) if config.scale == "random" else None,
-    )
-    pooled = material.extractor.pool(maps, windows.cells)
-    return pooled[torch.from_numpy(windows.index).to(pooled.device)]
