@@ -116,7 +116,7 @@ def random_detector(net: str, scales: list[int], classes: int, device: torch.dev
         class_names=tuple(f"class {k}" for k in range(classes)),
         proposer=Proposer(ProposalsConfig()),
         maps=MapSource(backbone, scales, FeaturesConfig(), PictureCache()),
-        extractor=Extractor(levels, 224, head),
+        extractor=Extractor.by(config, head, device),
         classifiers=Classifiers(
             "fc7",
             0.01 * torch.randn(classes, 4096, device=device),

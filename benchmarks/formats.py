@@ -5,7 +5,8 @@
 
 Random weights, one made picture of aspect 4:3; the ways take turns, medians are printed with the
 speed over "channels last", which is what sppdet does in float32. "autocast" is
-`features.precision`. --compile adds torch.compile (inductor), which needs a C++ compiler.
+`features.precision`; "four at once" is a batch of pictures of equal size, as time a picture. --compile adds
+torch.compile (inductor), which needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sppdet.features.backbones import load_backbone
 from sppdet.parallel import set_threads
 
 NETS = ("squeezenet1_1", "alexnet", "zf5_detector", "resnet18")
+FOUR = "four at once"
 Run = Callable[[], object]
 
 
@@ -48,6 +50,7 @@ def main() -> None:
         medians = measure(runs, args.repeats, args.device)
         if not report:
             print(f"| net | {' | '.join(medians)} |\n" + "|---" * (len(medians) + 1) + "|")
+        medians[FOUR] /= 4
         base = medians["channels last"]
         cells = (f"{1000 * s:.0f} ms ({base / s:.2f}×)" for s in medians.values())
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -57,9 +60,10 @@ def main() -> None:
 
 
 def ways(layers: nn.Module, side: int, device: torch.device, *, compiled: bool) -> dict[str, Run]:
-    """The layers on one picture, in each way."""
+    """The layers on one picture, in each way, or on four."""
     x = torch.randn(1, 3, side, side * 4 // 3, device=device)
     last = x.contiguous(memory_format=torch.channels_last)
+    four = last.repeat(4, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     plain = copy.deepcopy(layers).to(memory_format=torch.contiguous_format)
 
     def autocast(kind: torch.dtype) -> object:
@@ -69,6 +73,7 @@ def ways(layers: nn.Module, side: int, device: torch.device, *, compiled: bool) 
     runs: dict[str, Run] = {
         "channels last": lambda: layers(last),
         "channels first": lambda: plain(x),
+        FOUR: lambda: layers(four),
         "bfloat16, autocast": lambda: autocast(torch.bfloat16),
         "float16, autocast": lambda: autocast(torch.float16),
     }
