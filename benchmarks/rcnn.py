@@ -3,7 +3,7 @@
     python benchmarks/rcnn.py [--net zf5] [--windows 2000] [--scales 688] [--classes 20] [--threads 1]
                               [--device cpu] [--batch 64] [--repeats 3] [--picture FILE] [--json FILE]
 
-Both sides have the same layers (random weights), pooling {6, 3, 2, 1}, fc6 and fc7 of 4,096 (--head
+Both sides have the same layers (random weights, float16 on a GPU), pooling {6, 3, 2, 1}, fc6 and fc7 of 4,096 (--head
 none: none) and one linear SVM a class. R-CNN cuts every window out with 16 px of context at its own
 scale, warps it to 227×227 and runs the layers on it, in batches. The windows are selective search's on
 the picture (--picture, or a made one), repeated where there are too few. Proposals are left out, as in
@@ -32,7 +32,7 @@ from sppdet.features.backbones import Backbone, load_backbone, normalised
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
-from sppdet.parallel import set_threads
+from sppdet.parallel import compute_type, multiplying_in, set_threads
 from sppdet.proposals.stage import Proposer
 from sppdet.types import Boxes, Picture
 
@@ -68,12 +68,14 @@ def main() -> None:
     pyramid = SpatialPyramid(LEVELS)
     width = head.fc7.out_features if head and head.fc7 else pyramid.width(backbone.channels)
     svms = torch.randn(args.classes, width, device=device)
-    extractor = Extractor(LEVELS, 224, head)
+    settings = FeaturesConfig()
+    precision = compute_type(settings.precision, device)
+    extractor = Extractor(LEVELS, settings.canonical_size, head, precision)
     scales = [int(text) for text in args.scales.split(",")]
 
     @torch.inference_mode()
     def ours() -> torch.Tensor:
-        maps = backbone.feature_maps(backbone.scaled(picture, scales, FeaturesConfig()))
+        maps = backbone.feature_maps(backbone.scaled(picture, scales, settings), precision)
         found = extractor(maps, boxes, "fc7" if head else "pool5")
         scores = found.values @ svms.T
         return scores.cpu()[torch.from_numpy(found.index)]
@@ -84,7 +86,9 @@ def main() -> None:
         for start in range(0, len(boxes), args.batch):
             crops = np.stack([warped(picture, box) for box in boxes[start : start + args.batch]])
             x = normalised(crops).to(device).contiguous(memory_format=torch.channels_last)
-            parts.append(scored(backbone, pyramid, head, x) @ svms.T)
+            with multiplying_in(precision, device):
+                features = scored(backbone, pyramid, head, x)
+            parts.append(features.float() @ svms.T)
         return torch.cat(parts).cpu()
 
     times: dict[str, list[float]] = {"sppdet": [], "R-CNN": []}
