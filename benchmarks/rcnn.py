@@ -3,11 +3,11 @@
     python benchmarks/rcnn.py [--net zf5] [--windows 2000] [--scales 688] [--classes 20] [--threads 1]
                               [--device cpu] [--batch 64] [--repeats 3] [--picture FILE] [--json FILE]
 
-Both sides have the same layers (random weights, float16 on a GPU), pooling {6, 3, 2, 1}, fc6 and fc7 of 4,096 (--head
-none: none) and one linear SVM a class. R-CNN cuts every window out with 16 px of context at its own
-scale, warps it to 227×227 and runs the layers on it, in batches. The windows are selective search's on
-the picture (--picture, or a made one), repeated where there are too few. Proposals are left out, as in
-the paper. The two sides alternate; medians and their ratio are printed.
+Both sides have the same layers (random weights, float16 on a GPU), pooling {6, 3, 2, 1}, fc6 and fc7 of
+4,096 (--head none: none) and one linear SVM a class. R-CNN cuts every window out with 16 px of context at
+its own scale, warps it to 227×227 and runs the layers on it, in batches. The windows are selective
+search's on the picture (--picture, or a made one), repeated where there are too few. Proposals are left
+out, as in the paper. The two sides alternate; medians and their ratio are printed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes
-from sppdet.config import FeaturesConfig, HeadConfig, ProposalsConfig
+from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import find_images, read_image
-from sppdet.features.backbones import Backbone, load_backbone, normalised
-from sppdet.features.head import Head, build_head
+from sppdet.features.backbones import load_backbone, normalised
+from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
 from sppdet.parallel import compute_type, multiplying_in, set_threads
@@ -65,18 +65,20 @@ def main() -> None:
         widths = [int(text) for text in args.head.split(",")]
         head = build_head(backbone, LEVELS, HeadConfig(widths=widths), outputs=21, seed=0)
         head = head.to(device).eval().requires_grad_(False)
-    pyramid = SpatialPyramid(LEVELS)
-    width = head.fc7.out_features if head and head.fc7 else pyramid.width(backbone.channels)
-    svms = torch.randn(args.classes, width, device=device)
+    layer: Layer = "pool5" if head is None else "fc7" if head.fc7 else "fc6"
     settings = FeaturesConfig()
     precision = compute_type(settings.precision, device)
     extractor = Extractor(LEVELS, settings.canonical_size, head, precision)
+    width = extractor.width(layer, backbone.channels)
+    svms = torch.randn(args.classes, width, device=device)
     scales = [int(text) for text in args.scales.split(",")]
+
+    pyramid = SpatialPyramid(LEVELS)
 
     @torch.inference_mode()
     def ours() -> torch.Tensor:
         maps = backbone.feature_maps(backbone.scaled(picture, scales, settings), precision)
-        found = extractor(maps, boxes, "fc7" if head else "pool5")
+        found = extractor(maps, boxes, layer)
         scores = found.values @ svms.T
         return scores.cpu()[torch.from_numpy(found.index)]
 
@@ -87,7 +89,8 @@ def main() -> None:
             crops = np.stack([warped(picture, box) for box in boxes[start : start + args.batch]])
             x = normalised(crops).to(device).contiguous(memory_format=torch.channels_last)
             with multiplying_in(precision, device):
-                features = scored(backbone, pyramid, head, x)
+                pooled = pyramid(backbone.layers(x))
+                features = pooled if head is None else head.features(pooled, layer)
             parts.append(features.float() @ svms.T)
         return torch.cat(parts).cpu()
 
@@ -109,14 +112,6 @@ def main() -> None:
     print(f"\nratio {ratio:.1f}")
     if args.json is not None:
         args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
-
-
-def scored(
-    backbone: Backbone, pyramid: SpatialPyramid, head: Head | None, x: torch.Tensor
-) -> torch.Tensor:
-    """Features (N, D) of warped crops."""
-    pooled: torch.Tensor = pyramid(backbone.layers(x))
-    return pooled if head is None else head.features(pooled, "fc7" if head.fc7 else "fc6")
 
 
 def warped(picture: Picture, box: NDArray[np.float32]) -> NDArray[np.uint8]:
