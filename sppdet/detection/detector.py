@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,9 @@ class Regressors:
     weights: torch.Tensor  # (K, D, 4) float32
     biases: torch.Tensor  # (K, 4) float32
 
-    def deltas(self, features: torch.Tensor, label: int) -> NDArray[np.float32]:
+    def deltas(self, features: torch.Tensor, label: int) -> torch.Tensor:
         """(N, 4) box deltas of class `label` from features (N, D)."""
-        out = features @ self.weights[label - 1] + self.biases[label - 1]
-        return out.cpu().numpy()
+        return features @ self.weights[label - 1] + self.biases[label - 1]
 
 
 @dataclass(frozen=True)
@@ -103,30 +103,29 @@ class Detector:
         features = self.extractor.layer(pooled, self.classifiers.layer)
         scores = self.classifiers.scores(features).cpu().numpy()[windows.index]  # [P, K]
         chosen = [self._choose(proposals.boxes, scores[:, k]) for k in range(len(self.class_names))]
-        boxes, kept_scores, labels = [], [], []
-        for k, rows in enumerate(chosen):
-            kept = proposals.boxes[rows]
-            if self.regressors is not None and len(rows):
-                used = torch.from_numpy(windows.index[rows]).to(pooled.device)
-                source = (
-                    pooled[used]
-                    if self.regressors.layer == "pool5"
-                    else (self.extractor.layer(pooled[used], self.regressors.layer))
-                )
-                moved = decode_deltas(kept, self.regressors.deltas(source, k + 1))
-                kept = _clip_or_keep(moved, kept, width=width, height=height)
-            boxes.append(kept)
-            kept_scores.append(scores[rows, k])
-            labels.append(np.full(len(rows), k + 1, dtype=np.int64))
-        all_scores = np.concatenate(kept_scores)
-        order = np.argsort(-all_scores, kind="stable")
-        return Detections(
-            np.concatenate(boxes)[order],
-            all_scores[order],
-            np.concatenate(labels)[order],
-            self.class_names,
-            path,
-        )
+        counts = [len(rows) for rows in chosen]
+        rows = np.concatenate(chosen)
+        labels = np.repeat(np.arange(1, len(chosen) + 1), counts)
+        kept = proposals.boxes[rows]
+        if self.regressors is not None and len(rows):
+            used = torch.from_numpy(windows.index[rows]).to(pooled.device)
+            deltas = self._deltas(self.regressors, pooled, used.split(counts))
+            kept = _clip_or_keep(decode_deltas(kept, deltas), kept, width=width, height=height)
+        kept_scores = scores[rows, labels - 1]
+        order = np.argsort(-kept_scores, kind="stable")
+        return Detections(kept[order], kept_scores[order], labels[order], self.class_names, path)
+
+    def _deltas(
+        self, regressors: Regressors, pooled: torch.Tensor, used: Sequence[torch.Tensor]
+    ) -> NDArray[np.float32]:
+        """(N, 4) box deltas of the rows of `pooled` (U, D) that each class uses, one after another."""
+        # class by class, which needs little memory, but fetched at once: a GPU is waited for once
+        parts = [
+            regressors.deltas(self.extractor.layer(pooled[rows], regressors.layer), label)
+            for label, rows in enumerate(used, start=1)
+            if len(rows)
+        ]
+        return torch.cat(parts).cpu().numpy()
 
     def _choose(self, boxes: Boxes, scores: Scores) -> NDArray[np.int64]:
         """Rows of one class's detections, in descending score."""

@@ -99,5 +99,7 @@ def unique_windows(
     rows = np.hstack([scale_index[:, None], windows])
     if len(rows) == 0:
         return rows.astype(np.int64).reshape(0, 5), np.zeros(0, dtype=np.int64)
-    unique, index = np.unique(rows, axis=0, return_inverse=True)
-    return unique, index.reshape(-1).astype(np.int64)
+    # one number a row, in the rows' order: far faster to sort than rows
+    keys = np.ravel_multi_index(tuple(rows.T), tuple(rows.max(axis=0) + 1))
+    _, first, index = np.unique(keys, return_index=True, return_inverse=True)
+    return rows[first].astype(np.int64), index.astype(np.int64)
