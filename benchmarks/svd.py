@@ -1,0 +1,88 @@
+"""What `detect.svd` costs in mAP and what it saves: a trained run, with its fc layers whole and thinned.
+
+    python benchmarks/svd.py RUN [--ranks whole,256,128,64] [--threads 2] [--count 8] [--json FILE]
+
+RUN is a trained detector whose SVMs are on fc6 or fc7; two ranks are written as 1024+256. Every row is the
+evaluation on the run's test set, in a copy of the run, and the median seconds of the fc layers over
+--count of its pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sppdet import load_config
+from sppdet.config import available_cores
+from sppdet.data.cache import PictureCache
+from sppdet.data.images import read_image
+from sppdet.data.splits import read_split
+from sppdet.detection.detector import Detector
+from sppdet.evaluation.stage import evaluate_run
+from sppdet.parallel import set_threads
+from sppdet.run import Reporter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--ranks", default="whole,256,128,64")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    report = []
+    print(f"{args.run.name}, {args.threads} threads\n")
+    print("| ranks | mAP | fc, s a picture |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary:
+        for text in args.ranks.split(","):
+            copy = with_ranks(args.run, text, Path(temporary))
+            result = evaluate_run(copy, "test", device="cpu", reporter=Reporter(quiet=True))
+            seconds = fc_seconds(copy, args.count)
+            print(f"| {text} | {100 * result.mean_ap:.1f} | {seconds:.3f} |", flush=True)
+            report.append({"ranks": text, "mAP": result.mean_ap, "fc": seconds})
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1))
+
+
+def with_ranks(run: Path, ranks: str, folder: Path) -> Path:
+    """A copy of the run, all but its stores, that detects with fc layers of these ranks."""
+    copy = folder / ranks
+    shutil.copytree(run / "model", copy / "model")
+    shutil.copy(run / "pictures.json", copy)
+    svd = "null" if ranks == "whole" else f"[{ranks.replace('+', ', ')}]"
+    config = load_config(run / "config.yaml", [f"detect.svd={svd}", f"store={folder / 'store'}"])
+    (copy / "config.yaml").write_text(config.to_yaml())
+    return copy
+
+
+def fc_seconds(run: Path, count: int) -> float:
+    """Median seconds of the fc layers, all windows of a picture."""
+    detector = Detector.load(run, device="cpu")
+    extractor = detector.extractor
+    config = load_config(run / "config.yaml")
+    pictures = PictureCache.load(run / "pictures.json")
+    dataset = read_split(config.data, "test", detector.class_names, pictures, workers=1)
+    times = []
+    for image in dataset.images[:: max(1, len(dataset) // count)][:count]:
+        picture = read_image(image.path)
+        maps = detector.maps.compute(detector.maps.scaled(picture))
+        windows = extractor.windows(maps, detector.proposer.of(picture).boxes)
+        pooled = extractor.pool(maps, windows.cells)
+        with torch.inference_mode():
+            start = time.perf_counter()
+            extractor.layer(pooled, detector.classifiers.layer)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
