@@ -116,7 +116,7 @@ def random_detector(net: str, scales: list[int], classes: int, device: torch.dev
         class_names=tuple(f"class {k}" for k in range(classes)),
         proposer=Proposer(ProposalsConfig()),
         maps=MapSource(backbone, scales, FeaturesConfig(), PictureCache()),
-        extractor=Extractor.by(config, head, device),
+        extractor=Extractor.by(levels, config.features, head, device),
         classifiers=Classifiers(
             "fc7",
             0.01 * torch.randn(classes, 4096, device=device),
@@ -155,13 +155,12 @@ def measure(detector: Detector, pictures: list[Path]) -> dict[str, list[float]]:
         picture = timed(times, "decode", read_image, path)
         proposals = timed(times, "proposals", detector.proposer.of, picture)
         scaled = timed(times, "resize", detector.maps.scaled, picture)
-        halves = timed(times, "conv", detector.maps.compute, scaled)
-        maps = halves.to(detector.maps.device)
+        maps = timed(times, "conv", detector.maps.compute, scaled)
         windows = extractor.windows(maps, proposals.boxes)
         pooled = timed(times, "SPP", extractor.pool, maps, windows.cells)
         features = timed(times, "fc", extractor.layer, pooled, classifiers.layer)
         timed(times, "SVM scores", classifiers.scores, features)
-        timed(times, "SPP to detections", detector.detect, halves, proposals, picture)
+        timed(times, "SPP to detections", detector.detect, maps, proposals, picture)
     return times
 
 

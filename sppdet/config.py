@@ -152,8 +152,8 @@ class FeaturesConfig(Section):
     """Feature maps and the choice of windows on them."""
 
     store: Literal["auto", "overflow"] | bool = "auto"
-    """Training pictures' maps (float16) on disk: true, all; overflow, those that memory has no room for
-    (auto, on a GPU); false, none, so that these are computed when needed."""
+    """Which maps of training pictures (float16) go to disk: true: all; overflow: those that memory has no
+    room for; false: none, they are computed when needed. auto: overflow on one GPU, else true."""
     canonical_size: PositiveInt = 224
     """A window is pooled at the scale that brings its area nearest to the square of this."""
     max_side: PositiveInt = 2400

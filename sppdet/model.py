@@ -192,7 +192,7 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
         class_names=names,
         proposer=Proposer(config.proposals),
         maps=MapSource(backbone, config.scales, config.features, PictureCache()),
-        extractor=Extractor.by(config, head, target),
+        extractor=Extractor.by(config.spp_levels, config.features, head, target),
         classifiers=Classifiers(
             classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
         ),

@@ -30,7 +30,6 @@ from sppdet.features.head import Head, build_head, check_start, pretrained_fc
 from sppdet.features.memory import MapMemory
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource, weights_digest
-from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.model import (
     ModelFiles,
     choose_device,
@@ -40,14 +39,12 @@ from sppdet.model import (
     save_head,
     save_regressors,
 )
+from sppdet.plan import Plan
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter, held_run
-from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.bbox_stage import train_box_regressors
-from sppdet.training.finetune import VERSION as FINETUNE_VERSION
 from sppdet.training.finetune_stage import finetune
 from sppdet.training.material import Material
-from sppdet.training.svm import VERSION as SVM_VERSION
 from sppdet.training.svm_stage import train_svms
 from sppdet.types import Dataset, EvalResult
 
@@ -123,51 +120,48 @@ def _train(
 
     with reporter.stage("features"):
         maps = MapSource(backbone, config.scales, config.features, pictures, store)
-        if last >= STAGES.index("finetune"):
-            maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
-        mirrored = config.head is not None and config.finetune is not None and config.finetune.flip
-        made = maps.fill(
-            ranks.share(training_set.images),
-            mirrored=mirrored,
-            workers=config.worker_count(),
+        material = Material(
+            dataset=training_set,
+            pictures=pictures,
+            proposer=proposer,
+            maps=maps,
+            extractor=Extractor.by(config.spp_levels, config.features, None, ranks.device),
+            folder=run,
+            seed=config.seed,
+            checkpoint_seconds=60 * config.checkpoint_minutes,
             reporter=reporter,
+            ranks=ranks,
         )
-        if sum(ranks.sums([made])) == 0:
-            reporter.nothing_done()
+        classes = len(training_set.class_names)
+        start = None
+        if config.head is not None:
+            start = build_head(
+                backbone, config.spp_levels, config.head, outputs=classes + 1, seed=config.seed
+            )
+        plan = Plan.of(config, material, start)
+        _features(config, material, plan, files, to_be_kept=last == STAGES.index("features"))
     if last < STAGES.index("finetune"):
         return None
 
-    material = Material(
-        dataset=training_set,
-        pictures=pictures,
-        proposer=proposer,
-        maps=maps,
-        extractor=Extractor.by(config, None, ranks.device),
-        folder=run,
-        seed=config.seed,
-        checkpoint_seconds=60 * config.checkpoint_minutes,
-        reporter=reporter,
-        ranks=ranks,
-    )
     with reporter.stage("finetune"):
-        head, head_made_by = _head(config, material, backbone, files)
+        head = _head(config, material, backbone, start, files, plan)
     if last < STAGES.index("svm"):
         return None
 
     material = material.with_head(head)
     with reporter.stage("svm"):
-        svm_made_by = _svms(config, material, files, head_made_by)
+        _svms(config, material, files, plan)
     if last < STAGES.index("bbox"):
         return None
 
     with reporter.stage("bbox"):
-        _regressors(config, material, files, head_made_by)
+        _regressors(config, material, files, plan)
     maps.keep_in_memory(None)
     if ranks.is_first:
         files.seal(config)
         shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
     ranks.wait()  # the others evaluate what is sealed
-    reporter.log("trained", svm=svm_made_by)
+    reporter.log("trained", svm=plan.svm)
     if last < STAGES.index("evaluate") or test_set is None:
         return None
     result = evaluate_run(run, "test", reporter=reporter, ranks=ranks)
@@ -254,88 +248,78 @@ def _backbone(config: Config, files: ModelFiles, ranks: Ranks) -> Backbone:
     return backbone
 
 
+def _features(
+    config: Config, material: Material, plan: Plan, files: ModelFiles, *, to_be_kept: bool
+) -> None:
+    """Make the maps that the parts of the model which are due need.
+
+    Args:
+        to_be_kept: the maps are what is wanted: all of them, and none in memory alone.
+    """
+    maps, ranks = material.maps, material.ranks
+    due = {"head", "svm", "bbox"} if to_be_kept else plan.due(files)
+    made = 0
+    if due:
+        if not to_be_kept:
+            maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
+        tuning = config.finetune if plan.head is not None and "head" in due else None
+        made = maps.fill(
+            ranks.share(material.dataset.images),
+            mirrored=tuning is not None and tuning.flip,
+            workers=config.worker_count(),
+            reporter=material.reporter,
+        )
+    if sum(ranks.sums([made])) == 0:
+        material.reporter.nothing_done()
+
+
 def _head(
-    config: Config, material: Material, backbone: Backbone, files: ModelFiles
-) -> tuple[Head | None, str]:
-    """The fully connected layers, fine-tuned where that is asked for, and their fingerprint."""
+    config: Config,
+    material: Material,
+    backbone: Backbone,
+    start: Head | None,
+    files: ModelFiles,
+    plan: Plan,
+) -> Head | None:
+    """The fully connected layers, fine-tuned where that is asked for."""
     ranks = material.ranks
-    if config.head is None:
+    if config.head is None or start is None or plan.head is None:
         if ranks.is_first:
             files.head.unlink(missing_ok=True)
-        return None, ""
-    classes = len(material.dataset.class_names)
-    head = build_head(
-        backbone, config.spp_levels, config.head, outputs=classes + 1, seed=config.seed
-    )
-    start = weights_digest(head)
+        return None
     if config.finetune is None:
-        made_by = fingerprint("head", start)
         with ranks.first_goes_first():
-            if fingerprint_of(files.head) != made_by:
-                save_head(files.head, head.eval().requires_grad_(False), made_by=made_by)
-    else:
-        made_by = fingerprint(
-            "finetune",
-            FINETUNE_VERSION,
-            SPP_VERSION,
-            config.finetune.model_dump(),
-            config.head.model_dump(),
-            start,
-            material.fingerprint(),
-        )
-        if _is_due(files.head, made_by, material):
-            pretrained = pretrained_fc(backbone, config.head) is not None
-            tuned = finetune(
-                material, head, config.finetune, pretrained=pretrained, made_by=made_by
-            )
-            if ranks.is_first:
-                save_head(files.head, tuned, made_by=made_by)
-            ranks.wait()  # the others read it
-    head = read_head(files.head, backbone, config, classes=classes)
-    return head.to(material.maps.device), made_by
+            if fingerprint_of(files.head) != plan.head:
+                save_head(files.head, start.eval().requires_grad_(False), made_by=plan.head)
+    elif _is_due(files.head, plan.head, material):
+        pretrained = pretrained_fc(backbone, config.head) is not None
+        tuned = finetune(material, start, config.finetune, pretrained=pretrained, made_by=plan.head)
+        if ranks.is_first:
+            save_head(files.head, tuned, made_by=plan.head)
+        ranks.wait()  # the others read it
+    classes = len(material.dataset.class_names)
+    return read_head(files.head, backbone, config, classes=classes).to(material.maps.device)
 
 
-def _svms(config: Config, material: Material, files: ModelFiles, head_made_by: str) -> str:
-    layer = config.svm_layer()
-    made_by = fingerprint(
-        "svm",
-        SVM_VERSION,
-        SPP_VERSION,
-        config.svm.model_dump(exclude={"layer"}),
-        layer,
-        head_made_by if layer != "pool5" else "",
-        material.fingerprint(),
-    )
-    if _is_due(files.svm, made_by, material):
-        classifiers = train_svms(material, layer, config.svm, made_by=made_by)
+def _svms(config: Config, material: Material, files: ModelFiles, plan: Plan) -> None:
+    if _is_due(files.svm, plan.svm, material):
+        classifiers = train_svms(material, config.svm_layer(), config.svm, made_by=plan.svm)
         if material.ranks.is_first:
-            save_classifiers(files.svm, classifiers, material.dataset.class_names, made_by=made_by)
-    return made_by
+            names = material.dataset.class_names
+            save_classifiers(files.svm, classifiers, names, made_by=plan.svm)
 
 
-def _regressors(config: Config, material: Material, files: ModelFiles, head_made_by: str) -> None:
-    if config.bbox is None:
+def _regressors(config: Config, material: Material, files: ModelFiles, plan: Plan) -> None:
+    if config.bbox is None or plan.bbox is None:
         if material.ranks.is_first:
             files.bbox.unlink(missing_ok=True)
-        return
-    layer = config.bbox.layer
-    scaling = {"target_norm", "norm_images", "norm_windows"}
-    made_by = fingerprint(
-        "bbox",
-        BBOX_VERSION,
-        SPP_VERSION,
-        config.bbox.model_dump(),
-        config.svm.model_dump(include=scaling),
-        head_made_by if layer != "pool5" else "",
-        material.fingerprint(),
-    )
-    if _is_due(files.bbox, made_by, material):
-        width = material.extractor.width(layer, material.maps.channels)
+    elif _is_due(files.bbox, plan.bbox, material):
+        width = material.extractor.width(config.bbox.layer, material.maps.channels)
         regressors = train_box_regressors(
-            material, config.bbox, config.svm, width=width, made_by=made_by
+            material, config.bbox, config.svm, width=width, made_by=plan.bbox
         )
         if material.ranks.is_first:
-            save_regressors(files.bbox, regressors, made_by=made_by)
+            save_regressors(files.bbox, regressors, made_by=plan.bbox)
 
 
 def _is_due(path: Path, made_by: str, material: Material) -> bool:

@@ -64,3 +64,10 @@ def test_room_by_what_a_container_may_use(tmp_path: Path, monkeypatch: pytest.Mo
     assert not memory.put("a", maps_of(51)) and memory.put("b", maps_of(50))
     (tmp_path / "memory.max").write_text("max\n")
     assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))
+    system = tmp_path / "meminfo"
+    monkeypatch.setattr("sppdet.features.memory._MEMORY", system)
+    system.write_text("MemTotal: 9 kB\nMemFree: 0 kB\nMemAvailable: 1 kB\n")
+    memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 1,024 bytes, for one of two
+    assert not memory.put("a", maps_of(103)) and memory.put("b", maps_of(102))
+    system.unlink()
+    assert not MapMemory.by_what_is_free(CPU).put("a", maps_of(1))

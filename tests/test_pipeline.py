@@ -22,11 +22,14 @@ from sppdet.config_file import load_config
 from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError
+from sppdet.features.backbones import ScaledPicture
 from sppdet.features.memory import MapMemory
+from sppdet.features.source import MapSource
 from sppdet.info import describe_run
 from sppdet.model import read_run_config
 from sppdet.pipeline import STAGES
 from sppdet.run import run_lock
+from sppdet.types import FeatureMaps
 
 PARTS = {"head", "svm", "bbox"}
 
@@ -182,6 +185,35 @@ def test_where_maps_are_changes_nothing(
     train_quietly(settings, tmp_path / "run", f"store={store}", f"features.store={setting}")
     assert len(list(store.glob("maps-*/*.safetensors"))) in stored
     assert results(tmp_path / "run") == results(trained)
+
+
+def test_maps_are_computed_only_for_what_is_due(
+    settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = 0
+    genuine = MapSource.compute
+
+    def compute(self: MapSource, picture: ScaledPicture) -> FeatureMaps:
+        nonlocal computed
+        computed += 1
+        return genuine(self, picture)
+
+    monkeypatch.setattr(MapSource, "compute", compute)
+    (stored,) = (run_copy / "store").glob("maps-*")
+    shutil.rmtree(stored)
+    for overrides, due in (
+        ((), 0),
+        (("detect.nms=0.4",), 6),  # the test pictures
+        (("svm.C=0.002",), 12 + 6),  # no mirrored ones, which only fine-tuning wants
+        (("svm.C=0.002", "finetune.batches=20"), 24 + 6),
+    ):
+        computed = 0
+        train_quietly(settings, run_copy, "features.store=overflow", *overrides)
+        assert computed == due, overrides
+    assert not stored.exists()
+    computed = 0
+    train_quietly(settings, run_copy, "features.store=overflow", *overrides, until="features")
+    assert computed == len(list(stored.iterdir())) == 24
 
 
 def test_neither_folder_nor_workers_change_anything(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,8 +141,13 @@ def test_windows_of_several_scales() -> None:
     expected = [naive(maps.maps[row[0]], row[1:], (2, 1)) for row in cells.tolist()]
     assert torch.equal(pool_windows(maps, cells, (2, 1)), torch.stack(expected))
     assert pool_windows(maps, cells[:0], (2, 1)).shape == (0, 10)
-    with pytest.raises(ValueError, match="ascending order"):
-        pool_windows(maps, cells[[0, 2, 1]], (2, 1))
+    step = np.array([1, 0, 0, 0, 0])
+    for wrong in (cells[[0, 2, 1]], cells + step, cells - step):
+        with pytest.raises(ValueError, match="ascending scales from 0 to 2"):
+            pool_windows(maps, wrong, (2, 1))
+    wanted = replace(maps, maps=tuple(m.requires_grad_() for m in maps.maps))
+    with pytest.raises(ValueError, match="where gradients are wanted"):
+        pool_windows(wanted, cells, (2, 1))
 
 
 def test_find_windows_at_given_scales() -> None:

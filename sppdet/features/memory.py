@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from sppdet.types import FeatureMaps
 
 _DEVICE_PART = 0.6  # of the GPU memory that is free at the start
 _HOST_PART = 0.4  # of the host memory that is free at the start
-_CGROUP = Path("/sys/fs/cgroup")  # where a container on Linux says what it may use
+# where Linux says what may be used, and a container what it may use of that
+_MEMORY, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 class MapMemory:
@@ -62,10 +62,11 @@ class MapMemory:
 
 
 def _free_host_bytes() -> int:
-    """Memory that the system, or the container, says is free; 0 where neither says."""
+    """Memory that may still be used, by the system and the container; 0 where nothing is said."""
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+        with _MEMORY.open() as lines:
+            free = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
         return 0
     return min(free, _free_in_container(free))
 
@@ -78,7 +79,6 @@ def _free_in_container(otherwise: int) -> int:
         lines = (_CGROUP / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):
         return otherwise
+    # files that were read are given up when memory is asked for
     cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    return max(
-        0, bound - used + cached
-    )  # files that were read are given up when memory is asked for
+    return max(0, bound - used + cached)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import Config, Layer
+from sppdet.config import FeaturesConfig, Layer
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
 from sppdet.features.spp import empty_vectors, spp_width, spp_windows
@@ -68,10 +68,11 @@ def pool_windows(
     """Pooled vectors (U, D) float32 of windows (U, 5), on the maps' device.
 
     Raises:
-        ValueError: the windows aren't in the order of their scales, or one is outside its map.
+        ValueError: the windows aren't in the order of their scales, or one is outside the maps.
     """
-    if (np.diff(cells[:, 0]) < 0).any():
-        raise ValueError("cells: expected in ascending order of their scales")
+    scales = np.concatenate([[0], cells[:, 0], [len(maps.maps) - 1]])
+    if (np.diff(scales) < 0).any():
+        raise ValueError(f"cells: expected in ascending scales from 0 to {len(maps.maps) - 1}")
     first = maps.maps[0]
     pooled = empty_vectors(len(cells), spp_width(first.shape[0], levels), first.device)
     ends = np.searchsorted(cells[:, 0], np.arange(len(maps.maps) + 1))
@@ -91,10 +92,16 @@ class Extractor:
     precision: torch.dtype = torch.float32  # that the head multiplies in
 
     @classmethod
-    def by(cls, config: Config, head: Head | None, device: torch.device) -> Extractor:
+    def by(
+        cls,
+        levels: Sequence[int],
+        config: FeaturesConfig,
+        head: Head | None,
+        device: torch.device,
+    ) -> Extractor:
         """As the settings say, on a device."""
-        precision = compute_type(config.features.precision, device)
-        return cls(tuple(config.spp_levels), config.features.canonical_size, head, precision)
+        precision = compute_type(config.precision, device)
+        return cls(tuple(levels), config.canonical_size, head, precision)
 
     def width(self, layer: Layer, channels: int) -> int:
         """Length of the layer's features over maps of `channels`."""

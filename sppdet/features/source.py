@@ -13,6 +13,7 @@ from sppdet.artifacts import ItemStore, fingerprint
 from sppdet.config import FeaturesConfig
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
+from sppdet.distributed import process_count
 from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledPicture
 from sppdet.features.memory import MapMemory
@@ -52,8 +53,10 @@ class MapSource:
         )
         stored = config.store
         if stored == "auto":
-            # what a GPU makes in minutes isn't worth a disk's tens of gigabytes
-            stored = "overflow" if self.device.type == "cuda" else True
+            # what a GPU makes in minutes isn't worth a disk's tens of gigabytes; of several processes
+            # each needs maps that another has made
+            alone = self.device.type == "cuda" and process_count() == 1
+            stored = "overflow" if alone else True
         self.store = ItemStore(folder, "maps", self.fingerprint) if folder and stored else None
         self._memory_first = stored == "overflow"
         self._memory: MapMemory | None = None

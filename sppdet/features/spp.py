@@ -72,13 +72,15 @@ def spp_windows(
         (row, column, channel). (0, D) for no windows.
 
     Raises:
-        ValueError: a window outside the map or with left > right.
+        ValueError: a window outside the map or with left > right, or `out` with gradients.
     """
     channels, height, width = feature_map.shape
     _check_windows(windows, height, width)
     on_cpu = feature_map.device.type == "cpu"
     result: torch.Tensor
     if torch.is_grad_enabled() and feature_map.requires_grad:
+        if out is not None:
+            raise ValueError("out: isn't filled where gradients are wanted")
         if on_cpu:
             result = _WindowPooling.apply(feature_map, windows, tuple(levels))
         elif _has_triton():

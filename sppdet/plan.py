@@ -1,0 +1,80 @@
+"""What the trained parts of a model are made of, which is known before any of them is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sppdet.artifacts import fingerprint, fingerprint_of
+from sppdet.config import Config
+from sppdet.features.head import Head
+from sppdet.features.source import weights_digest
+from sppdet.features.spp import VERSION as SPP_VERSION
+from sppdet.model import ModelFiles
+from sppdet.training.bbox import VERSION as BBOX_VERSION
+from sppdet.training.finetune import VERSION as FINETUNE_VERSION
+from sppdet.training.material import Material
+from sppdet.training.svm import VERSION as SVM_VERSION
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The fingerprints of the parts; None for one that the settings leave out."""
+
+    head: str | None
+    svm: str
+    bbox: str | None
+
+    @classmethod
+    def of(cls, config: Config, material: Material, start: Head | None) -> Plan:
+        """By the settings, the material and the fully connected layers before fine-tuning."""
+        head = None if start is None else _head(config, material, start)
+
+        def below(layer: str) -> str:
+            return "" if layer == "pool5" or head is None else head
+
+        svm = fingerprint(
+            "svm",
+            SVM_VERSION,
+            SPP_VERSION,
+            config.svm.model_dump(exclude={"layer"}),
+            config.svm_layer(),
+            below(config.svm_layer()),
+            material.fingerprint(),
+        )
+        if config.bbox is None:
+            return cls(head, svm, None)
+        bbox = fingerprint(
+            "bbox",
+            BBOX_VERSION,
+            SPP_VERSION,
+            config.bbox.model_dump(),
+            config.svm.model_dump(include={"target_norm", "norm_images", "norm_windows"}),
+            below(config.bbox.layer),
+            material.fingerprint(),
+        )
+        return cls(head, svm, bbox)
+
+    def due(self, files: ModelFiles) -> set[str]:
+        """The parts that aren't there yet, or are made of something else."""
+        wanted = {"head": self.head, "svm": self.svm, "bbox": self.bbox}
+        there = {"head": files.head, "svm": files.svm, "bbox": files.bbox}
+        return {
+            part
+            for part, made_by in wanted.items()
+            if made_by is not None and fingerprint_of(there[part]) != made_by
+        }
+
+
+def _head(config: Config, material: Material, start: Head) -> str:
+    assert config.head is not None
+    if config.finetune is None:
+        return fingerprint("head", weights_digest(start))
+    return fingerprint(
+        "finetune",
+        FINETUNE_VERSION,
+        SPP_VERSION,
+        config.finetune.model_dump(),
+        config.head.model_dump(),
+        weights_digest(start),
+        material.fingerprint(),
+    )
