@@ -73,7 +73,7 @@ class MapSource:
         """The maps of a picture, float16, on the backbone's device."""
         maps = self._backbone.feature_maps(picture, self._precision)
         halves = tuple(m.half() for m in maps.maps)
-        if not all(bool(torch.isfinite(h).all()) for h in halves):
+        if not bool(torch.stack([torch.isfinite(h).all() for h in halves]).all()):
             raise DataError(
                 "a feature map has values beyond float16: are the weights the right ones?"
             )
