@@ -311,10 +311,6 @@ class Config(Section):
         """`svm.layer`, with auto resolved."""
         return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
 
-    def worker_count(self) -> int:
-        """`workers`, with auto resolved."""
-        return available_cores() if self.workers == "auto" else self.workers
-
     def to_yaml(self) -> str:
         """The settings with every default, `svm.layer` resolved, and finetune: none without a head.
 
@@ -327,6 +323,11 @@ class Config(Section):
             raw["finetune"] = "none"
         raw["svm"]["layer"] = self.svm_layer()
         return yaml.safe_dump(raw, sort_keys=False)
+
+
+def worker_count(workers: Literal["auto"] | int) -> int:
+    """The setting `workers`, with auto resolved."""
+    return available_cores() if workers == "auto" else workers
 
 
 def available_cores() -> int:

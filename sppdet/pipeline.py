@@ -19,7 +19,7 @@ from sppdet.artifacts import (
     fingerprint_of,
     write_text,
 )
-from sppdet.config import Config
+from sppdet.config import Config, worker_count
 from sppdet.data.cache import PictureCache
 from sppdet.data.splits import read_split
 from sppdet.distributed import Ranks, joined_ranks
@@ -114,7 +114,7 @@ def _train(
     with reporter.stage("proposals"):
         proposer = Proposer(config.proposals, store)
         datasets = [dataset for dataset in (training_set, test_set) if dataset is not None]
-        _propose(proposer, datasets, pictures, ranks, config.worker_count(), reporter)
+        _propose(proposer, datasets, pictures, ranks, worker_count(config.workers), reporter)
     if last < STAGES.index("features"):
         return None
 
@@ -198,7 +198,7 @@ def read_data(
     config: Config, pictures: PictureCache, *, reporter: Reporter
 ) -> tuple[Dataset, Dataset | None]:
     """The training set and, where one is named, the test set with the same classes."""
-    workers = config.worker_count()
+    workers = worker_count(config.workers)
     training_set = read_split(config.data, "train", None, pictures, workers=workers)
     splits = [("train", training_set)]
     test_set = None
@@ -266,7 +266,7 @@ def _features(
         made = maps.fill(
             ranks.share(material.dataset.images),
             mirrored=tuning is not None and tuning.flip,
-            workers=config.worker_count(),
+            workers=worker_count(config.workers),
             reporter=material.reporter,
         )
     if sum(ranks.sums([made])) == 0:

@@ -24,7 +24,6 @@ from sppdet.config import (
     HeadConfig,
     Section,
     SppLevels,
-    available_cores,
     none_of,
 )
 
@@ -135,10 +134,6 @@ class PretrainConfig(Section):
     tensorboard: bool = False
     """Write curves for TensorBoard too (pip install tensorboard)."""
 
-    def worker_count(self) -> int:
-        """`workers`, with auto resolved."""
-        return available_cores() if self.workers == "auto" else self.workers
-
     def to_yaml(self) -> str:
         """The settings with every default."""
         raw = self.model_dump(mode="json")
@@ -178,7 +173,3 @@ class ProbeConfig(Section):
     splits: Annotated[list[int], Field(min_length=1)] = list(range(10))
     """folder: the seeds of random splits."""
     workers: Literal["auto"] | PositiveInt = "auto"
-
-    def worker_count(self) -> int:
-        """`workers`, with auto resolved."""
-        return available_cores() if self.workers == "auto" else self.workers

@@ -19,7 +19,7 @@ from sppdet.artifacts import write_json
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
-from sppdet.config import DataConfig
+from sppdet.config import DataConfig, worker_count
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
@@ -162,7 +162,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
     if same and data.train_per_class is None:
         raise ConfigError("data.train_per_class: expected where train and test are the same folder")
     other = training if same else read_folder(data.root / data.test, training.class_names)
-    workers = config.worker_count()
+    workers = worker_count(config.workers)
     # a picture of both folders' splits is computed once
     paths = sorted({*training.paths, *other.paths})
     row_of = {path: row for row, path in enumerate(paths)}
@@ -193,7 +193,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
 
 
 def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
-    data, workers = config.data, config.worker_count()
+    data, workers = config.data, worker_count(config.workers)
     settings = DataConfig(root=[data.root], train=[data.train], test=[data.test])
     cache = PictureCache()
     train = read_split(settings, "train", None, cache, workers=workers)

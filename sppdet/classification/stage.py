@@ -33,6 +33,7 @@ from sppdet.classification.data import (
 )
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
+from sppdet.config import worker_count
 from sppdet.data.images import read_image
 from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import TrainingError
@@ -63,7 +64,7 @@ def pretrain(
 
 
 def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporter) -> None:
-    training, validation = read_sets(config.data, workers=config.worker_count())
+    training, validation = read_sets(config.data, workers=worker_count(config.workers))
     for line in training.skipped + (validation.skipped if validation else ()):
         reporter.say(f"skipped: {line}", "skipped")
     held_out = f"{len(validation)} to validate on" if validation else "none to validate on"
@@ -167,7 +168,7 @@ class _Pretraining:
             config.augment,
             size=size,
             key=(config.seed, p.epoch),
-            workers=config.worker_count(),
+            workers=worker_count(config.workers),
         )
         return zip(made, map(len, batches), strict=True), len(batches)
 
@@ -183,7 +184,7 @@ class _Pretraining:
                 picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
             )
 
-        made = ordered_map(make, rows.tolist(), workers=config.worker_count(), ahead=64)
+        made = ordered_map(make, rows.tolist(), workers=worker_count(config.workers), ahead=64)
         for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
             if len(part):
                 crops = np.stack([next(made) for _ in part])

@@ -20,7 +20,7 @@ from sppdet.classification.classifier import (
 from sppdet.classification.config import TestConfig, ViewSet
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
-from sppdet.config import available_cores
+from sppdet.config import available_cores, worker_count
 from sppdet.config_file import check_config
 from sppdet.data.images import find_images, read_image
 from sppdet.errors import ConfigError, ImageError
@@ -73,14 +73,14 @@ def evaluate_classifier(
     given = {**config.test.model_dump(), **(overrides or {})}
     test = check_config(given, "test", TestConfig)
     classifier = load_classifier(run).to(choose_device(device))
-    _, pictures = read_sets(config.data, workers=config.worker_count())
+    _, pictures = read_sets(config.data, workers=worker_count(config.workers))
     if pictures is None:
         raise ConfigError(f"{run}: data.val names no pictures to test on")
     reporter = reporter or Reporter()
     results = []
     for views in test.views:
         ranks, seconds = [], 0.0
-        decoded = ordered_map(read_image, pictures.paths, workers=config.worker_count())
+        decoded = ordered_map(read_image, pictures.paths, workers=worker_count(config.workers))
         pairs = zip(decoded, pictures.labels.tolist(), strict=True)
         for picture, label in reporter.track(pairs, total=len(pictures), label=views):
             start = time.perf_counter()

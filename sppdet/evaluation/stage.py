@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sppdet.artifacts import ItemStore, fingerprint
-from sppdet.config import Config, DataConfig
+from sppdet.config import Config, DataConfig, worker_count
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
 from sppdet.data.coco import coco_file
@@ -62,7 +62,7 @@ def evaluate_run(
         detector = load_detector(run, device=ranks.device)
         with ranks.first_goes_first():
             pictures = PictureCache.load(run / "pictures.json")
-            names, workers = detector.class_names, config.worker_count()
+            names, workers = detector.class_names, worker_count(config.workers)
             dataset = read_split(config.data, split, names, pictures, workers=workers)
             if ranks.is_first:
                 pictures.save(run / "pictures.json")
@@ -176,7 +176,7 @@ def _detect_all(
 
     new = 0
     own = ranks.share(dataset.images)
-    prepared = ordered_map(prepare, own, workers=config.worker_count())
+    prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
     label = f"detecting, {dataset.name}"
     tracked = reporter.track(prepared, total=len(own), label=label)
     for image, due in zip(own, tracked, strict=True):
@@ -217,7 +217,7 @@ def evaluate_files(
         detections: a folder of comp4 files, or COCO results.
     """
     config = load_config(config_path)
-    workers = config.worker_count()
+    workers = worker_count(config.workers)
     names = None
     if config.data.classes == "auto":
         names = read_split(config.data, "train", None, None, workers=workers).class_names
