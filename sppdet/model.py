@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ class ModelFiles:
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_text(self.config, text)
         seal = {"parts": self.fingerprint(), "settings": _trained_by(config)}
-        if not self.sealed.is_file() or read_json(self.sealed) != seal:
-            write_json(self.sealed, seal)
+        with contextlib.suppress(ArtifactError):  # missing or damaged
+            if read_json(self.sealed) == seal:
+                return
+        write_json(self.sealed, seal)
 
     def check_sealed(self, config: Config) -> None:
         """Refuse a model whose parts or settings aren't those of one finished training."""

@@ -139,12 +139,13 @@ def _train(
                 backbone, config.spp_levels, config.head, outputs=classes + 1, seed=config.seed
             )
         plan = Plan.of(config, material, start)
-        _features(config, material, plan, files, to_be_kept=last == STAGES.index("features"))
+        _features(config, material, plan, files, until=until)
     if last < STAGES.index("finetune"):
         return None
 
     with reporter.stage("finetune"):
         head = _head(config, material, backbone, start, files, plan)
+        start = None  # it was fine-tuned in place; its gradients take as much room as it does
     if last < STAGES.index("svm"):
         return None
 
@@ -249,20 +250,20 @@ def _backbone(config: Config, files: ModelFiles, ranks: Ranks) -> Backbone:
 
 
 def _features(
-    config: Config, material: Material, plan: Plan, files: ModelFiles, *, to_be_kept: bool
+    config: Config, material: Material, plan: Plan, files: ModelFiles, *, until: Stage
 ) -> None:
-    """Make the maps that the parts of the model which are due need.
-
-    Args:
-        to_be_kept: the maps are what is wanted: all of them, and none in memory alone.
-    """
+    """Make the maps that the stages which are due need; `until` features: all, and on disk."""
     maps, ranks = material.maps, material.ranks
-    due = {"head", "svm", "bbox"} if to_be_kept else plan.due(files)
+    parts = {"finetune": "head", "svm": "svm", "bbox": "bbox"}
+    wanted = {part for stage, part in parts.items() if STAGES.index(stage) <= STAGES.index(until)}
+    due = set(parts.values()) if until == "features" else plan.due(files) & wanted
+    if plan.head is None or config.finetune is None:
+        due.discard("head")  # no maps are looked at for it
     made = 0
     if due:
-        if not to_be_kept:
+        if until != "features":
             maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
-        tuning = config.finetune if plan.head is not None and "head" in due else None
+        tuning = config.finetune if "head" in due else None
         made = maps.fill(
             ranks.share(material.dataset.images),
             mirrored=tuning is not None and tuning.flip,

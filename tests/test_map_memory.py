@@ -51,23 +51,47 @@ def test_room_by_what_is_free() -> None:
     assert memory.put("a", maps_of(10)) and memory.get("a") is not None
 
 
-def test_room_by_what_a_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("group", "folder", "bound", "used", "cached"),
+    [
+        ("0::/", "", "memory.max", "memory.current", "inactive_file"),
+        ("0::/jobs/7", "jobs", "memory.max", "memory.current", "inactive_file"),
+        (
+            *("4:memory:/jobs/7", "memory/jobs/7"),
+            *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_room_by_what_a_group_may_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    folder: str,
+    bound: str,
+    used: str,
+    cached: str,
+) -> None:
     monkeypatch.setattr("sppdet.features.memory._CGROUP", tmp_path)
+    monkeypatch.setattr("sppdet.features.memory._GROUPS", tmp_path / "groups")
     monkeypatch.setattr("sppdet.features.memory.local_processes", lambda: 2)
-    for name, text in (
-        ("memory.max", "5000\n"),
-        ("memory.current", "4600\n"),
-        ("memory.stat", "anon 4000\nfile 600\ninactive_file 100\nactive_file 500\n"),
-    ):
-        (tmp_path / name).write_text(text)
+    (tmp_path / "groups").write_text(f"9:cpu:/other\n{group}\n")
+    assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))
+    where = tmp_path / folder
+    where.mkdir(parents=True, exist_ok=True)
+    (where / bound).write_text("5000\n")
+    (where / used).write_text("4600\n")
+    (where / "memory.stat").write_text(f"anon 4000\nfile 600\n{cached} 100\nactive_file 500\n")
     memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 500 bytes, for one of two processes
     assert not memory.put("a", maps_of(51)) and memory.put("b", maps_of(50))
-    (tmp_path / "memory.max").write_text("max\n")
+    (where / bound).write_text("max\n")
     assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))
+
+
+def test_room_by_what_the_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = tmp_path / "meminfo"
     monkeypatch.setattr("sppdet.features.memory._MEMORY", system)
     system.write_text("MemTotal: 9 kB\nMemFree: 0 kB\nMemAvailable: 1 kB\n")
-    memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 1,024 bytes, for one of two
-    assert not memory.put("a", maps_of(103)) and memory.put("b", maps_of(102))
+    memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 1,024 bytes
+    assert not memory.put("a", maps_of(205)) and memory.put("b", maps_of(204))
     system.unlink()
     assert not MapMemory.by_what_is_free(CPU).put("a", maps_of(1))

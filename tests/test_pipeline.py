@@ -27,7 +27,7 @@ from sppdet.features.memory import MapMemory
 from sppdet.features.source import MapSource
 from sppdet.info import describe_run
 from sppdet.model import read_run_config
-from sppdet.pipeline import STAGES
+from sppdet.pipeline import STAGES, Stage
 from sppdet.run import run_lock
 from sppdet.types import FeatureMaps
 
@@ -211,6 +211,12 @@ def test_maps_are_computed_only_for_what_is_due(
         train_quietly(settings, run_copy, "features.store=overflow", *overrides)
         assert computed == due, overrides
     assert not stored.exists()
+    stops: list[tuple[Stage, str]] = [("finetune", "svm"), ("svm", "bbox")]
+    for until, part in stops:
+        computed = 0
+        (run_copy / "model" / f"{part}.safetensors").unlink()
+        train_quietly(settings, run_copy, "features.store=overflow", *overrides, until=until)
+        assert computed == 12 * (until == "svm")  # the SVMs' alone
     computed = 0
     train_quietly(settings, run_copy, "features.store=overflow", *overrides, until="features")
     assert computed == len(list(stored.iterdir())) == 24

@@ -91,6 +91,14 @@ def test_a_truncated_part_of_the_model_is_made_again(
     assert redone == [p for p in (part,) if p != "backbone"]
 
 
+def test_a_damaged_seal_is_made_again(settings: Path, run_copy: Path) -> None:
+    seal = run_copy / "model" / "trained.json"
+    whole = seal.read_bytes()
+    seal.write_bytes(whole[:1])
+    train_quietly(settings, run_copy, until="bbox")
+    assert seal.read_bytes() == whole
+
+
 @pytest.mark.parametrize("kind", ["proposals", "maps", "detections"])
 def test_a_truncated_item_of_a_store_is_made_again(
     settings: Path, run_copy: Path, kind: str

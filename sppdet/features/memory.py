@@ -12,8 +12,15 @@ from sppdet.types import FeatureMaps
 
 _DEVICE_PART = 0.6  # of the GPU memory that is free at the start
 _HOST_PART = 0.4  # of the host memory that is free at the start
-# where Linux says what may be used, and a container what it may use of that
-_MEMORY, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+# where Linux says what may be used, and what a job or a container may use of that
+_MEMORY, _GROUPS, _CGROUP = (
+    Path(p) for p in ("/proc/meminfo", "/proc/self/cgroup", "/sys/fs/cgroup")
+)
+# of version 2 and 1 of control groups: the bound, what is used, and what is given up of that when asked
+_VERSIONS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 class MapMemory:
@@ -62,23 +69,39 @@ class MapMemory:
 
 
 def _free_host_bytes() -> int:
-    """Memory that may still be used, by the system and the container; 0 where nothing is said."""
+    """Memory that may still be used, by the system and its groups; 0 where nothing is said."""
     try:
         with _MEMORY.open() as lines:
             free = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
     except (OSError, ValueError, StopIteration):
         return 0
-    return min(free, _free_in_container(free))
+    return _free_in_groups(free)
 
 
-def _free_in_container(otherwise: int) -> int:
-    """Bytes that the control group may still use; `otherwise` where it has no bound."""
+def _free_in_groups(otherwise: int) -> int:
+    """The least that a control group of this process may still use; `otherwise` without a bound."""
     try:
-        bound = int((_CGROUP / "memory.max").read_text())  # "max" is no number: there is none
-        used = int((_CGROUP / "memory.current").read_text())
-        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        lines = _GROUPS.read_text().splitlines()
+    except OSError:
+        return otherwise
+    free = otherwise
+    for _, controller, path in (line.split(":", 2) for line in lines):
+        if controller in _VERSIONS:
+            top = _CGROUP / controller
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    free = min(free, _free_in_group(folder, *_VERSIONS[controller], free))
+    return free
+
+
+def _free_in_group(folder: Path, bound: str, used: str, cached: str, otherwise: int) -> int:
+    try:
+        most = int((folder / bound).read_text())  # "max" is no number: there is no bound
+        taken = int((folder / used).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):
         return otherwise
     # files that were read are given up when memory is asked for
-    cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    return max(0, bound - used + cached)
+    given_up = sum(int(line.split()[1]) for line in lines if line.startswith(f"{cached} "))
+    return max(0, most - taken + given_up)
