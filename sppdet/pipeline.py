@@ -138,8 +138,8 @@ def _train(
             start = build_head(
                 backbone, config.spp_levels, config.head, outputs=classes + 1, seed=config.seed
             )
-        plan = Plan.of(config, material, start)
-        _features(config, material, plan, files, until=until)
+        plan = Plan.of(config, material, start, files)
+        _features(config, material, plan, until=until)
     if last < STAGES.index("finetune"):
         return None
 
@@ -249,14 +249,12 @@ def _backbone(config: Config, files: ModelFiles, ranks: Ranks) -> Backbone:
     return backbone
 
 
-def _features(
-    config: Config, material: Material, plan: Plan, files: ModelFiles, *, until: Stage
-) -> None:
+def _features(config: Config, material: Material, plan: Plan, *, until: Stage) -> None:
     """Make the maps that the stages which are due need; `until` features: all, and on disk."""
     maps, ranks = material.maps, material.ranks
     parts = {"finetune": "head", "svm": "svm", "bbox": "bbox"}
     wanted = {part for stage, part in parts.items() if STAGES.index(stage) <= STAGES.index(until)}
-    due = set(parts.values()) if until == "features" else plan.due(files) & wanted
+    due = set(parts.values()) if until == "features" else set(plan.due & wanted)
     if plan.head is None or config.finetune is None:
         due.discard("head")  # no maps are looked at for it
     made = 0
@@ -289,10 +287,10 @@ def _head(
             files.head.unlink(missing_ok=True)
         return None
     if config.finetune is None:
-        with ranks.first_goes_first():
-            if fingerprint_of(files.head) != plan.head:
-                save_head(files.head, start.eval().requires_grad_(False), made_by=plan.head)
-    elif _is_due(files.head, plan.head, material):
+        if ranks.is_first and "head" in plan.due:
+            save_head(files.head, start.eval().requires_grad_(False), made_by=plan.head)
+        ranks.wait()  # the others read it
+    elif _is_due("head", files.head, plan, material.reporter):
         pretrained = pretrained_fc(backbone, config.head) is not None
         tuned = finetune(material, start, config.finetune, pretrained=pretrained, made_by=plan.head)
         if ranks.is_first:
@@ -303,7 +301,7 @@ def _head(
 
 
 def _svms(config: Config, material: Material, files: ModelFiles, plan: Plan) -> None:
-    if _is_due(files.svm, plan.svm, material):
+    if _is_due("svm", files.svm, plan, material.reporter):
         classifiers = train_svms(material, config.svm_layer(), config.svm, made_by=plan.svm)
         if material.ranks.is_first:
             names = material.dataset.class_names
@@ -314,7 +312,7 @@ def _regressors(config: Config, material: Material, files: ModelFiles, plan: Pla
     if config.bbox is None or plan.bbox is None:
         if material.ranks.is_first:
             files.bbox.unlink(missing_ok=True)
-    elif _is_due(files.bbox, plan.bbox, material):
+    elif _is_due("bbox", files.bbox, plan, material.reporter):
         width = material.extractor.width(config.bbox.layer, material.maps.channels)
         regressors = train_box_regressors(
             material, config.bbox, config.svm, width=width, made_by=plan.bbox
@@ -323,17 +321,14 @@ def _regressors(config: Config, material: Material, files: ModelFiles, plan: Pla
             save_regressors(files.bbox, regressors, made_by=plan.bbox)
 
 
-def _is_due(path: Path, made_by: str, material: Material) -> bool:
-    """Whether a stage must run; says what it found."""
-    reporter = material.reporter
-    there = fingerprint_of(path)
-    material.ranks.wait()  # all have looked before one writes
-    if there == made_by:
-        reporter.say(f"{path.stem}: there already", "stage skipped", part=path.stem)
+def _is_due(part: str, path: Path, plan: Plan, reporter: Reporter) -> bool:
+    """Whether a part must be trained; says what was found."""
+    if part not in plan.due:
+        reporter.say(f"{part}: there already", "stage skipped", part=part)
         reporter.nothing_done()
         return False
     if path.exists():
-        reporter.say(f"{path.stem}: made by other settings or data; done anew", "stage redone")
+        reporter.say(f"{part}: made by other settings or data; done anew", "stage redone")
     return True
 
 

@@ -23,11 +23,13 @@ class Plan:
     head: str | None
     svm: str
     bbox: str | None
+    due: frozenset[str]  # the parts that weren't there, or were made of something else
 
     @classmethod
-    def of(cls, config: Config, material: Material, start: Head | None) -> Plan:
+    def of(cls, config: Config, material: Material, start: Head | None, files: ModelFiles) -> Plan:
         """By the settings, the material and the fully connected layers before fine-tuning."""
-        head = None if start is None else _head(config, material, start)
+        of_material = material.fingerprint()
+        head = None if start is None else _head(config, of_material, start)
 
         def below(layer: str) -> str:
             return "" if layer == "pool5" or head is None else head
@@ -39,33 +41,29 @@ class Plan:
             config.svm.model_dump(exclude={"layer"}),
             config.svm_layer(),
             below(config.svm_layer()),
-            material.fingerprint(),
+            of_material,
         )
-        if config.bbox is None:
-            return cls(head, svm, None)
-        bbox = fingerprint(
-            "bbox",
-            BBOX_VERSION,
-            SPP_VERSION,
-            config.bbox.model_dump(),
-            config.svm.model_dump(include={"target_norm", "norm_images", "norm_windows"}),
-            below(config.bbox.layer),
-            material.fingerprint(),
-        )
-        return cls(head, svm, bbox)
-
-    def due(self, files: ModelFiles) -> set[str]:
-        """The parts that aren't there yet, or are made of something else."""
-        wanted = {"head": self.head, "svm": self.svm, "bbox": self.bbox}
-        there = {"head": files.head, "svm": files.svm, "bbox": files.bbox}
-        return {
+        bbox = None
+        if config.bbox is not None:
+            bbox = fingerprint(
+                "bbox",
+                BBOX_VERSION,
+                SPP_VERSION,
+                config.bbox.model_dump(),
+                config.svm.model_dump(include={"target_norm", "norm_images", "norm_windows"}),
+                below(config.bbox.layer),
+                of_material,
+            )
+        wanted = {"head": (head, files.head), "svm": (svm, files.svm), "bbox": (bbox, files.bbox)}
+        due = frozenset(
             part
-            for part, made_by in wanted.items()
-            if made_by is not None and fingerprint_of(there[part]) != made_by
-        }
+            for part, (made_by, path) in wanted.items()
+            if made_by is not None and fingerprint_of(path) != made_by
+        )
+        return cls(head, svm, bbox, due)
 
 
-def _head(config: Config, material: Material, start: Head) -> str:
+def _head(config: Config, of_material: str, start: Head) -> str:
     assert config.head is not None
     if config.finetune is None:
         return fingerprint("head", weights_digest(start))
@@ -76,5 +74,5 @@ def _head(config: Config, material: Material, start: Head) -> str:
         config.finetune.model_dump(),
         config.head.model_dump(),
         weights_digest(start),
-        material.fingerprint(),
+        of_material,
     )
