@@ -146,7 +146,11 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def _told_to_end(who: str) -> Iterator[None]:
-    """Raise what says so when `torchrun` ends this process, as it does when another has failed."""
+    """Raise what says so when `torchrun` ends this process, as it does when another has failed.
+
+    A process that fails here is ending: from then on it ignores that signal, which would come
+    between its error and its last words (`torchrun` kills what hasn't ended after 30 seconds).
+    """
 
     def end(*_: object) -> None:
         raise TrainingError(
@@ -159,5 +163,7 @@ def _told_to_end(who: str) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    signal.signal(signal.SIGTERM, before)

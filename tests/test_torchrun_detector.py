@@ -18,6 +18,17 @@ TOLERANCE = {"head": 1e-4, "svm": 5e-3, "bbox": 1e-3}  # of the largest weight
 # checkpoints at every pool and picture, a dropout that acts, SVMs close to their optimum
 CONFIG = ("checkpoint_minutes=0", "head.dropout=0.5", "svm.tolerance=2e-5")
 MORE = tuple(part for setting in CONFIG for part in ("--set", setting))
+ONLY_ONE = """
+import os, sys
+if os.environ["RANK"] != sys.argv.pop(4):
+    sys.argv[2] = "0"
+"""
+# torchrun tells the other one to end before that one has said why it ends
+SLOW_TO_END = """
+import time, torch.distributed as dist
+destroy = dist.destroy_process_group
+dist.destroy_process_group = lambda: (time.sleep(1), destroy())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +108,7 @@ def test_a_process_that_is_killed_ends_all_and_training_goes_on(
     settings: Path, alone: Path, tmp_path: Path
 ) -> None:
     program = tmp_path / "killed.py"
-    only_one = "import os, sys\nif os.environ['RANK'] != sys.argv.pop(4):\n    sys.argv[2] = '0'\n"
-    program.write_text(only_one + KILLED, encoding="utf-8")
+    program.write_text(ONLY_ONE + SLOW_TO_END + KILLED, encoding="utf-8")
     run = tmp_path / "run"
     command: list[str | Path] = ["train", settings, "--run", run, "--device", "cpu", *MORE]
     for rank, pattern, nth in (
