@@ -36,14 +36,8 @@ def main() -> None:
     found = [
         read_detections(run / "eval" / "test" / "coco_results.json", dataset) for run in args.runs
     ]
-    scores = [100 * mean_ap(dataset, one) for one in found]
-    rng = np.random.default_rng(args.seed)
-    differences = []
-    for _ in range(args.draws):
-        rows = rng.integers(len(dataset), size=len(dataset))
-        a, b = (mean_ap(*drawn(dataset, one, rows.tolist())) for one in found)
-        differences.append(100 * (b - a))
-    low, high = np.percentile(differences, [2.5, 97.5])
+    scores = [mean_ap(dataset, one) for one in found]
+    low, high = interval(dataset, found[0], found[1], draws=args.draws, seed=args.seed)
     print(f"{first}: {scores[0]:.1f}\n{second}: {scores[1]:.1f}")
     print(
         f"difference {scores[1] - scores[0]:+.1f}, 95 % of the draws in {low:+.1f} to {high:+.1f}"
@@ -51,8 +45,27 @@ def main() -> None:
 
 
 def mean_ap(dataset: Dataset, found: dict[str, Detections]) -> float:
-    """mAP, 11-point."""
-    return evaluate_voc(dataset, found, metric="voc07").mean_ap
+    """mAP, 11-point, in per cent."""
+    return 100 * evaluate_voc(dataset, found, metric="voc07").mean_ap
+
+
+def interval(
+    dataset: Dataset,
+    first: dict[str, Detections],
+    second: dict[str, Detections],
+    *,
+    draws: int,
+    seed: int,
+) -> tuple[float, float]:
+    """What the middle 95 % of the draws' differences lie between, second − first, in points."""
+    rng = np.random.default_rng(seed)
+    differences = []
+    for _ in range(draws):
+        rows = rng.integers(len(dataset), size=len(dataset)).tolist()
+        a, b = (mean_ap(*drawn(dataset, one, rows)) for one in (first, second))
+        differences.append(b - a)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def drawn(

@@ -1,0 +1,166 @@
+"""What a change of settings does to mAP, tested on every picture of a set: cross-validation.
+
+    python benchmarks/folds.py --data SET --weights FILE --out DIR --set KEY=VALUE ...
+                               [--both KEY=VALUE ...] [--folds 3] [--draws 200]
+
+SET is a folder in the VOC layout with trainval and test, all of whose pictures are dealt out into folds;
+FILE are SqueezeNet 1.1's ImageNet weights; without them data/frk5 and
+weights/squeezenet1_1_imagenet.safetensors below $SPPDET_DATA are taken. For each fold a detector is
+trained on the other folds with the settings of configs/squeezenet_small.yaml and --both, and one with
+those of --set, too. Prints both mAPs of every fold and of all pictures together, with box regression
+and without, and the interval of a paired bootstrap (see compare.py). A finished training costs nothing
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from compare import interval, mean_ap
+
+from sppdet import Detector, load_config, train
+from sppdet.config import available_cores
+from sppdet.data.cache import PictureCache
+from sppdet.data.images import read_image
+from sppdet.data.splits import read_split
+from sppdet.parallel import set_threads
+from sppdet.proposals.stage import Proposer
+from sppdet.types import Dataset, Detections
+
+CONFIG = Path(__file__).parent.parent / "configs" / "squeezenet_small.yaml"
+SIDES = ("plain", "changed")
+KINDS = ("no bb", "bb")
+Found = dict[tuple[str, str], dict[str, Detections]]  # of a side and kind, by picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
+    parser.add_argument("--data", type=Path, default=below and below / "data" / "frk5")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=below and below / "weights" / "squeezenet1_1_imagenet.safetensors",
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", dest="changes", action="append", required=True)
+    parser.add_argument("--both", action="append", default=[])
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    args = parser.parse_args()
+    if args.data is None or args.weights is None:
+        print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
+        return
+    set_threads(args.threads)
+    deal(args.data, args.out / "set", args.folds)
+    common = [
+        f"data.root={args.out / 'set'}",
+        f"backbone.weights={args.weights}",
+        f"store={args.out / 'store'}",
+        *args.both,
+    ]
+    datasets: list[Dataset] = []
+    every: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
+    for fold in range(args.folds):
+        runs = []
+        for side, changes in zip(SIDES, ([], args.changes), strict=True):
+            runs.append(args.out / f"{side}{fold}")
+            lists = [f"data.train=rest{fold}", f"data.test=fold{fold}"]
+            config = load_config(CONFIG, [*common, *lists, *changes])
+            train(config, runs[-1], device="cpu", until="bbox")
+        dataset, found = detect(runs)
+        print_scores(f"fold {fold}", dataset, found)
+        datasets.append(dataset)
+        for key, own in found.items():
+            every[key].update(own)
+    images = tuple(image for dataset in datasets for image in dataset.images)
+    whole = replace(datasets[0], images=images)
+    print_scores("all", whole, every)
+    results: dict[str, dict[str, object]] = {}
+    for kind in KINDS:
+        first, second = (every[side, kind] for side in SIDES)
+        low, high = interval(whole, first, second, draws=args.draws, seed=0)
+        scores = [mean_ap(whole, first), mean_ap(whole, second)]
+        results[kind] = {"plain": scores[0], "changed": scores[1], "low": low, "high": high}
+        print(
+            f"{kind}: changed − plain {scores[1] - scores[0]:+.1f}, "
+            f"95 % of the draws in {low:+.1f} to {high:+.1f}"
+        )
+    (args.out / "folds.json").write_text(json.dumps(results, indent=1))
+
+
+def deal(source: Path, target: Path, folds: int) -> None:
+    """A copy of the set with lists fold0, rest0, fold1, ...
+
+    Pictures whose names differ in their numbers alone, as those of one source do, are dealt out evenly.
+    """
+    if target.exists():
+        return
+    copied = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(copied, ignore_errors=True)
+    for folder in ("Annotations", "JPEGImages"):
+        shutil.copytree(source / folder, copied / folder)
+    lists = [source / "ImageSets" / "Main" / f"{split}.txt" for split in ("trainval", "test")]
+    names = sorted({line.split()[0] for path in lists for line in path.read_text().splitlines()})
+    rng = np.random.default_rng(0)
+    fold_of: dict[str, int] = {}
+    for source_name in sorted({source_of(name) for name in names}):
+        own = [name for name in names if source_of(name) == source_name]
+        rng.shuffle(own)
+        fold_of.update((name, place % folds) for place, name in enumerate(own))
+    listed = copied / "ImageSets" / "Main"
+    listed.mkdir(parents=True)
+    for fold in range(folds):
+        for title, inside in (("fold", True), ("rest", False)):
+            chosen = [name for name in names if (fold_of[name] == fold) is inside]
+            (listed / f"{title}{fold}.txt").write_text("".join(f"{name}\n" for name in chosen))
+    copied.rename(target)
+
+
+def source_of(name: str) -> str:
+    """What a picture's name has before its number."""
+    return re.sub(r"[-_]?\d+$", "", name)
+
+
+def detect(runs: Sequence[Path]) -> tuple[Dataset, Found]:
+    """Detections of both runs in their test pictures, whose maps are computed once."""
+    configs = [load_config(run / "config.yaml") for run in runs]
+    pictures = PictureCache.load(runs[0] / "pictures.json")
+    dataset = read_split(configs[0].data, "test", None, pictures, workers=1)
+    detectors = [Detector.load(run, device="cpu") for run in runs]
+    proposers = [Proposer(config.proposals, config.store) for config in configs]
+    found: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
+    source = detectors[0].maps
+    for image in dataset.images:
+        maps = source.compute(source.scaled(read_image(image.path)))
+        for side, detector, proposer in zip(SIDES, detectors, proposers, strict=True):
+            proposals = proposer.of_image(image, pictures.digest(image.path))
+            for kind in KINDS:
+                used = detector if kind == "bb" else replace(detector, regressors=None)
+                found[side, kind][image.id] = used.detect_in(
+                    maps, proposals, width=image.width, height=image.height
+                )
+    return dataset, found
+
+
+def print_scores(title: str, dataset: Dataset, found: Found) -> None:
+    scores = {key: mean_ap(dataset, own) for key, own in found.items()}
+    cells = [
+        f"{kind}: plain {scores['plain', kind]:.1f}, changed {scores['changed', kind]:.1f}"
+        for kind in KINDS
+    ]
+    print(f"{title}, {len(dataset)} pictures: " + "; ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
