@@ -32,7 +32,8 @@ def main() -> None:
     first, second = args.runs
     config = load_config(first / "config.yaml")
     pictures = PictureCache.load(first / "pictures.json")
-    dataset = read_split(config.data, "test", None, pictures, workers=1)
+    names = read_split(config.data, "train", None, pictures, workers=1).class_names
+    dataset = read_split(config.data, "test", names, pictures, workers=1)
     found = [
         read_detections(run / "eval" / "test" / "coco_results.json", dataset) for run in args.runs
     ]

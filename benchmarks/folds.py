@@ -62,9 +62,10 @@ def main() -> None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
         return
     set_threads(args.threads)
-    deal(args.data, args.out / "set", args.folds)
+    dealt = args.out / f"set{args.folds}"
+    deal(args.data, dealt, args.folds)
     common = [
-        f"data.root={args.out / 'set'}",
+        f"data.root={dealt}",
         f"backbone.weights={args.weights}",
         f"store={args.out / 'store'}",
         *args.both,
@@ -133,22 +134,26 @@ def source_of(name: str) -> str:
 
 
 def detect(runs: Sequence[Path]) -> tuple[Dataset, Found]:
-    """Detections of both runs in their test pictures, whose maps are computed once."""
+    """Detections of both runs in their test pictures; maps that both use are computed once."""
     configs = [load_config(run / "config.yaml") for run in runs]
     pictures = PictureCache.load(runs[0] / "pictures.json")
-    dataset = read_split(configs[0].data, "test", None, pictures, workers=1)
     detectors = [Detector.load(run, device="cpu") for run in runs]
+    names = detectors[0].class_names  # a fold need not have all of them
+    dataset = read_split(configs[0].data, "test", names, pictures, workers=1)
     proposers = [Proposer(config.proposals, config.store) for config in configs]
     found: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
-    source = detectors[0].maps
     for image in dataset.images:
-        maps = source.compute(source.scaled(read_image(image.path)))
+        picture = read_image(image.path)
+        maps = {}
         for side, detector, proposer in zip(SIDES, detectors, proposers, strict=True):
+            source = detector.maps
+            if source.fingerprint not in maps:
+                maps[source.fingerprint] = source.compute(source.scaled(picture))
             proposals = proposer.of_image(image, pictures.digest(image.path))
             for kind in KINDS:
                 used = detector if kind == "bb" else replace(detector, regressors=None)
                 found[side, kind][image.id] = used.detect_in(
-                    maps, proposals, width=image.width, height=image.height
+                    maps[source.fingerprint], proposals, width=image.width, height=image.height
                 )
     return dataset, found
 

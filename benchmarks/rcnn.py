@@ -88,7 +88,8 @@ def main() -> None:
         parts = []
         for start in range(0, count, args.batch):
             crops = np.stack([warped(picture, box) for box in boxes[start : start + args.batch]])
-            x = normalised(crops).to(device).contiguous(memory_format=torch.channels_last)
+            x = normalised(torch.from_numpy(crops).to(device))
+            x = x.contiguous(memory_format=torch.channels_last)
             with multiplying_in(extractor.precision, device):
                 pooled = pyramid(backbone.layers(x))
                 features = pooled if head is None else head.features(pooled, layer)

@@ -128,20 +128,21 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
         ranks = Ranks(dist.get_rank(), count, device)
         if not ranks.is_first:
             logging.getLogger("sppdet").setLevel(logging.ERROR)  # the first one warns for all
         with _told_to_end(who):
             yield ranks
+        # after an error NCCL would wait here for the others, which wait for this process
+        dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "Connection closed" in first or "Connection reset" in first:
             first = "the connection to another process has ended; see what that one says"
         raise TrainingError(f"{who} can't go on: {first}") from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 @contextlib.contextmanager

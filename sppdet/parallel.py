@@ -40,6 +40,11 @@ def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autoca
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def in_flight(device: torch.device) -> int:
+    """Pictures to detect in at once: while a GPU has one, processors do what follows for others."""
+    return 3 if device.type == "cuda" else 1
+
+
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
 ) -> Iterator[R]:

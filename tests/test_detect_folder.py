@@ -194,6 +194,14 @@ def test_workers_change_nothing(detector: Detector, demo_root: Path, tmp_path: P
     assert one == three
 
 
+def test_several_pictures_in_flight_change_nothing(
+    detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = detect(detector, [demo_root / "fresh"], tmp_path / "one")[1]
+    monkeypatch.setattr("sppdet.detection.folder.in_flight", lambda device: 3)  # as with a GPU
+    assert detect(detector, [demo_root / "fresh"], tmp_path / "three")[1] == one
+
+
 def test_pictures_are_not_overwritten(
     sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from sppdet.features import spp
 
 pytest.importorskip("triton", reason="Triton isn't installed")
 
@@ -16,7 +19,7 @@ import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
 from sppdet.features.spp import spp_windows
-from sppdet.features.spp_triton import WindowPooling, pool_into
+from sppdet.features.spp_triton import WindowPooling, pool_into, try_out
 
 genuine = interpreter._patch_lang_tensor
 
@@ -26,6 +29,7 @@ def patched(tensor, *rest):
     tensor.__index__ = lambda self: int(self.handle.data.item())
 
 interpreter._patch_lang_tensor = patched
+try_out(torch.device("cpu"))
 rng = np.random.default_rng(0)
 for channels, height, width in ((5, 7, 8), (300, 2, 3)):
     corners = rng.integers(0, [width, height], (2, 3, 2))
@@ -60,3 +64,21 @@ def test_the_kernel_equals_the_loop() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == "same"
+
+
+def test_torch_pools_where_triton_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a machine without a C compiler."""
+
+    def try_out(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
+
+    monkeypatch.setattr("sppdet.features.spp_triton.try_out", try_out)
+    spp._has_triton.cache_clear()
+    assert not spp._has_triton(torch.device("cpu"))
+    assert not spp._has_triton(torch.device("cpu"))  # is tried once
+    spp._has_triton.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "SPP by torch alone, which is slower: Triton can't be used: Failed to find C compiler."
+    ]

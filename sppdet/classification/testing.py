@@ -85,8 +85,8 @@ def evaluate_classifier(
         for picture, label in reporter.track(pairs, total=len(pictures), label=views):
             start = time.perf_counter()
             scores = score_picture(classifier, picture, views, test)
+            ranks.append(int((scores > scores[label]).sum()))  # which waits for a GPU
             seconds += time.perf_counter() - start
-            ranks.append(int((scores > scores[label]).sum()))
         found = np.array(ranks)
         result = TestResult(
             views,

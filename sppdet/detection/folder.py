@@ -20,7 +20,7 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.drawing import draw_detections
 from sppdet.errors import ConfigError, DataError, ImageError
 from sppdet.features.backbones import ScaledPicture
-from sppdet.parallel import ordered_map
+from sppdet.parallel import in_flight, ordered_map
 from sppdet.run import Reporter
 from sppdet.types import Detections, Picture, Proposals
 
@@ -94,18 +94,27 @@ def detect_folder(
             return error
         return picture, detector.proposer.of(picture), detector.maps.scaled(picture)
 
-    work = zip(pictures, names, stems, ordered_map(prepare, pictures, workers=workers), strict=True)
+    def detect(
+        named: tuple[Path, tuple[Picture, Proposals, ScaledPicture] | ImageError],
+    ) -> tuple[Picture, Detections] | ImageError:
+        path, prepared = named
+        if isinstance(prepared, ImageError):
+            return prepared
+        picture, proposals, scaled = prepared
+        maps = detector.maps.compute(scaled)
+        detections = detector.detect(maps, proposals, picture, path=str(path))
+        return picture, detections.above(min_score)
+
+    due = zip(pictures, ordered_map(prepare, pictures, workers=workers), strict=True)
+    done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
+    work = zip(names, stems, done, strict=True)
     try:
-        for path, name, stem, prepared in reporter.track(
-            work, total=len(pictures), label="detecting"
-        ):
-            if isinstance(prepared, ImageError):
-                failed.append(str(prepared))
-                reporter.say(f"skipped: {prepared}", "skipped")
+        for name, stem, result in reporter.track(work, total=len(pictures), label="detecting"):
+            if isinstance(result, ImageError):
+                failed.append(str(result))
+                reporter.say(f"skipped: {result}", "skipped")
                 continue
-            picture, proposals, scaled = prepared
-            maps = detector.maps.compute(scaled)
-            detections = detector.detect(maps, proposals, picture, path=str(path)).above(min_score)
+            picture, detections = result
             height, width = picture.shape[:2]
             found.append(_Found(name, stem, width, height, detections))
             _write_picture_files(found[-1], picture, out, formats)

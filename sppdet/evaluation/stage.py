@@ -27,7 +27,7 @@ from sppdet.evaluation.report import print_table, write_report
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.backbones import ScaledPicture
 from sppdet.model import ModelFiles, choose_device, load_detector, read_run_config
-from sppdet.parallel import ordered_map
+from sppdet.parallel import in_flight, ordered_map
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, Proposals
@@ -174,18 +174,21 @@ def _detect_all(
             return None
         return proposer.of_image(image, digest), detector.maps.scaled(read_image(image.path))
 
-    new = 0
+    def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledPicture] | None]) -> bool:
+        image, prepared = due
+        if prepared is None:
+            return False
+        proposals, scaled = prepared
+        maps = detector.maps.compute(scaled)
+        found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
+        _store(store, image, pictures.digest(image.path), found)
+        return True
+
     own = ranks.share(dataset.images)
     prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
-    label = f"detecting, {dataset.name}"
-    tracked = reporter.track(prepared, total=len(own), label=label)
-    for image, due in zip(own, tracked, strict=True):
-        if due is not None:
-            proposals, scaled = due
-            maps = detector.maps.compute(scaled)
-            found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
-            _store(store, image, pictures.digest(image.path), found)
-            new += 1
+    due = zip(own, prepared, strict=True)
+    done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
+    new = sum(reporter.track(done, total=len(own), label=f"detecting, {dataset.name}"))
     if sum(ranks.sums([new])) == 0:
         reporter.nothing_done()
     return {

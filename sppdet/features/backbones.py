@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,17 @@ def normalised(
 ) -> torch.Tensor:
     """(N, 3, H, W) float32, as the networks expect it, of RGB pictures (N, H, W, 3) in 0..255."""
     x = torch.as_tensor(pictures).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(PIXEL_MEAN, device=x.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(PIXEL_STD, device=x.device).view(1, 3, 1, 1) * 255
+    mean, std = _mean_and_std(x.device)
     return (x - mean) / std
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, 3, 1, 1) each, of values in 0..255, kept on the device: a copy there waits for it."""
+    mean = torch.tensor(PIXEL_MEAN, device=device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(PIXEL_STD, device=device).view(1, 3, 1, 1) * 255
+    return mean, std
 
 
 def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False) -> Backbone:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,8 @@ from torchvision.ops import roi_pool
 
 from sppdet.compiled import compiled
 from sppdet.parallel import shares
+
+_log = logging.getLogger("sppdet")
 
 VERSION = 1  # raised when the same settings give other values
 
@@ -83,7 +86,7 @@ def spp_windows(
             raise ValueError("out: isn't filled where gradients are wanted")
         if on_cpu:
             result = _WindowPooling.apply(feature_map, windows, tuple(levels))
-        elif _has_triton():
+        elif _has_triton(feature_map.device):
             from sppdet.features import spp_triton
 
             result = spp_triton.WindowPooling.apply(feature_map, windows, tuple(levels))
@@ -94,7 +97,7 @@ def spp_windows(
         out = empty_vectors(len(windows), spp_width(channels, levels), feature_map.device)
     if on_cpu:
         _pool_into(out.numpy(), feature_map, windows, levels)
-    elif _has_triton():
+    elif _has_triton(feature_map.device):
         from sppdet.features import spp_triton
 
         spp_triton.pool_into(out, feature_map, windows, levels)
@@ -114,8 +117,19 @@ def _by_roi_pool(
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _has_triton(device: torch.device) -> bool:
+    """Whether Triton is there and works, for which it needs a C compiler and Python's headers."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from sppdet.features import spp_triton
+
+    try:
+        spp_triton.try_out(device)
+    except Exception as error:  # of any kind: compilers, drivers and Triton have their own
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _log.warning("SPP by torch alone, which is slower: Triton can't be used: %s", first)
+        return False
+    return True
 
 
 def _pool_into(

@@ -15,10 +15,21 @@ import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
+from torch.autograd.function import once_differentiable
 
 from sppdet.features.spp import spp_width
 
 _MOST_CHANNELS = 256  # a program's
+
+
+def try_out(device: torch.device) -> None:
+    """Pool a window of one cell; raises what Triton does where it can't compile or run."""
+    pool_into(
+        torch.empty((1, 1), device=device),
+        torch.zeros((1, 1, 1), device=device),
+        np.zeros((1, 4), np.int64),
+        (1,),
+    )
 
 
 @triton.jit
@@ -32,7 +43,7 @@ def _cells_of_bin(window, bin_of):  # type: ignore[no-untyped-def]
     return y0, y1, x0, x1
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def _pool_kernel(  # type: ignore[no-untyped-def]
     feature_map, windows, bins, out, width, channels, total_bins, BLOCK: tl.constexpr
 ):
@@ -51,7 +62,7 @@ def _pool_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + place + c, best, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def _spread_kernel(  # type: ignore[no-untyped-def]
     feature_map, windows, bins, gradients, result, width, channels, total_bins, BLOCK: tl.constexpr
 ):
@@ -107,6 +118,7 @@ class WindowPooling(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (feature_map,) = ctx.saved_tensors
         channels_last, cells, bins = _arguments(feature_map, ctx.windows, ctx.levels)
@@ -137,7 +149,7 @@ def _arguments(
     """The map as (H, W, C), windows and the bins (B, 3) of all levels, on the map's device."""
     return (
         feature_map.permute(1, 2, 0).contiguous(),
-        torch.from_numpy(windows.astype(np.int32)).to(feature_map.device),
+        torch.from_numpy(windows.astype(np.int32)).to(feature_map.device, non_blocking=True),
         _bins(tuple(levels), feature_map.device),
     )
 

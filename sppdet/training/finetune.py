@@ -47,7 +47,11 @@ class Pool:
         found = place[chosen]
         device = self.features.device
         here = np.flatnonzero(found >= 0)
-        return torch.from_numpy(here).to(device), torch.from_numpy(found[here]).to(device)
+        # a copy that blocks would wait for the steps that a GPU has yet to do
+        return (
+            torch.from_numpy(here).to(device, non_blocking=True),
+            torch.from_numpy(found[here]).to(device, non_blocking=True),
+        )
 
 
 def split_pictures(
@@ -172,7 +176,8 @@ class FineTuner:
             {"params": params, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
             for params, unit in (([head.fc6.weight], mean_square), (others, 1.0))
         ]
-        self._optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        fused = self._device.type == "cuda"  # one pass over the weights instead of several
+        self._optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=fused)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._best = {k: v.clone() for k, v in head.state_dict().items()}
         self.history: list[dict[str, float]] = []
@@ -212,7 +217,7 @@ class FineTuner:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * (_DROP_FACTOR if dropped else 1.0)
         here, places = pool.places(rows)
-        labels = torch.from_numpy(pool.labels[rows]).to(self._device)[here]
+        labels = torch.from_numpy(pool.labels[rows]).to(self._device, non_blocking=True)[here]
         self.head.train()
         share_batch(self.head, here, len(rows))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._halved):

@@ -82,4 +82,4 @@ class PoolMaker:
             maps, boxes, canonical_size=material.extractor.canonical_size, scale_index=scales
         )
         pooled = material.extractor.pool(maps, windows.cells)
-        return pooled[torch.from_numpy(windows.index).to(pooled.device)]
+        return pooled[torch.from_numpy(windows.index).to(pooled.device, non_blocking=True)]
