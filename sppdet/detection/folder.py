@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,11 @@ def detect_folder(
         min_score: detections with a score >= this are kept.
         workers: threads that decode and resize pictures and search for proposals.
     """
+    # what scores less has no say in NMS: nothing is computed for it
+    settings = detector.config.model_copy(
+        update={"min_score": max(min_score, detector.config.min_score)}
+    )
+    detector = replace(detector, config=settings)
     pictures = find_images(paths)
     names = _names(pictures, paths)
     stems = _stems(names)
@@ -102,8 +107,7 @@ def detect_folder(
             return prepared
         picture, proposals, scaled = prepared
         maps = detector.maps.compute(scaled)
-        detections = detector.detect(maps, proposals, picture, path=str(path))
-        return picture, detections.above(min_score)
+        return picture, detector.detect(maps, proposals, picture, path=str(path))
 
     due = zip(pictures, ordered_map(prepare, pictures, workers=workers), strict=True)
     done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
