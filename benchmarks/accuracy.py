@@ -37,19 +37,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
-    parser.add_argument("--data", type=Path, default=below and below / "data" / "frk5")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=below and below / "weights" / "squeezenet1_1_imagenet.safetensors",
-    )
-    parser.add_argument("--out", type=Path, required=True)
+    parser = parser_of_paths(__doc__)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     if args.data is None or args.weights is None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
@@ -62,6 +53,21 @@ def main() -> None:
             results.append(run_row(name, seed, [*paths, *args.overrides], args.out))
             (args.out / "accuracy.json").write_text(json.dumps(results, indent=1))
     print_table(results)
+
+
+def parser_of_paths(description: str | None) -> argparse.ArgumentParser:
+    """A parser that knows where the set, the weights and the results are."""
+    parser = argparse.ArgumentParser(description=description)
+    below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
+    parser.add_argument("--data", type=Path, default=below and below / "data" / "frk5")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=below and below / "weights" / "squeezenet1_1_imagenet.safetensors",
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    return parser
 
 
 def run_row(name: str, seed: int, common: list[str], out: Path) -> dict[str, object]:

@@ -14,9 +14,7 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import re
 import shutil
 import sys
@@ -25,10 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from accuracy import CONFIG, parser_of_paths
 from compare import interval, mean_ap
 
 from sppdet import Detector, load_config, train
-from sppdet.config import available_cores
+from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
@@ -36,27 +35,17 @@ from sppdet.parallel import set_threads
 from sppdet.proposals.stage import Proposer
 from sppdet.types import Dataset, Detections
 
-CONFIG = Path(__file__).parent.parent / "configs" / "squeezenet_small.yaml"
 SIDES = ("plain", "changed")
 KINDS = ("no bb", "bb")
 Found = dict[tuple[str, str], dict[str, Detections]]  # of a side and kind, by picture
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
-    parser.add_argument("--data", type=Path, default=below and below / "data" / "frk5")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=below and below / "weights" / "squeezenet1_1_imagenet.safetensors",
-    )
-    parser.add_argument("--out", type=Path, required=True)
+    parser = parser_of_paths(__doc__)
     parser.add_argument("--set", dest="changes", action="append", required=True)
     parser.add_argument("--both", action="append", default=[])
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     if args.data is None or args.weights is None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
@@ -73,13 +62,14 @@ def main() -> None:
     datasets: list[Dataset] = []
     every: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
     for fold in range(args.folds):
-        runs = []
+        trained: list[tuple[Path, Config]] = []
         for side, changes in zip(SIDES, ([], args.changes), strict=True):
-            runs.append(args.out / f"{side}{fold}")
+            run = args.out / f"{side}{fold}"
             lists = [f"data.train=rest{fold}", f"data.test=fold{fold}"]
             config = load_config(CONFIG, [*common, *lists, *changes])
-            train(config, runs[-1], device="cpu", until="bbox")
-        dataset, found = detect(runs)
+            train(config, run, device="cpu", until="bbox")
+            trained.append((run, config))
+        dataset, found = detect(trained)
         print_scores(f"fold {fold}", dataset, found)
         datasets.append(dataset)
         for key, own in found.items():
@@ -133,14 +123,14 @@ def source_of(name: str) -> str:
     return re.sub(r"[-_]?\d+$", "", name)
 
 
-def detect(runs: Sequence[Path]) -> tuple[Dataset, Found]:
+def detect(trained: Sequence[tuple[Path, Config]]) -> tuple[Dataset, Found]:
     """Detections of both runs in their test pictures; maps that both use are computed once."""
-    configs = [load_config(run / "config.yaml") for run in runs]
-    pictures = PictureCache.load(runs[0] / "pictures.json")
-    detectors = [Detector.load(run, device="cpu") for run in runs]
+    run, config = trained[0]
+    pictures = PictureCache.load(run / "pictures.json")
+    detectors = [Detector.load(run, device="cpu") for run, _ in trained]
     names = detectors[0].class_names  # a fold need not have all of them
-    dataset = read_split(configs[0].data, "test", names, pictures, workers=1)
-    proposers = [Proposer(config.proposals, config.store) for config in configs]
+    dataset = read_split(config.data, "test", names, pictures, workers=1)
+    proposers = [Proposer(config.proposals, config.store) for _, config in trained]
     found: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
     for image in dataset.images:
         picture = read_image(image.path)
