@@ -51,10 +51,22 @@ def main() -> None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
         return
     set_threads(args.threads)
-    dealt = args.out / f"set{args.folds}"
-    deal(args.data, dealt, args.folds)
+    lists = [args.data / "ImageSets" / "Main" / f"{split}.txt" for split in ("trainval", "test")]
+    for path in lists:
+        if not path.is_file():
+            parser.error(f"{path}: there is no such list")
+    words = [line.split() for path in lists for line in path.read_text().splitlines()]
+    pictures = sorted({own[0] for own in words if own})
+    if not 2 <= args.folds <= len(pictures):
+        parser.error(f"--folds {args.folds}: expected 2 to {len(pictures)}, one a picture at most")
+    dealt = args.out / f"{args.data.name}{args.folds}"
+    deal(args.data, dealt, pictures, args.folds)
+    # of all pictures: a fold need not have every class
+    everything = load_config(CONFIG, [f"data.root={dealt}", "data.train=all"])
+    classes = read_split(everything.data, "train", None, None, workers=1).class_names
     common = [
         f"data.root={dealt}",
+        f"data.classes={json.dumps(classes)}",
         f"backbone.weights={args.weights}",
         f"store={args.out / 'store'}",
         *args.both,
@@ -65,8 +77,8 @@ def main() -> None:
         trained: list[tuple[Path, Config]] = []
         for side, changes in zip(SIDES, ([], args.changes), strict=True):
             run = args.out / f"{side}{fold}"
-            lists = [f"data.train=rest{fold}", f"data.test=fold{fold}"]
-            config = load_config(CONFIG, [*common, *lists, *changes])
+            splits = [f"data.train=rest{fold}", f"data.test=fold{fold}"]
+            config = load_config(CONFIG, [*common, *splits, *changes])
             train(config, run, device="cpu", until="bbox")
             trained.append((run, config))
         dataset, found = detect(trained)
@@ -90,7 +102,7 @@ def main() -> None:
     (args.out / "folds.json").write_text(json.dumps(results, indent=1))
 
 
-def deal(source: Path, target: Path, folds: int) -> None:
+def deal(source: Path, target: Path, names: Sequence[str], folds: int) -> None:
     """A copy of the set with lists fold0, rest0, fold1, ...
 
     Pictures whose names differ in their numbers alone, as those of one source do, are dealt out evenly.
@@ -101,8 +113,6 @@ def deal(source: Path, target: Path, folds: int) -> None:
     shutil.rmtree(copied, ignore_errors=True)
     for folder in ("Annotations", "JPEGImages"):
         shutil.copytree(source / folder, copied / folder)
-    lists = [source / "ImageSets" / "Main" / f"{split}.txt" for split in ("trainval", "test")]
-    names = sorted({line.split()[0] for path in lists for line in path.read_text().splitlines()})
     rng = np.random.default_rng(0)
     fold_of: dict[str, int] = {}
     for source_name in sorted({source_of(name) for name in names}):
@@ -111,6 +121,7 @@ def deal(source: Path, target: Path, folds: int) -> None:
         fold_of.update((name, place % folds) for place, name in enumerate(own))
     listed = copied / "ImageSets" / "Main"
     listed.mkdir(parents=True)
+    (listed / "all.txt").write_text("".join(f"{name}\n" for name in names))
     for fold in range(folds):
         for title, inside in (("fold", True), ("rest", False)):
             chosen = [name for name in names if (fold_of[name] == fold) is inside]
@@ -128,8 +139,7 @@ def detect(trained: Sequence[tuple[Path, Config]]) -> tuple[Dataset, Found]:
     run, config = trained[0]
     pictures = PictureCache.load(run / "pictures.json")
     detectors = [Detector.load(run, device="cpu") for run, _ in trained]
-    names = detectors[0].class_names  # a fold need not have all of them
-    dataset = read_split(config.data, "test", names, pictures, workers=1)
+    dataset = read_split(config.data, "test", detectors[0].class_names, pictures, workers=1)
     proposers = [Proposer(config.proposals, config.store) for _, config in trained]
     found: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
     for image in dataset.images:

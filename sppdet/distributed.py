@@ -116,6 +116,8 @@ def process_count() -> int:
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that `torchrun` started; on several GPUs each takes its own.
 
+    A process that has failed here is to end: it isn't taken out of the group.
+
     Raises:
         TrainingError: the others can't be reached, or one of them has ended, or torch failed here.
     """

@@ -41,28 +41,45 @@ def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autoca
 
 
 def in_flight(device: torch.device) -> int:
-    """Pictures to detect in at once: while a GPU has one, processors do what follows for others."""
-    return 3 if device.type == "cuda" else 1
+    """Threads to detect in: while a GPU has a picture, they do for others what follows.
+
+    0 on a CPU: detection is the caller's own work there.
+    """
+    return 3 if device.type == "cuda" else 0
 
 
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
 ) -> Iterator[R]:
-    """`function` of every item, in the items' order, computed by threads.
+    """`function` of every item, in the items' order, computed by threads, or by the caller's if 0.
 
     At most `ahead` results (2 × `workers` if None) wait to be taken, so that memory stays bounded.
-    The first error is raised in its place, after which nothing further is started.
+    The first error, of `function` or of the items, is raised in its place, after which nothing
+    further is started.
     """
+    if workers == 0:
+        yield from map(function, items)
+        return
     waiting: deque[Future[R]] = deque()
     limit = ahead if ahead is not None else 2 * workers
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for item in items:
+            source, failed = iter(items), None
+            while True:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    break
+                except Exception as error:  # its place is behind what waits
+                    failed = error
+                    break
                 waiting.append(pool.submit(function, item))
                 if len(waiting) > limit:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failed is not None:
+                raise failed
         finally:
             for future in waiting:
                 future.cancel()

@@ -25,9 +25,12 @@ if os.environ["RANK"] != sys.argv.pop(4):
 """
 # torchrun tells the other one to end before that one has said why it ends
 SLOW_TO_END = """
-import time, torch.distributed as dist
-destroy = dist.destroy_process_group
-dist.destroy_process_group = lambda: (time.sleep(1), destroy())
+import builtins, time
+say = builtins.print
+def slowly(*words, **named):
+    time.sleep(named.get("file") is sys.stderr)
+    say(*words, **named)
+builtins.print = slowly
 """
 
 
