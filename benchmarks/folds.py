@@ -88,16 +88,15 @@ def main() -> None:
             every[key].update(own)
     images = tuple(image for dataset in datasets for image in dataset.images)
     whole = replace(datasets[0], images=images)
-    print_scores("all", whole, every)
+    scores = print_scores("all", whole, every)
     results: dict[str, dict[str, object]] = {}
     for kind in KINDS:
         first, second = (every[side, kind] for side in SIDES)
         low, high = interval(whole, first, second, draws=args.draws, seed=0)
-        scores = [mean_ap(whole, first), mean_ap(whole, second)]
-        results[kind] = {"plain": scores[0], "changed": scores[1], "low": low, "high": high}
+        a, b = (scores[side, kind] for side in SIDES)
+        results[kind] = {"plain": a, "changed": b, "low": low, "high": high}
         print(
-            f"{kind}: changed − plain {scores[1] - scores[0]:+.1f}, "
-            f"95 % of the draws in {low:+.1f} to {high:+.1f}"
+            f"{kind}: changed − plain {b - a:+.1f}, 95 % of the draws in {low:+.1f} to {high:+.1f}"
         )
     (args.out / "folds.json").write_text(json.dumps(results, indent=1))
 
@@ -158,13 +157,15 @@ def detect(trained: Sequence[tuple[Path, Config]]) -> tuple[Dataset, Found]:
     return dataset, found
 
 
-def print_scores(title: str, dataset: Dataset, found: Found) -> None:
+def print_scores(title: str, dataset: Dataset, found: Found) -> dict[tuple[str, str], float]:
+    """Print every side's and kind's mAP; returns them."""
     scores = {key: mean_ap(dataset, own) for key, own in found.items()}
     cells = [
         f"{kind}: plain {scores['plain', kind]:.1f}, changed {scores['changed', kind]:.1f}"
         for kind in KINDS
     ]
     print(f"{title}, {len(dataset)} pictures: " + "; ".join(cells), flush=True)
+    return scores
 
 
 if __name__ == "__main__":
