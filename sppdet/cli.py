@@ -15,7 +15,7 @@ import typer
 
 from sppdet.config import available_cores
 from sppdet.config_file import load_config, load_settings
-from sppdet.errors import ConfigError, SppdetError
+from sppdet.errors import ConfigError, SppdetError, one_line, printable
 from sppdet.parallel import set_threads
 from sppdet.run import Reporter
 from sppdet.version import __version__
@@ -66,7 +66,7 @@ def main() -> None:
     except (SppdetError, OSError) as error:
         if _Debug.on:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(one_line(f"error: {error}"), file=sys.stderr)
         raise SystemExit(1) from None
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
@@ -76,6 +76,11 @@ def main() -> None:
 
 class _Debug:
     on = False
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
 
 
 def _show_version(wanted: bool) -> None:
@@ -98,7 +103,9 @@ def _start(
     ] = False,
 ) -> None:
     _Debug.on = debug
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("warning: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
     )  # broken pictures are reported by us
@@ -262,7 +269,8 @@ def classify(
         if isinstance(found, str):
             failed.append(found)
             continue
-        print(f"{path}: " + ", ".join(f"{name} {score:.3f}" for name, score in found))
+        best = ", ".join(f"{name} {score:.3f}" for name, score in found)
+        print(printable(f"{path}: {best}"))
         classes = [{"class": name, "score": score} for name, score in found]
         answers.append({"file": str(path), "classes": classes})
     if json_file is not None:
@@ -323,7 +331,7 @@ def info(
     from sppdet.info import describe_run
 
     for line in describe_run(run):
-        print(line)
+        print(printable(line))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@
     ├── WeightsError       pre-trained weights: missing, of another network
     └── TrainingError      a stage that cannot go on: a class without a positive, a loss that is not finite
 
-The message is one line that says where, what and what was expected; the command line prints it as
-it is and exits with status 1.
+The message says where, what and what was expected. It may hold foreign text (names, paths, what was
+read): the command line prints it through `one_line` and exits with status 1.
 """
 
 
@@ -44,3 +44,45 @@ class WeightsError(SppdetError):
 
 class TrainingError(SppdetError):
     """A training stage can't go on."""
+
+
+def printable(text: str) -> str:
+    r"""Escape every character that a terminal doesn't show as itself, as `repr` does.
+
+    Control characters, line breaks, characters that turn the writing direction and lone surrogates
+    become `\n`, `\x1b`, `\u202e`, ...; a backslash stays as it is.
+    """
+    return "".join(map(_escaped, text))
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Make a message one line of at most `limit` characters, escaped by `printable`.
+
+    The middle of a longer one gives way to an ellipsis: where the fault is stands at the beginning,
+    what was expected near the end.
+    """
+    if len(text) > 2 * limit:  # no character becomes shorter: this part can't survive
+        text = text[:limit] + text[-limit:]
+    pieces = [_escaped(character) for character in text]
+    if sum(map(len, pieces)) <= limit:
+        return "".join(pieces)
+    head = _leading(pieces, limit // 2)
+    tail = _leading(pieces[::-1], (limit - 1) // 2)[::-1]
+    return "".join([*head, "…", *tail])
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _leading(pieces: list[str], room: int) -> list[str]:
+    """The first pieces that fit into `room` characters; no escape is cut in two."""
+    taken = []
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            break
+        taken.append(piece)
+    return taken

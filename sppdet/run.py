@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sppdet.artifacts import read_json, remove_leftovers, write_json
 from sppdet.distributed import Ranks
-from sppdet.errors import ArtifactError
+from sppdet.errors import ArtifactError, one_line
 
 T = TypeVar("T")
 
@@ -37,8 +37,8 @@ class Reporter:
         self._timings = folder / "timings.json" if folder else None
 
     def say(self, text: str, event: str = "message", **facts: Any) -> None:
-        """Print one line and log it."""
-        self.console.print(text, markup=False)
+        """Print one line, escaped and shortened by `one_line`, and log the whole text."""
+        self.console.print(one_line(text), markup=False)
         self.log(event, text=text, **facts)
 
     def log(self, event: str, **facts: Any) -> None:
