@@ -17,6 +17,7 @@ from sppdet.data.crops import BACKGROUND, CropConfig, cut_crop, draw_crops, writ
 from sppdet.data.dataset import load_dataset
 from sppdet.data.images import read_image
 from sppdet.errors import DataError
+from sppdet.randomness import rng
 from sppdet.types import Boxes, Dataset
 
 SMALL = CropConfig(scales=(120, 200), canonical_size=40, side=56, max_side=2400)
@@ -176,10 +177,10 @@ def test_what_is_written_is_what_is_drawn(dataset: Dataset, tmp_path: Path) -> N
     few = replace(dataset, images=dataset.images[:1])
     write_crops(few, tmp_path, SMALL, rounds=1, seed=4)
     image = few.images[0]
-    rng = np.random.default_rng([4, 0])
+    drawn = rng(4, "crops", 0)
     names = (BACKGROUND, *dataset.class_names)
     for number, (crop, label) in enumerate(
-        draw_crops(image, read_image(image.path), SMALL, rng=rng)
+        draw_crops(image, read_image(image.path), SMALL, rng=drawn)
     ):
         written = read_image(tmp_path / names[label] / f"{image.id}-{number:03}.png")
         assert np.array_equal(written, crop)  # RGB, and lossless

@@ -17,6 +17,7 @@ from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head
+from sppdet.randomness import rng
 from sppdet.training.finetune import (
     FineTuner,
     Pool,
@@ -182,9 +183,8 @@ def test_one_step_is_sgds() -> None:
     for number in range(2):
         pool = toy_pool(number, count=16)
         # 16 rows with 8 positives: one batch, of 4 and of 8 repeated rows
-        rng = np.random.default_rng([1, 3, number])
-        rng.integers(2**62)
-        (rows,) = batches(pool.labels, config, rng=rng)
+        drawn = rng(1, "fine-tuning batches", number)
+        (rows,) = batches(pool.labels, config, rng=drawn)
         labels = torch.from_numpy(pool.labels[rows])
         loss = F.cross_entropy(mine(pool.features[rows]), labels)
         gradients = torch.autograd.grad(loss, list(mine.parameters()))

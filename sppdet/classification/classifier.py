@@ -16,6 +16,7 @@ from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.model import fill
+from sppdet.randomness import torch_stream
 
 
 class SppClassifier(nn.Module):
@@ -56,8 +57,7 @@ def build_classifier(config: PretrainConfig, class_names: Sequence[str]) -> SppC
     )
     levels, count = config.spp_levels, len(class_names)
     if config.head is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with torch_stream(config.seed, "initial linear classifier"):
             head: nn.Module = _linear(backbone, levels, count)
     else:
         head = build_head(backbone, levels, config.head, outputs=count, seed=config.seed)

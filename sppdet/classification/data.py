@@ -16,6 +16,7 @@ from sppdet.data.images import find_images, read_image
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import normalised, resized
 from sppdet.parallel import ordered_map
+from sppdet.randomness import rng
 from sppdet.types import Picture
 
 # Principal components of ImageNet's colours (RGB / 255), Krizhevsky et al. 2012: deviations along
@@ -110,9 +111,9 @@ def split_classes(
     """
     one: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     two: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-    for label in range(len(pictures.class_names)):
+    for label, name in enumerate(pictures.class_names):
         rows = np.flatnonzero(pictures.labels == label)
-        order = np.random.default_rng([seed, 1]).permutation(rows)
+        order = rng(seed, f"split of class {name}").permutation(rows)
         end = len(order) if first is None else first
         one.append(order[:end])
         two.append(order[end:][:second])
@@ -177,11 +178,12 @@ def training_batches(
         key: the run's seed and the epoch; with a picture's position they fix what happens to it, so
             that neither workers nor processes nor interruptions change anything.
     """
+    seed, epoch = key
     wanted = [rows for rows in batches if len(rows)]
 
     def make(row: int) -> NDArray[np.float32]:
-        rng = np.random.default_rng([*key, 7, row])
-        return augmented(read_image(pictures.paths[row]), config, size=size, rng=rng)
+        drawn = rng(seed, "augmentation", epoch, row)
+        return augmented(read_image(pictures.paths[row]), config, size=size, rng=drawn)
 
     rows_of_all = (row for rows in wanted for row in rows.tolist())
     ahead = 2 * max((len(rows) for rows in wanted), default=1)

@@ -19,8 +19,9 @@ from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.head import share_batch
 from sppdet.parallel import has_bfloat16
+from sppdet.randomness import rng, torch_stream
 
-VERSION = 2  # raised when the same settings give other weights
+VERSION = 3  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1
 
 
@@ -43,15 +44,15 @@ def size_of_epoch(config: TrainConfig, epoch: int, *, seed: int) -> int:
     """The side that the crops of an epoch are resized to, in pixels."""
     if config.size_choice == "turns":
         return config.sizes[epoch % len(config.sizes)]
-    rng = np.random.default_rng([seed, 3, epoch])
-    return int(rng.integers(min(config.sizes), max(config.sizes) + 1))
+    drawn = rng(seed, "crop size", epoch)
+    return int(drawn.integers(min(config.sizes), max(config.sizes) + 1))
 
 
 def batches_of_epoch(
     count: int, config: TrainConfig, epoch: int, *, seed: int
 ) -> list[NDArray[np.int64]]:
     """An epoch's batches of positions: every picture once, all batches alike in size within one."""
-    order = np.random.default_rng([seed, 5, epoch]).permutation(count)
+    order = rng(seed, "classifier epoch", epoch).permutation(count)
     return np.array_split(order, max(1, round(count / config.batch_size)))
 
 
@@ -106,10 +107,8 @@ class Trainer:
             group["lr"] = self.lr()
         x, labels = (part.to(self._ranks.device, non_blocking=True) for part in share)
         self._net.train()
-        devices = [self._ranks.device] if self._ranks.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            key = [self._seed, 4, p.epoch, p.batch]
-            torch.manual_seed(int(np.random.default_rng(key).integers(2**62)))
+        device = self._ranks.device
+        with torch_stream(self._seed, "classifier dropout", p.epoch, p.batch, device=device):
             rows = torch.arange(batch_size)[self._ranks.rank :: self._ranks.count]
             share_batch(self.classifier, rows.to(self._ranks.device), batch_size)
             with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=self._halved):

@@ -21,9 +21,10 @@ from sppdet.data.images import read_image
 from sppdet.errors import DataError
 from sppdet.features.backbones import PIXEL_MEAN
 from sppdet.features.geometry import choose_scales, scale_factor
+from sppdet.randomness import rng
 from sppdet.types import AnnotatedImage, Boxes, Dataset, Picture
 
-VERSION = 1  # raised when the same arguments give other crops
+VERSION = 2  # raised when the same arguments give other crops
 BACKGROUND = "background"  # the folder of crops without an object
 
 _OBJECTS, _BACKGROUNDS = 3, 1  # crops a picture and round
@@ -65,9 +66,9 @@ def write_crops(
     count = 0
     for position, image in enumerate(dataset.images):
         picture = read_image(image.path)
-        rng = np.random.default_rng([seed, position])
+        drawn = rng(seed, "crops", position)
         for number, (crop, label) in enumerate(
-            pair for _ in range(rounds) for pair in draw_crops(image, picture, config, rng=rng)
+            pair for _ in range(rounds) for pair in draw_crops(image, picture, config, rng=drawn)
         ):
             path = folder / names[label] / f"{image.id}-{number:03}.png"
             _, encoded = cv2.imencode(".png", np.ascontiguousarray(crop[:, :, ::-1]))

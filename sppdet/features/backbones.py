@@ -24,6 +24,7 @@ from sppdet.features.geometry import scale_factor
 from sppdet.features.graph import before_last_pooling, geometry_of
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.parallel import multiplying_in
+from sppdet.randomness import torch_stream
 from sppdet.types import FeatureMaps, Picture
 
 VERSION = 2  # raised when the same weights give other maps, or these are stored otherwise
@@ -168,8 +169,7 @@ def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False
     problem = problem_with_name(name)
     if problem:
         raise ConfigError(f"backbone.name: {problem}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_stream(seed, "initial convolutional layers"):
         if weights == "imagenet":
             return _backbone(name, _imagenet_model(name), whole=whole, with_fc=True)
         model = _random_model(name)

@@ -11,6 +11,7 @@ from sppdet.config import Config, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
 from sppdet.features.spp import level_columns, spp_width
+from sppdet.randomness import torch_stream
 
 FC8_DEVIATION = 0.01
 
@@ -86,8 +87,7 @@ def build_head(
     the first forward pass equals the pre-trained network. Else they are random, and fine-tuning
     fits them to the data with `standardise`. fc8 ~ N(0, 0.01²).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_stream(seed, "initial fully connected layers"):
         head = empty_head(backbone, levels, config, outputs)
         _initialise(head)
     fc = pretrained_fc(backbone, config)
@@ -143,8 +143,7 @@ def truncated(head: Head, ranks: Sequence[int]) -> Head:
 
 @torch.no_grad()
 def _thin(layer: nn.Linear, rank: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_stream(0, "truncated SVD"):
         # randomised: the exact decomposition of fc6 takes minutes
         u, s, v = torch.svd_lowrank(layer.weight, q=min(rank + 64, *layer.weight.shape), niter=4)
     first = nn.Linear(layer.in_features, rank, bias=False)

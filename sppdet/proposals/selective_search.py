@@ -17,10 +17,11 @@ from sppdet.boxes import clip_boxes
 from sppdet.config import ProposalsConfig
 from sppdet.proposals import opencv_engine, sppdet_engine
 from sppdet.proposals.modes import MODES
+from sppdet.randomness import rng
 from sppdet.types import Picture, Proposals
 
 MAX_ASPECT = 4  # a picture taller than this × its width is shrunk to fit, or it would take too long
-VERSION = 2  # raised when the same settings give other boxes
+VERSION = 3  # raised when the same settings give other boxes
 
 
 def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
@@ -43,8 +44,8 @@ def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
     )
     engine = opencv_engine if config.engine == "opencv" else sppdet_engine
     groups = engine.hierarchies(resized, MODES[config.mode])
-    rng = np.random.default_rng([config.seed, _digest(resized)])
-    boxes = _order(groups, rng, min_size=config.min_size)[: config.max_boxes]
+    drawn = rng(config.seed, "proposal ranking", _digest(resized))
+    boxes = _order(groups, drawn, min_size=config.min_size)[: config.max_boxes]
     scale = np.array([width / resized_size[0], height / resized_size[1]] * 2, dtype=np.float64)
     original = (boxes * scale).astype(np.float32)
     return Proposals(clip_boxes(original, width=width, height=height))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sppdet.config import BboxConfig
 
-VERSION = 2  # raised when the same settings give other weights
+VERSION = 3  # raised when the same settings give other weights
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sppdet.boxes import box_iou, encode_deltas
 from sppdet.config import BboxConfig, SvmConfig
 from sppdet.detection.detector import Regressors
 from sppdet.distributed import Tensors
+from sppdet.randomness import rng
 from sppdet.training.bbox import fit_box_regressor
 from sppdet.training.material import Material, feature_scale
 from sppdet.types import Boxes
@@ -83,13 +84,15 @@ def _find_examples(material: Material, config: BboxConfig) -> list[list[_Example
     return found
 
 
-def _limit(examples: list[_Examples], config: BboxConfig, seed: int) -> list[_Examples]:
+def _limit(
+    examples: list[_Examples], config: BboxConfig, *, rng: np.random.Generator
+) -> list[_Examples]:
     """At most `max_examples` of them, drawn at random."""
     total = sum(len(e.boxes) for e in examples)
     if total <= config.max_examples:
         return examples
     keep = np.zeros(total, dtype=np.bool_)
-    keep[np.random.default_rng([seed, 5]).permutation(total)[: config.max_examples]] = True
+    keep[rng.permutation(total)[: config.max_examples]] = True
     limited, start = [], 0
     for e in examples:
         rows: NDArray[np.bool_] = keep[start : start + len(e.boxes)]
@@ -122,7 +125,7 @@ def _fitted(
         return read_tensors(path)[0]
     if not found:
         return {"facts": torch.zeros(2, dtype=torch.float64)}
-    examples = _limit(found, config, material.seed + k)
+    examples = _limit(found, config, rng=rng(material.seed, "box regression examples", k))
     x = _features(material, material.dataset.class_names[k], examples, config, scale, width)
     targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
     regressor = fit_box_regressor(x, targets, config)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from sppdet.compiled import compiled
 from sppdet.config import SvmConfig
 from sppdet.parallel import ordered_map
+from sppdet.randomness import rng
 from sppdet.training.pool import Matrix, Pool, Rows
 
 Vector = NDArray[np.float64]
@@ -279,7 +280,10 @@ def _descend_all(descents: Sequence[_Descent], config: SvmConfig, *, seed: int) 
 
     def descend(d: _Descent) -> int:
         passes: int = _descend(
-            d.gram, d.signs, d.limits, config.C, d.duals, d.scores, seed, d.passes, d.gap
+            *(d.gram, d.signs, d.limits, config.C, d.duals, d.scores),
+            rng(seed, "order of coordinates"),
+            d.passes,
+            d.gap,
         )
         return passes
 
@@ -294,7 +298,7 @@ def _descend(
     C: float,
     duals: Vector,
     scores: Vector,
-    seed: int,
+    rng: np.random.Generator,
     passes: int,
     gap: float,
 ) -> int:
@@ -303,7 +307,6 @@ def _descend(
     Returns:
         the passes made.
     """
-    np.random.seed(seed)  # noqa: NPY002 — the generator of this thread's compiled code
     count = len(signs)
     for done in range(passes):
         missing = 0.0
@@ -312,7 +315,7 @@ def _descend(
             missing += C * (limits[i] * max(0.0, slope) - duals[i] * slope)
         if missing <= gap:
             return done
-        for i in np.random.permutation(count):  # noqa: NPY002
+        for i in rng.permutation(count):
             slope = 1.0 - signs[i] * scores[i]
             value = min(max(duals[i] + slope / (C * gram[i, i]), 0.0), limits[i])
             step = C * signs[i] * (value - duals[i])

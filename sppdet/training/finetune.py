@@ -21,10 +21,11 @@ from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head, share_batch
 from sppdet.parallel import has_bfloat16
+from sppdet.randomness import rng, torch_stream
 from sppdet.training.sampling import IGNORED, draw
 from sppdet.types import Labels
 
-VERSION = 2  # raised when the same settings give other weights
+VERSION = 3  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1
 
 
@@ -58,7 +59,7 @@ def split_pictures(
     count: int, *, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(training, validation) pictures' positions, drawn once; none for validation if there are < 5."""
-    order = np.random.default_rng([seed, 1]).permutation(count)
+    order = rng(seed, "held-out images").permutation(count)
     held_out = max(1, round(count * fraction)) if fraction > 0 and count >= 5 else 0
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
@@ -75,9 +76,9 @@ def pool_pictures(
     chosen: list[tuple[int, bool]] = []
     while len(chosen) < size:
         epoch, within = divmod(start + len(chosen), len(training))
-        rng = np.random.default_rng([seed, 2, epoch])
-        order = rng.permutation(training)
-        mirrored = rng.random(len(training)) < (0.5 if config.flip else 0.0)
+        drawn = rng(seed, "fine-tuning epoch", epoch)
+        order = drawn.permutation(training)
+        mirrored = drawn.random(len(training)) < (0.5 if config.flip else 0.0)
         take = slice(within, within + size - len(chosen))
         pairs = zip(order[take].tolist(), mirrored[take].tolist(), strict=True)
         chosen.extend((picture, bool(flip)) for picture, flip in pairs)
@@ -194,13 +195,10 @@ class FineTuner:
             TrainingError: the loss isn't finite, or no pool has both positives and negatives.
         """
         p = self.progress
-        rng = np.random.default_rng([self._seed, 3, p.pool])
-        # dropout draws from torch's own generators: seeded per pool, restored afterwards
-        devices = [self._device] if self._device.type == "cuda" else []
         before, losses = p.batch, []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(rng.integers(2**62)))
-            for rows in batches(pool.labels, self.config, rng=rng):
+        drawn = rng(self._seed, "fine-tuning batches", p.pool)
+        with torch_stream(self._seed, "fine-tuning dropout", p.pool, device=self._device):
+            for rows in batches(pool.labels, self.config, rng=drawn):
                 if self.finished:
                     break
                 losses.append(self._step(pool, rows))

@@ -10,6 +10,7 @@ import torch
 from sppdet.boxes import flip_boxes
 from sppdet.config import FinetuneConfig
 from sppdet.features.regions import find_windows
+from sppdet.randomness import rng
 from sppdet.training.finetune import Pool, draw_windows, pool_of
 from sppdet.training.material import Material
 from sppdet.training.sampling import IGNORED, label_boxes
@@ -38,12 +39,12 @@ class PoolMaker:
         width = material.extractor.width("pool5", maps.channels)
         features, labels = [], []
         for place, (position, mirrored) in enumerate(pairs):
-            rng = np.random.default_rng([material.seed, 6, salt + 1, place])
+            drawn = rng(material.seed, "fine-tuning windows", salt, place)
             boxes, of_all = self._candidates_of(position)
-            rows = draw_windows(of_all, self._config, rng=rng)
+            rows = draw_windows(of_all, self._config, rng=drawn)
             # here a picture is always the same process's, whose memory may have its maps
             if position % ranks.count == ranks.rank:
-                pooled = self._pooled(position, boxes[rows], mirrored, rng=rng)
+                pooled = self._pooled(position, boxes[rows], mirrored, rng=drawn)
             else:
                 pooled = torch.empty((0, width), device=maps.device)
             features.append(pooled)

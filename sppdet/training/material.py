@@ -20,6 +20,7 @@ from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
 from sppdet.parallel import ordered_map
 from sppdet.proposals.stage import Proposer
+from sppdet.randomness import rng
 from sppdet.run import Reporter
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
 
@@ -120,12 +121,12 @@ def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
 
     The mean is taken over up to `norm_images` pictures × `norm_windows` windows.
     """
-    order = np.random.default_rng([material.seed, 4]).permutation(len(material.dataset))
+    order = rng(material.seed, "images of the feature norm").permutation(len(material.dataset))
 
     def norms(sight: Sight) -> Tensors:
         windows = material.extractor.windows(sight.maps, sight.proposals.boxes)
-        rng = np.random.default_rng([material.seed, 4, sight.position])
-        drawn = np.sort(rng.permutation(len(windows))[: config.norm_windows])
+        shuffled = rng(material.seed, "windows of the feature norm", sight.position)
+        drawn = np.sort(shuffled.permutation(len(windows))[: config.norm_windows])
         pooled = material.extractor.pool(sight.maps, windows.cells[drawn])
         features = material.extractor.layer(pooled, layer)
         return {"norms": torch.linalg.vector_norm(features, dim=1).double()}

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from sppdet.config import SvmConfig
 from sppdet.distributed import Ranks, Tensors
 from sppdet.errors import TrainingError
+from sppdet.randomness import rng
 from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 
-VERSION = 5  # raised when the same settings give other weights
+VERSION = 6  # raised when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:
@@ -66,7 +67,7 @@ def fit_by_liblinear(
         intercept_scaling=config.bias,
         tol=config.tolerance,
         max_iter=config.max_iterations,
-        random_state=seed,
+        random_state=int(rng(seed, "liblinear's coordinates").integers(2**31)),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
