@@ -102,9 +102,12 @@ def test_a_folder_by_the_command_line(
         box = [float(line[key]) for key in ("x1", "y1", "x2", "y2")]
         assert box == pytest.approx([x, y, x + w, y + h], abs=0.006)
 
-    keys = ("image_id", "category_id", "bbox", "score")
     coco = json.loads((out / "coco_results.json").read_text())
-    assert coco == [{key: row[key] for key in keys} for row in rows]
+    for entry, row in zip(coco, rows, strict=True):
+        assert entry["category_name"] == row["class"]
+        assert all(entry[k] == row[k] for k in ("image_id", "category_id", "file_name"))
+        assert np.float32(entry["score"]) == np.float32(row["score"])
+        assert entry["bbox"] == pytest.approx(row["bbox"], abs=1e-5)
 
     for image in found["images"]:
         stem = image["file_name"].rpartition(".")[0]

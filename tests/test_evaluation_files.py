@@ -155,6 +155,7 @@ def test_coco_ids(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_coco_results(path, dataset, detections)
     wanted = {"image_id": 285, "category_id": 2, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}
+    wanted |= {"file_name": "000000000285.jpg", "category_name": "dog"}
     assert json.loads(path.read_text()) == [wanted]
     write_coco_results(path, dataset, {})
     assert json.loads(path.read_text()) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy as np
 
 from sppdet.artifacts import atomic_path, write_json, write_text
 from sppdet.data.images import find_images, read_image
+from sppdet.data.results import results_entry
 from sppdet.data.voc import write_voc_annotation
 from sppdet.detection.detector import Detector
 from sppdet.detection.drawing import draw_detections
@@ -197,8 +198,19 @@ def _write_joint_files(
         content = {"images": images, "categories": categories, "annotations": rows}
         write_json(out / "detections.json", content)
     if "coco" in formats:
-        keys = ("image_id", "category_id", "bbox", "score")
-        write_json(out / "coco_results.json", [{key: row[key] for key in keys} for row in rows])
+        entries = [
+            results_entry(
+                image_id=image_id,
+                file_name=one.name,
+                category_id=label,
+                category_name=name,
+                box=box,
+                score=score,
+            )
+            for image_id, one in enumerate(found, start=1)
+            for name, box, score, label in _columns(one.detections)
+        ]
+        write_json(out / "coco_results.json", entries)
     if "csv" in formats:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -214,11 +226,7 @@ def _rows(found: Sequence[_Found]) -> list[dict[str, Any]]:
     """COCO-like annotations, each also with the picture's file and the class's name."""
     rows: list[dict[str, Any]] = []
     for image_id, one in enumerate(found, start=1):
-        d = one.detections
-        for name, box, score, label in zip(
-            d.names(), d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True
-        ):
-            x1, y1, x2, y2 = box
+        for name, (x1, y1, x2, y2), score, label in _columns(one.detections):
             rows.append(
                 {
                     "id": len(rows) + 1,
@@ -232,3 +240,9 @@ def _rows(found: Sequence[_Found]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _columns(found: Detections) -> Iterator[tuple[str, list[float], float, int]]:
+    """Class name, box, score and label of every detection."""
+    columns = (found.names(), found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
+    return zip(*columns, strict=True)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from sppdet.artifacts import write_text
 from sppdet.data.files import read_text
 from sppdet.data.records import unique_ids
+from sppdet.data.results import results_entry
 from sppdet.errors import DataError
+from sppdet.evaluation.image_names import distinct_names
 from sppdet.evaluation.inputs import check_detections
 from sppdet.evaluation.rows import Rows, pictures_by_name
 from sppdet.types import Dataset, Detections
@@ -44,22 +44,22 @@ def write_coco_results(
     category_ids = default_category_ids(dataset) if category_ids is None else category_ids
     categories = [_id_of(name, category_ids, "class") for name in dataset.class_names]
     entries = []
-    for image in dataset.images:
+    for image, file_name in zip(dataset.images, distinct_names(dataset), strict=True):
         found = detections.get(image.id)
         if found is None or not len(found):
             continue
         image_id = _id_of(image.id, image_ids, "image")
-        boxes = found.boxes.astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
         for label, box, score in zip(
-            found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True
+            found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
         ):
-            entry = {
-                "image_id": image_id,
-                "category_id": categories[label - 1],
-                "bbox": [float(f"{value:.9g}") for value in box],
-                "score": float(f"{score:.9g}"),
-            }
+            entry = results_entry(
+                image_id=image_id,
+                file_name=file_name,
+                category_id=categories[label - 1],
+                category_name=dataset.class_names[label - 1],
+                box=box,
+                score=score,
+            )
             entries.append(json.dumps(entry))
     write_text(path, "[" + ",\n".join(entries) + "]\n")
 
