@@ -52,7 +52,7 @@ def test_gradients_equal_the_cpus(dtype: torch.dtype) -> None:
     windows = windows_of(40, 30, 150)
     found = []
     for device in ("cpu", "cuda"):
-        feature_map = start.to(device).requires_grad_()
+        feature_map = start.to(device).detach().clone().requires_grad_()
         pooled = spp_windows(feature_map, windows, LEVELS)
         torch.manual_seed(1)
         pooled.backward(torch.randn(tuple(pooled.shape)).to(device))
