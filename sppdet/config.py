@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from sppdet import plain_yaml
 from sppdet.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -322,7 +322,7 @@ class Config(Section):
         if self.head is None:
             raw["finetune"] = "none"
         raw["svm"]["layer"] = self.svm_layer()
-        return yaml.safe_dump(raw, sort_keys=False)
+        return plain_yaml.dump(raw)
 
 
 def worker_count(workers: Literal["auto"] | int) -> int:

@@ -5,45 +5,23 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
+import stat
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from sppdet import plain_yaml
 from sppdet.config import Config, Section
-from sppdet.errors import ConfigError
+from sppdet.errors import ConfigError, one_line
 
 PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
 WEIGHT_NAMES = ("imagenet", "none")
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a repeated key."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)  # a list as a key is refused below
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+MAX_BYTES = 1_000_000
+MAX_FILES = 20  # that build on each other
+MAX_SHOWN = 60  # characters of a wrong value in a message
 
 
 S = TypeVar("S", bound=Section)
@@ -64,7 +42,7 @@ def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> 
     Raises:
         ConfigError: one line with file, key and what was expected.
     """
-    raw = _read_with_bases(path, ())
+    raw = _read_with_bases(path)
     known_from = str(path)
     for item in overrides:
         _apply_override(raw, item)
@@ -74,63 +52,107 @@ def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> 
 
 def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
     """Validate plain data; `where` starts the message of an error."""
-    problem = _unknown_key(raw, model, ())
+    problem = _unknown_key(raw, model, ()) or _unusable_text(raw, (), plain_yaml.MAX_DEPTH)
     if problem:
         raise ConfigError(f"{where}: {problem}")
     try:
-        return model.model_validate_json(json.dumps(raw, default=str))
+        return model.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
 
 
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve() if seen else path
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: base: the files build on each other in a circle")
-    raw = read_yaml(path)
-    base = raw.pop("base", None)
-    _resolve_paths(raw, path.resolve().parent)
-    if base is None:
-        return raw
-    if not isinstance(base, str):
+def _read_with_bases(path: Path) -> dict[str, Any]:
+    """The settings of a file and of those that it builds on; the file's own come first."""
+    chain: list[dict[str, Any]] = []
+    seen: list[str] = []
+    base: Any = path.name
+    while base is not None:
+        raw = read_yaml(path)
+        seen.append(os.path.realpath(path))
+        base = raw.pop("base", None)
+        _resolve_paths(raw, Path(seen[-1]).parent, str(path))
+        chain.append(raw)
+        if base is not None:
+            path = _base_path(path, base, seen)
+    merged: dict[str, Any] = {}
+    for raw in reversed(chain):
+        merged = _merge(merged, raw)
+    return merged
+
+
+def _base_path(path: Path, base: Any, seen: list[str]) -> Path:
+    """The file that `path` builds on, after the files `seen`."""
+    if not isinstance(base, str) or not base or not _is_usable(base):
         raise ConfigError(f"{path}: base: expected the name of a YAML file")
-    return _merge(_read_with_bases(path.parent / base, (*seen, path.resolve())), raw)
+    if os.path.realpath(path.parent / base) in seen:
+        raise ConfigError(f"{path}: base: the files build on each other in a circle")
+    if len(seen) == MAX_FILES:
+        raise ConfigError(f"{path}: base: more than {MAX_FILES} files build on each other")
+    return path.parent / base
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, as plain data."""
+    """Read a YAML file that holds a mapping, as plain data.
+
+    Raises:
+        ConfigError: no regular file, more than `MAX_BYTES`, not UTF-8, refused by
+            `plain_yaml.parse`, or no mapping.
+    """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = _read_regular_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: can't be read: {reason}") from None
+    try:
+        raw = plain_yaml.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
     return raw
 
 
-def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
-    for *sections, key in PATH_KEYS:
+def _read_regular_file(path: Path) -> bytes:
+    # opening a FIFO would wait for a writer
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("not a regular file")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"more than {MAX_BYTES:,} bytes; expected a file of settings")
+    return content
+
+
+def _resolve_paths(raw: dict[str, Any], folder: Path, where: str) -> None:
+    for *sections, key in (*PATH_KEYS, ("backbone", "weights")):
         holder: Any = raw
         for section in sections:
             holder = holder.get(section) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and holder.get(key) is not None:
-            value = holder[key]
-            if isinstance(value, str):
-                holder[key] = _absolute(value, folder)
-            elif isinstance(value, list):
-                holder[key] = [_absolute(v, folder) if isinstance(v, str) else v for v in value]
-    backbone = raw.get("backbone")
-    weights = backbone.get("weights") if isinstance(backbone, dict) else None
-    if isinstance(weights, str) and weights not in WEIGHT_NAMES:
-        raw["backbone"]["weights"] = _absolute(weights, folder)
+        if not isinstance(holder, dict):
+            continue
+        value = holder.get(key)
+        if key == "weights" and value in WEIGHT_NAMES:
+            continue
+        name = f"{where}: {'.'.join((*sections, key))}"
+        if isinstance(value, str):
+            holder[key] = _absolute(value, folder, name)
+        elif isinstance(value, list):
+            holder[key] = [_absolute(v, folder, name) if isinstance(v, str) else v for v in value]
 
 
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(path).expanduser())
+def _absolute(path: str, folder: Path, name: str) -> str:
+    if not path:
+        raise ConfigError(f"{name}: expected a path, got an empty string")
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except (RuntimeError, ValueError):  # ValueError: a NUL byte in the name
+        user = one_line(path.split("/")[0], MAX_SHOWN)
+        raise ConfigError(f"{name}: {user}: no such user's home") from None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -145,20 +167,42 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _apply_override(raw: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {item}: expected key=value, such as svm.C=0.01")
+    where = f"--set {one_line(item, MAX_SHOWN)}"
+    *sections, last = parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"{where}: expected key=value, such as svm.C=0.01")
+    if len(parts) > plain_yaml.MAX_DEPTH:
+        raise ConfigError(f"{where}: no setting's name has {len(parts):,} parts")
+    if parts == ["base"]:
+        raise ConfigError(f"{where}: base has a meaning in files alone")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {item}: the value is not YAML") from None
-    *sections, last = key.split(".")
+        value = plain_yaml.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     patch: dict[str, Any] = {last: value}
     for section in reversed(sections):
         patch = {section: patch}
-    _resolve_paths(patch, Path.cwd())
+    _resolve_paths(patch, Path.cwd(), where)
     merged = _merge(raw, patch)
     raw.clear()
     raw.update(merged)
+
+
+def _unusable_text(raw: Any, at: tuple[str, ...], levels: int) -> str | None:
+    """Find a string with a NUL byte or a lone surrogate, which no path and no file may hold."""
+    if isinstance(raw, (Mapping, list)):
+        if levels == 0:
+            return f"{'.'.join(at[:3])}: nested too deeply"
+        items = raw.items() if isinstance(raw, Mapping) else enumerate(raw)
+        found = (_unusable_text(v, (*at, str(k)), levels - 1) for k, v in items)
+        return next((problem for problem in found if problem), None)
+    if isinstance(raw, str) and not _is_usable(raw):
+        return f"{one_line('.'.join(at), MAX_SHOWN)}: expected UTF-8 text, got {_shown(raw)}"
+    return None
+
+
+def _is_usable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | None:
@@ -176,7 +220,7 @@ def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str |
                 if near
                 else (f"; known here: {', '.join(model.model_fields)}")
             )
-            return f"{name}: unknown{hint}"
+            return f"{one_line(name, MAX_SHOWN) or repr(name)}: unknown{hint}"
         section = _section_of(field.annotation)
         if section is not None:
             problem = _unknown_key(value, section, (*at, str(key)))
@@ -192,22 +236,33 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
+    problems = error.errors()
+    first = problems[0]
     # the branches of a union end the location with words that are no keys of ours
     keys = [str(part) for part in first["loc"] if not _is_branch(part)]
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = _expected(first)
     if _is_branch(first["loc"][-1] if first["loc"] else 0):  # what the other branches expect too
         others = [
-            e["msg"].replace("Input should", "should")
-            for e in error.errors()[1:]
-            if e["loc"][: len(keys)] == first["loc"][: len(keys)]
+            _expected(e) for e in problems[1:] if e["loc"][: len(keys)] == first["loc"][: len(keys)]
         ]
         message = " or ".join(dict.fromkeys([message, *others]))
-    given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    given = "" if first["type"] in ("missing", "value_error") else f", got {_shown(first['input'])}"
     more = error.error_count() - 1
     also = f" (and {more} more)" if more and not any(_is_branch(p) for p in first["loc"]) else ""
     where = ".".join(keys)
     return f"{where}: {message}{given}{also}" if where else f"{message}{also}"
+
+
+def _expected(problem: Any) -> str:
+    message: str = problem["msg"]
+    if problem["type"] == "string_type" and isinstance(problem["input"], (bool, int, float)):
+        message += " (in quotes)"
+    message = message.replace("a valid boolean", "true or false")
+    return one_line(message.removeprefix("Value error, ").replace("Input should", "should"), 160)
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), MAX_SHOWN)
 
 
 def _is_branch(part: Any) -> bool:

@@ -113,7 +113,7 @@ def test_shipped_config(path: Path | None) -> None:
         ("svm: {C: much}", "svm.C: should be a valid number, got 'much'"),
         ("seed: true", "seed: should be a valid integer, got True"),
         ("seed: '1'", "seed: should be a valid integer, got '1'"),
-        ("finetune: {flip: 1}", "finetune.flip: should be a valid boolean, got 1"),
+        ("finetune: {flip: 1}", "finetune.flip: should be true or false, got 1"),
         ("proposals: {engine: stored, path: 3}", "proposals.path.0: "),
         ("svm: {C: -1}", "svm.C: should be greater than 0, got -1"),
         ("svm: {hard_threshold: .nan}", "svm.hard_threshold: should be a finite number, got nan"),
@@ -131,9 +131,9 @@ def test_shipped_config(path: Path | None) -> None:
         ("head: {widths: [8]}\nbbox: {layer: fc7}", "bbox.layer: fc7 needs a head"),
         ("proposals: {engine: stored}", "proposals: path: expected with engine: stored"),
         ("proposals: {path: x.mat}", "proposals: path: expected with engine: stored"),
-        ("seed: 1\nseed: 2", "not YAML: seed stands twice"),
-        ("svm: {C: 1, C: 2}", "not YAML: C stands twice"),
-        ("? [a, b]\n: 1", "not YAML: "),
+        ("seed: 1\nseed: 2", "run.yaml: line 3: seed is given twice"),
+        ("svm: {C: 1, C: 2}", "line 2: C is given twice"),
+        ("? [a, b]\n: 1", "line 2: a mapping or list as a key; expected the name of a setting"),
         ("svm: [", "not YAML: "),
         ("base: 3", "base: expected the name of a YAML file"),
         ("base: nowhere.yaml", "nowhere.yaml: no such file"),
@@ -206,7 +206,7 @@ def test_names_of_weights_are_no_paths(name: str, tmp_path: Path) -> None:
 def test_base_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     write(tmp_path / "b.yaml", "base: a.yaml\n")
-    assert "a.yaml: base: the files build on each other in a circle" in refusal(tmp_path / "a.yaml")
+    assert "b.yaml: base: the files build on each other in a circle" in refusal(tmp_path / "a.yaml")
     write(tmp_path / "self.yaml", "base: self.yaml\n")
     assert "circle" in refusal(tmp_path / "self.yaml")
 
@@ -221,7 +221,7 @@ def test_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.data.root == [tmp_path / "here"]
     assert "run.yaml with --set: svm.c: unknown; did you mean svm.C?" in refusal(path, "svm.c=1")
     assert "--set svm.C: expected key=value" in refusal(path, "svm.C")
-    assert "--set svm.C=[: the value is not YAML" in refusal(path, "svm.C=[")
+    assert "--set svm.C=[: not YAML: line 1, column 2: " in refusal(path, "svm.C=[")
 
 
 def test_sections_of_none() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -18,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from sppdet import plain_yaml
 from sppdet.config import (
     BackboneConfig,
     Fraction,
@@ -138,7 +138,7 @@ class PretrainConfig(Section):
         """The settings with every default."""
         raw = self.model_dump(mode="json")
         raw["head"] = raw["head"] or "none"
-        return yaml.safe_dump(raw, sort_keys=False)
+        return plain_yaml.dump(raw)
 
 
 class ProbeDataConfig(Section):
