@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +21,7 @@ from sppdet.config_file import load_config, load_settings
 from sppdet.errors import ConfigError, SppdetError, one_line, printable
 from sppdet.parallel import set_threads
 from sppdet.run import Reporter
+from sppdet.signals import Stopped, stopping_signals
 from sppdet.version import __version__
 
 app = typer.Typer(
@@ -47,35 +51,84 @@ ViewsOption = Annotated[
     list[str] | None,
     typer.Option(help="centre, 10, full, maps10, maps96 or maps98; may be given again."),
 ]
+_MOST_THREADS, _MOST_PIXELS, _MOST_CLASSES = 1024, 10_000, 1_000_000  # what can be meant
 _INTERRUPTED = 130  # typer's status after Ctrl-C
+# what a signal that ends a command leaves, and how to go on
+_AFTER_A_SIGNAL = {
+    "train": "training goes on from here by the same command",
+    "propose": "the proposals so far are kept; the same command does the rest",
+    "eval": "the detections so far are kept; the same command does the rest",
+    "eval --detections": "nothing is kept; the same command starts again",
+    "detect": "the results so far are kept; the same command does the rest",
+    "pretrain": "training goes on from here by the same command",
+    "pretrain-eval": "nothing is kept; the same command starts again",
+    "classify": "the answers so far are what is printed above",
+    "probe": "nothing is kept; the same command starts again",
+    "download": "sets that are whole are kept; the same command fetches the rest",
+    "demo": "the demo goes on from here by the same command",
+}
+
+
+class _State:
+    """What the command line knows of the call at work."""
+
+    debug = False
+    command = ""
 
 
 def main() -> None:
-    """Entry point: errors meant for the user are one line on stderr and status 1."""
+    """Entry point: errors meant for the user are one line on stderr and status 1.
+
+    SIGINT, SIGTERM and SIGHUP end in a line that says how to go on, and status 128 + signal.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
                 errors="replace"
             )  # a terminal that can't show × still shows the rest
+    _State.debug, _State.command = False, ""
+    threads = set(threading.enumerate())
+    with stopping_signals(_say_stopped):
+        try:
+            _call()
+        except Stopped as stop:
+            if _State.debug:
+                traceback.print_exc()
+            _say_stopped(stop)
+            if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
+                os._exit(stop.status)  # Python would wait for what they are at
+            raise SystemExit(stop.status) from None
+
+
+def _call() -> None:
     try:
         app()
     except BrokenPipeError:
         # whoever read the output has gone; python would complain again on closing stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (SppdetError, OSError) as error:
-        if _Debug.on:
+    except (SppdetError, OSError, MemoryError) as error:
+        if _State.debug:
             traceback.print_exc()
-        print(one_line(f"error: {error}"), file=sys.stderr)
+        text = "not enough memory" if isinstance(error, MemoryError) else error
+        print(one_line(f"error: {text}"), file=sys.stderr)
         raise SystemExit(1) from None
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            print("interrupted; training goes on from here by the same command", file=sys.stderr)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # by typer, where Python itself has handled Ctrl-C
+            raise Stopped(signal.SIGINT) from None
         raise
 
 
-class _Debug:
-    on = False
+def _say_stopped(stop: Stopped) -> None:
+    """The last line of a command that was told to stop; of several processes the first says it."""
+    how = _AFTER_A_SIGNAL.get(_State.command)
+    try:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{stop}; {how}" if how else stop, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the terminal has gone; Python would fail once more on closing the streams
+        os._exit(stop.status)
 
 
 class _OneLine(logging.Formatter):
@@ -91,18 +144,21 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _start(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Threads for the networks; default: all cores, or this process's share."
+            min=1,
+            max=_MOST_THREADS,
+            help="Threads for the networks; default: all cores, or this process's share.",
         ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
-    _Debug.on = debug
+    _State.debug, _State.command = debug, context.invoked_subcommand or ""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("warning: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -149,6 +205,7 @@ def evaluate(
         return
     if run is not None or not (config and detections and out):
         raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
+    _State.command = "eval --detections"
     evaluate_files(config, detections, out, split=split, metric=metric)
     print(f"reports are in {out}")
 
@@ -162,7 +219,9 @@ def detect(
     out: Annotated[Path, typer.Option(help="Where results go.")],
     score: Annotated[float, typer.Option(help="Least score (an SVM margin).")] = 0.0,
     save: Annotated[str, typer.Option(help="Some of images,json,csv,voc,coco.")] = "images,json",
-    workers: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_THREADS, help="Default: one per core.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Detect in pictures and folders of pictures."""
@@ -170,6 +229,8 @@ def detect(
     from sppdet.detection.folder import detect_folder, parse_formats
 
     formats = parse_formats(save)
+    if not math.isfinite(score):
+        raise ConfigError(f"--score {score}: expected a number")
     reporter = Reporter()
     detector = Detector.load(run, device=device)
     if score < detector.config.min_score:
@@ -233,9 +294,15 @@ def pretrain(
 def pretrain_eval(
     run: ClassifierArgument,
     views: ViewsOption = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Shorter side of the picture.")] = None,
-    crop: Annotated[int | None, typer.Option(min=1, help="Side of a view.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side that a crop is resized to.")] = None,
+    side: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Shorter side of the picture.")
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Side of a view.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Side that a crop is resized to.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Top-1 and top-5 of a classifier on its validation set; the settings' views by default."""
@@ -254,7 +321,9 @@ def classify(
         list[Path], typer.Argument(metavar="PATH", help="Pictures, or folders of them.")
     ],
     views: Annotated[ViewName, typer.Option(help="How each picture is seen.")] = "full",
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, max=_MOST_CLASSES, help="How many classes to name.")
+    ] = 5,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the answers here too.")
     ] = None,
@@ -315,7 +384,7 @@ def download(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of pictures and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of pictures and training.")] = 0,
 ) -> None:
     """Make a set of pictures, train on it, evaluate, detect in fresh ones."""
     from sppdet.demo import run_demo

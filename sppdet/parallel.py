@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import TypeVar
 
@@ -13,6 +13,8 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
+_STEP_S = 0.5
+_GRACE_S = 2.0  # for tasks at work to end in order; most take less
 
 
 def set_threads(count: int) -> None:
@@ -55,34 +57,41 @@ def ordered_map(
 
     At most `ahead` results (2 × `workers` if None) wait to be taken, so that memory stays bounded.
     The first error, of `function` or of the items, is raised in its place, after which nothing
-    further is started.
+    further is started. Whatever ends it early, an error, a signal or its user, waits no more than a
+    moment for tasks at work; their threads go on alone.
     """
     if workers == 0:
         yield from map(function, items)
         return
     waiting: deque[Future[R]] = deque()
     limit = ahead if ahead is not None else 2 * workers
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            source, failed = iter(items), None
-            while True:
-                try:
-                    item = next(source)
-                except StopIteration:
-                    break
-                except Exception as error:  # its place is behind what waits
-                    failed = error
-                    break
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > limit:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-            if failed is not None:
-                raise failed
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ThreadPoolExecutor(workers)
+
+    def first() -> R:
+        while not waiting[0].done():  # in steps: a signal just before a wait doesn't end it
+            wait([waiting[0]], timeout=_STEP_S)
+        return waiting.popleft().result()
+
+    try:
+        source, failed = iter(items), None
+        while True:
+            try:
+                item = next(source)
+            except StopIteration:
+                break
+            except Exception as error:  # its place is behind what waits
+                failed = error
+                break
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > limit:
+                yield first()
+        while waiting:
+            yield first()
+        if failed is not None:
+            raise failed
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in waiting if not future.cancelled()], timeout=_GRACE_S)
 
 
 def shares(count: int) -> list[slice]:

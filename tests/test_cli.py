@@ -58,6 +58,25 @@ def test_an_unknown_command_or_option(sppdet: CommandLine) -> None:
         assert status == 2 and "Traceback" not in err and "Error: " in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--threads", "0", "info", "run"],
+        ["--threads", "99999999999999999999", "info", "run"],
+        ["detect", "run", "a", "--out", "b", "--workers", "-1"],
+        ["detect", "run", "a", "--out", "b", "--workers", "1000000000"],
+        ["detect", "run", "a", "--out", "b", "--score", "much"],
+        ["classify", "run", "a", "--top", "99999999999999999999"],
+        ["pretrain-eval", "run", "--side", "99999999999999999999"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", "99999999999999999999"],
+    ],
+)
+def test_numbers_that_cant_be_meant(sppdet: CommandLine, arguments: list[str]) -> None:
+    status, _, err = sppdet(*arguments)
+    assert status == 2 and "Invalid value for" in err and "Traceback" not in err
+
+
 Arguments = Callable[[Path, Path, Path], list[str | Path]]  # of settings, run, an empty folder
 ERRORS: dict[str, tuple[Arguments, str]] = {
     "unknown key": (
@@ -109,6 +128,14 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     "no format": (
         lambda _, run, empty: ["detect", run, empty, "--out", empty, "--save", ""],
         "--save: expected some of images",
+    ),
+    "a score that is no number": (
+        lambda _, run, empty: ["detect", run, empty, "--out", empty, "--score", "nan"],
+        "--score nan: expected a number",
+    ),
+    "an infinite score": (
+        lambda _, run, empty: ["detect", run, empty, "--out", empty, "--score=-inf"],
+        "--score -inf: expected a number",
     ),
     "a class without an object": (
         lambda settings, run, empty: [
@@ -170,9 +197,7 @@ def test_an_interruption_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sppdet.info.describe_run", interrupted)
-    status, _, err = sppdet("info", trained)
-    assert status == 130
-    assert err == "interrupted; training goes on from here by the same command\n"
+    assert sppdet("info", trained) == (130, "", "interrupted\n")
 
 
 def test_a_broken_picture_stops_training_or_is_skipped(

@@ -262,6 +262,22 @@ def test_a_path_and_its_pixels_give_the_same(
     assert len(best) == 3 and best.path == by_path.path
 
 
+def test_an_array_in_opencvs_order(tiny: Backbone, picture: Picture, tmp_path: Path) -> None:
+    detector = make_detector(tiny, bbox="pool5", config=DetectConfig(min_score=-1e9))
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    expected = detector(picture)
+    bgr = cv2.imread(str(path))
+    assert bgr is not None
+    found = detector(np.asarray(bgr, dtype=np.uint8), bgr=True)
+    assert len(expected) and np.array_equal(found.boxes, expected.boxes)
+    assert np.array_equal(found.scores, expected.scores)
+    swapped = detector(np.asarray(bgr, dtype=np.uint8))  # the mistake that nothing can detect
+    assert not np.array_equal(swapped.scores, expected.scores)
+    with pytest.raises(ValueError, match=r"bgr with .*a\.png: expected an array"):
+        detector(path, bgr=True)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -51,8 +51,10 @@ class Regressors:
 class Detector:
     """SPP-net detection with trained parts.
 
-    `detector(picture)` runs everything on a path or an array (H, W, 3) RGB uint8; `detect` works on
-    proposals and maps that are there already.
+    `detector(picture)` runs everything on a path or on an array (H, W, 3) uint8; `detect` works on
+    proposals and maps that are there already. Arrays are RGB, as Pillow, imageio and torchvision
+    decode them. OpenCV decodes to BGR, which no check can tell from RGB and in which a detector
+    finds nonsense: pass `bgr=True` with such arrays.
     """
 
     class_names: tuple[str, ...]
@@ -74,10 +76,29 @@ class Detector:
 
         return load_detector(Path(run), device=device)
 
-    def __call__(self, picture: Path | str | Picture) -> Detections:
-        """Detections in a picture, in original pixels."""
-        path = "" if isinstance(picture, np.ndarray) else str(picture)
-        pixels = _checked(picture) if isinstance(picture, np.ndarray) else read_image(picture)
+    def __call__(self, picture: Path | str | Picture, *, bgr: bool = False) -> Detections:
+        """Detect in one image.
+
+        Args:
+            picture: path of an image file, or an array (H, W, 3) uint8: RGB, or BGR with `bgr`.
+            bgr: the array's channels are blue, green, red, as `cv2.imread` returns them.
+
+        Returns:
+            Detections in original pixels, in descending score.
+
+        Raises:
+            ValueError: an array of another shape or type, or `bgr` with a path, whose colour order
+                the file itself tells.
+            ImageError: the file is missing or can't be decoded.
+        """
+        if isinstance(picture, np.ndarray):
+            path, pixels = "", _checked(picture)
+            if bgr:
+                pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+        elif bgr:
+            raise ValueError(f"bgr with {picture}: expected an array; a file is read in its order")
+        else:
+            path, pixels = str(picture), read_image(picture)
         maps = self.maps.compute(self.maps.scaled(pixels))
         return self.detect(maps, self.proposer.of(pixels), pixels, path=path)
 

@@ -1,0 +1,76 @@
+"""Signals that ask the program to stop, raised as an exception so that files are left in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+# Windows has no SIGHUP
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+_SAME_REQUEST_S = 1.0  # `timeout` and terminals may send one request to a process twice
+
+
+class Stopped(BaseException):
+    """A signal asked the program to stop. Like KeyboardInterrupt it is no Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    def __str__(self) -> str:
+        """How the user is told: "interrupted" or "stopped by SIGTERM"."""
+        if self.number == signal.SIGINT:
+            return "interrupted"
+        return f"stopped by {signal.Signals(self.number).name}"
+
+    @property
+    def status(self) -> int:
+        """The exit status by the convention of shells."""
+        return 128 + self.number
+
+
+@contextlib.contextmanager
+def stopping_signals(at_once: Callable[[Stopped], None]) -> Iterator[None]:
+    """Raise `Stopped` in this block at SIGINT, SIGTERM or SIGHUP; restore the handlers after it.
+
+    A signal that is ignored when the block begins (SIGHUP under `nohup`) stays ignored. A second
+    request, more than a second after the first, ends the process at once, whatever it is still
+    tidying up.
+
+    Args:
+        at_once: called at the second request before the process ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread handle signals
+        return
+    first: float | None = None
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            raise Stopped(number)
+        if now - first > _SAME_REQUEST_S:
+            stopped = Stopped(number)
+            at_once(stopped)
+            os._exit(stopped.status)
+
+    ordinary = (signal.SIG_DFL, signal.default_int_handler)
+    before = {n: signal.getsignal(n) for n in STOPPING}
+    ours = [number for number, handler in before.items() if handler in ordinary]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            if signal.getsignal(number) is stop:  # a process of `torchrun` may ignore one for good
+                signal.signal(number, before[number])
