@@ -34,6 +34,15 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: more of them only wait for each other over maps as small as the tests'."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Backbone:
     return load_backbone("tiny", "none")
