@@ -157,7 +157,7 @@ class FeaturesConfig(Section):
     canonical_size: PositiveInt = 224
     """A window is pooled at the scale that brings its area nearest to the square of this."""
     max_side: PositiveInt = 2400
-    """Cap on the longer side of a resized picture (ours, for panoramas)."""
+    """Cap on the longer side of a resized image (ours). Scales that it makes equal count once."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of the networks everywhere but in fine-tuning: auto is float16 on a GPU, float32 on a CPU."""
 

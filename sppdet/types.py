@@ -100,19 +100,21 @@ class Proposals:
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """The conv5 maps of one picture at every image scale, ascending.
+    """The conv5 maps of one image at its distinct scales, ascending.
 
-    `scale_factors` are resized / original pixels; cell (0, 0) has its receptive-field centre at
+    `scale_factors` are resized / original pixels, in float64: in float32 a box's edge that lies on a
+    cell's centre would miss it. There are fewer maps than `scales` in the settings where the cap on
+    the longer side makes scales coincide. cell (0, 0) has its receptive-field centre at
     `offset` (c₀) in continuous resized pixels, and neighbouring centres are `stride` apart.
     """
 
     maps: tuple[torch.Tensor, ...]  # S × (C, H, W) float16 or float32
-    scale_factors: NDArray[np.float32]  # (S,)
+    scale_factors: NDArray[np.float64]  # (S,)
     stride: int
     offset: float
 
     def __post_init__(self) -> None:
-        _check(self.scale_factors, "scale_factors", (len(self.maps),), np.float32)
+        _check(self.scale_factors, "scale_factors", (len(self.maps),), np.float64)
         if not self.maps or any(m.ndim != 3 or 0 in m.shape for m in self.maps):
             raise ValueError("maps: expected one (C, H, W) map or more, none of them empty")
 

@@ -155,8 +155,8 @@ def test_input_is_normalised_rgb(rng: np.random.Generator) -> None:
 def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
     picture = random_picture(rng, width=100, height=80)
     maps = tiny.feature_maps(tiny.scaled(picture, [80, 120, 160], FeaturesConfig(max_side=150)))
-    np.testing.assert_allclose(maps.scale_factors, [1.0, 1.5, 1.5])  # the cap
-    assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19), (128, 15, 19)]
+    assert maps.scale_factors.tolist() == [1.0, 1.5]  # the cap makes the last two one
+    assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19)]
     assert (maps.stride, maps.offset) == (8, 0.5)
     with torch.inference_mode():
         assert torch.equal(maps.maps[0], tiny.layers(to_input(picture, 1.0))[0])

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def maps_of(cells: int, value: float = 1.0) -> FeatureMaps:
     """Maps of 2 × cells bytes."""
     one = torch.full((1, 1, cells), value, dtype=torch.float16)
-    return FeatureMaps((one,), np.ones(1, dtype=np.float32), 16, 0.5)
+    return FeatureMaps((one,), np.ones(1), 16, 0.5)
 
 
 def test_what_fits_is_held_and_comes_back_as_it_was() -> None:

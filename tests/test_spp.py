@@ -133,7 +133,7 @@ def test_windows_of_several_scales() -> None:
     generator = torch.Generator().manual_seed(4)
     maps = FeatureMaps(
         tuple(torch.randn(2, h, 2 * h, generator=generator) for h in (5, 7, 9)),
-        np.array([0.5, 0.75, 1.0], np.float32),
+        np.array([0.5, 0.75, 1.0]),
         16,
         0.5,
     )
@@ -152,7 +152,7 @@ def test_windows_of_several_scales() -> None:
 
 def test_find_windows_at_given_scales() -> None:
     maps = FeatureMaps(
-        (torch.zeros(1, 10, 10), torch.zeros(1, 20, 20)), np.array([1, 2], np.float32), 16, 0.5
+        (torch.zeros(1, 10, 10), torch.zeros(1, 20, 20)), np.array([1.0, 2.0]), 16, 0.5
     )
     boxes = np.array([[0, 0, 33, 33], [0, 0, 33, 33]], np.float32)
     windows = find_windows(maps, boxes, canonical_size=224, scale_index=np.array([1, 0]))

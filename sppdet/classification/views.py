@@ -129,8 +129,7 @@ def score_maps(
     """
     device = next(classifier.parameters()).device
     total = torch.zeros(len(classifier.class_names), device=device)
-    for (side, mirrored), wanted in _by_map(views).items():
-        factor = whole_factor(picture, side)
+    for (factor, mirrored), wanted in _by_map(views, picture).items():
         x = to_input(_mirrored(picture, mirrored), factor)
         feature_map = classifier.conv(x.to(device))[0].float()
         height, width = (round(length * factor) for length in picture.shape[:2])
@@ -144,10 +143,12 @@ def score_maps(
     return total / len(views)
 
 
-def _by_map(views: list[View]) -> dict[tuple[int, bool], list[View]]:
-    groups: dict[tuple[int, bool], list[View]] = {}
+def _by_map(views: list[View], picture: Picture) -> dict[tuple[float, bool], list[View]]:
+    """The views that share a map, by scale factor and mirroring."""
+    groups: dict[tuple[float, bool], list[View]] = {}
     for view in views:
-        groups.setdefault((view.side, view.mirrored), []).append(view)
+        factor = whole_factor(picture, view.side)
+        groups.setdefault((factor, view.mirrored), []).append(view)
     return groups
 
 
@@ -168,7 +169,7 @@ def _window(
     box = np.array([[left, top, left + crop, top + crop]], dtype=np.float32)
     cells = project(
         box,
-        np.ones(1, dtype=np.float32),
+        np.ones(1),
         stride=classifier.stride,
         offset=classifier.offset,
         map_width=map_width,

@@ -20,7 +20,7 @@ from sppdet.boxes import box_iou, clip_boxes
 from sppdet.data.images import read_image
 from sppdet.errors import DataError
 from sppdet.features.backbones import PIXEL_MEAN
-from sppdet.features.geometry import choose_scales, scale_factor
+from sppdet.features.geometry import choose_scales, scale_factors_of
 from sppdet.randomness import rng
 from sppdet.types import AnnotatedImage, Boxes, Dataset, Picture
 
@@ -146,14 +146,9 @@ def cut_crop(
         Beyond the picture it has the mean colour, which the networks see as 0.
     """
     height, width = picture.shape[:2]
-    factors = [
-        scale_factor(width=width, height=height, scale=scale, max_side=config.max_side)
-        for scale in config.scales
-    ]
-    chosen = choose_scales(
-        box, np.array(factors, dtype=np.float32), canonical_area=config.canonical_size**2
-    )
-    factor = factors[int(chosen[0])] * math.exp(rng.uniform(-_ZOOM, _ZOOM))
+    factors = scale_factors_of(config.scales, width=width, height=height, max_side=config.max_side)
+    chosen = choose_scales(box, factors, canonical_area=config.canonical_size**2)
+    factor = float(factors[chosen[0]]) * math.exp(rng.uniform(-_ZOOM, _ZOOM))
     centre = (box[0, :2] + box[0, 2:]).astype(np.float64) / 2
     origin = centre - config.side / 2 / factor
     # pixel i spans [i, i + 1), but warpAffine counts from pixel centres

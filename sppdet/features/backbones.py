@@ -20,14 +20,14 @@ from torch import nn
 from sppdet.artifacts import read_tensors
 from sppdet.config import FeaturesConfig
 from sppdet.errors import ArtifactError, ConfigError, WeightsError
-from sppdet.features.geometry import scale_factor
+from sppdet.features.geometry import scale_factors_of
 from sppdet.features.graph import before_last_pooling, geometry_of
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.parallel import multiplying_in
 from sppdet.randomness import torch_stream
 from sppdet.types import FeatureMaps, Picture
 
-VERSION = 2  # raised when the same weights give other maps, or these are stored otherwise
+VERSION = 3  # raised when the same weights give other maps, or these are stored otherwise
 
 # RGB / 255, as torchvision's ImageNet weights expect
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -63,25 +63,22 @@ class Backbone:
     fc: FcLayers | None
 
     def scaled(self, picture: Picture, scales: list[int], config: FeaturesConfig) -> ScaledPicture:
-        """A picture (H, W, 3) RGB at scales (shorter sides in resized pixels, ascending).
+        """Resize an image (H, W, 3) RGB to every distinct scale (shorter sides in resized pixels).
 
         Work for the CPU, which other threads do while the layers run.
         """
         height, width = picture.shape[:2]
-        factors = [
-            scale_factor(width=width, height=height, scale=s, max_side=config.max_side)
-            for s in scales
-        ]
-        resized_ones = [torch.from_numpy(resized(picture, f)) for f in factors]
+        factors = scale_factors_of(scales, width=width, height=height, max_side=config.max_side)
+        resized_ones = [torch.from_numpy(resized(picture, f)) for f in factors.tolist()]
         if next(self.layers.parameters()).is_cuda:
             resized_ones = [one.pin_memory() for one in resized_ones]  # so that copies don't wait
-        return ScaledPicture(tuple(resized_ones), np.array(factors, dtype=np.float32))
+        return ScaledPicture(tuple(resized_ones), factors)
 
     @torch.inference_mode()
     def feature_maps(
         self, picture: ScaledPicture, precision: torch.dtype = torch.float32
     ) -> FeatureMaps:
-        """Run the layers once on the whole picture at every scale.
+        """Run the layers once on the whole image at every distinct scale.
 
         Args:
             precision: what the layers multiply in.
@@ -100,10 +97,10 @@ class Backbone:
 
 @dataclass(frozen=True)
 class ScaledPicture:
-    """A picture at every image scale, before the layers."""
+    """An image at its distinct scales, before the layers."""
 
     pixels: tuple[torch.Tensor, ...]  # S × (h, w, 3) RGB uint8
-    scale_factors: NDArray[np.float32]  # (S,) resized / original pixels
+    scale_factors: NDArray[np.float64]  # (S,) resized / original pixels, ascending
 
 
 def to_input(picture: Picture, factor: float) -> torch.Tensor:

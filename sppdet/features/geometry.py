@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.types import Boxes
 
-# the float32 product of a box and a scale factor can miss a whole number by rounding; products
-# are formed in float64 and this much (in cells) is forgiven
-_ROUNDING = 1e-6
+# distances of areas that differ by less than this fraction of the canonical area are equal: factors
+# such as 1.4 are rounded, also in float64
+_TIE = 1e-9
+
+
+def scale_factors_of(
+    scales: Sequence[int], *, width: int, height: int, max_side: int
+) -> NDArray[np.float64]:
+    """The distinct scale factors of an image of `width` × `height` original pixels.
+
+    Args:
+        scales: shorter sides in resized pixels.
+        max_side: cap on the longer side in resized pixels; under it scales may coincide.
+
+    Returns:
+        (S,) ascending, 1 <= S <= `len(scales)`.
+    """
+    return np.unique(
+        [scale_factor(width=width, height=height, scale=s, max_side=max_side) for s in scales]
+    )
 
 
 def scale_factor(*, width: int, height: int, scale: int, max_side: int) -> float:
@@ -18,7 +37,7 @@ def scale_factor(*, width: int, height: int, scale: int, max_side: int) -> float
 
 
 def choose_scales(
-    boxes: Boxes, scale_factors: NDArray[np.float32], *, canonical_area: float = 224 * 224
+    boxes: Boxes, scale_factors: NDArray[np.float64], *, canonical_area: float = 224 * 224
 ) -> NDArray[np.int64]:
     """Pick for each proposal the image scale that brings its area nearest to `canonical_area`.
 
@@ -42,13 +61,15 @@ def choose_scales(
     if (area <= 0).any():
         raise ValueError(f"boxes, row {int(np.flatnonzero(area <= 0)[0])}: no area")
     scaled = area[:, None] * np.square(scale_factors.astype(np.float64))[None, :]  # [P, S]
-    nearest: NDArray[np.int64] = np.abs(scaled - canonical_area).argmin(axis=1)
+    distance = np.abs(scaled - canonical_area)
+    near = distance <= distance.min(axis=1, keepdims=True) + _TIE * canonical_area
+    nearest: NDArray[np.int64] = near.argmax(axis=1)
     return nearest
 
 
 def project(
     boxes: Boxes,
-    scale_factors: NDArray[np.float32],
+    scale_factors: NDArray[np.float64],
     *,
     stride: int,
     offset: float,
@@ -59,7 +80,8 @@ def project(
 
     left = ⌊(x − c₀)/S⌋ + 1 and right = ⌈(x − c₀)/S⌉ − 1, both inclusive; where left > right, both
     become their floor-mean; then they are clamped into the map (paper, appendix A, with c₀ for any
-    padding).
+    padding). A centre lies on an edge, hence not inside, where the edge is the float32 number that is
+    nearest to it: boxes tell no finer.
 
     Args:
         boxes: (P, 4) original pixels.
@@ -71,10 +93,11 @@ def project(
     Returns:
         (P, 4) int64 windows (left, top, right, bottom) in cells, inclusive.
     """
-    resized = boxes.astype(np.float64) * scale_factors.astype(np.float64)[:, None]
-    cells = (resized - offset) / stride
+    factors = scale_factors.astype(np.float64)[:, None]
+    cells = (boxes.astype(np.float64) * factors - offset) / stride
     whole = np.rint(cells)
-    cells = np.where(np.abs(cells - whole) < _ROUNDING, whole, cells)
+    centres = (whole * stride + offset) / factors  # original pixels
+    cells = np.where(centres.astype(np.float32) == boxes, whole, cells)
     low = np.floor(cells[:, :2]).astype(np.int64) + 1
     high = np.ceil(cells[:, 2:]).astype(np.int64) - 1
     middle = (low + high) // 2
