@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -17,8 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sppdet.artifacts import read_json, remove_leftovers, write_json
 from sppdet.distributed import Ranks
 from sppdet.errors import ArtifactError, one_line
+from sppdet.processes import start_of
 
 T = TypeVar("T")
+_log = logging.getLogger("sppdet")
 
 
 class Reporter:
@@ -89,12 +92,28 @@ class Reporter:
     def _note_seconds(self, name: str, seconds: float) -> None:
         if self._timings is None:
             return
-        try:
-            timings = read_json(self._timings)
-        except ArtifactError:
-            timings = {}
+        timings = read_timings(self._timings)
         if not (self._idle and name in timings):
             write_json(self._timings, {**timings, name: seconds})
+
+
+def read_timings(path: Path) -> dict[str, float]:
+    """The seconds of every stage; none of them, with a warning, if the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path)
+    except ArtifactError as error:
+        _log.warning("%s; it is begun again", error)
+        return {}
+    if not isinstance(found, dict) or not all(map(_is_seconds, found.values())):
+        _log.warning("%s: expected seconds by stage; it is begun again", path)
+        return {}
+    return found
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def _or_none(value: Any) -> Any:
@@ -116,8 +135,7 @@ def held_run(folder: Path, ranks: Ranks, reporter: Reporter | None) -> Iterator[
         yield Reporter(quiet=True)
         return
     with run_lock(folder):
-        for part in (folder, folder / "model", folder / "state"):
-            remove_leftovers(part)
+        remove_leftovers(folder)
         yield reporter or Reporter(folder)
 
 
@@ -174,21 +192,6 @@ def _content(path: Path) -> str:
 
 
 def _process(pid: int) -> str:
-    """The number of a process and, where the system tells, its start; "" if it has ended."""
-    if os.name == "nt" and pid != os.getpid():
-        return ""  # os.kill would end it; but a file that it has open can't be removed there
-    try:
-        # after the name in parentheses: the 3rd field is the state, the 22nd the start
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        state, started = fields[0], fields[19]
-    except (OSError, IndexError):
-        state, started = "?", "?"
-    if state in ("Z", "X"):  # dead, but its parent hasn't noticed
-        return ""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return ""
-    except PermissionError:  # it is somebody else's
-        pass
-    return f"{pid} {started}"
+    """The number of a process and its start; "" if it has ended."""
+    started = start_of(pid)
+    return "" if started is None else f"{pid} {started}"

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 import sppdet
 from sppdet.artifacts import (
-    ItemStore,
     atomic_path,
     fingerprint,
     fingerprint_of,
+    is_intact,
     read_json,
     read_tensors,
+    remove_leftovers,
     write_json,
     write_tensors,
     write_text,
 )
 from sppdet.errors import ArtifactError
+from sppdet.processes import place, start_of
 
 SOURCES = sorted(Path(sppdet.__file__).parent.rglob("*.py"))
 WRITER = """
@@ -47,21 +52,106 @@ def test_an_exception_leaves_the_old_content(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_write_of_tensors_leaves_the_old_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_of_tensors_leaves_the_old_content(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.zeros(2)}, made_by="old")
-
-    def full(_: object, name: str, **__: object) -> None:
-        Path(name).write_bytes(b"half")
-        raise SafetensorError("I/O error: No space left on device")
-
-    monkeypatch.setattr("sppdet.artifacts.save_file", full)
-    with pytest.raises(ArtifactError, match=r"can't be written: .*No space"):
-        write_tensors(path, {"x": torch.ones(2)}, made_by="new")
-    assert fingerprint_of(path) == "old"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as where the disk is full
+    try:
+        with pytest.raises(
+            ArtifactError, match=r"a\.safetensors: can't be written: File too large"
+        ):
+            write_tensors(path, {"x": torch.ones(2000)}, made_by="new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_intact(path, "old")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob(".*") if p.is_file()]
+
+
+def test_every_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127, "-" * 251 + ".jpg"):
+        write_text(tmp_path / "sub" / name, "x")
+    assert len(list((tmp_path / "sub").iterdir())) == 3
+    with pytest.raises(ArtifactError, match="can't be written: File name too long"):
+        write_text(tmp_path / ("n" * 256), "x")
+    assert not temporaries(tmp_path)
+
+
+# two processes that write into a folder
+WAITING = """
+import os, sys, time; from pathlib import Path; from sppdet.artifacts import atomic_path
+name = "a" if os.fork() else "b"
+with atomic_path(Path(sys.argv[1]) / name) as temporary:
+    temporary.write_text("half"); print(name, os.getpid(), temporary, flush=True); time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", WAITING, str(tmp_path / "one")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    started = [parent.stdout.readline().split() for _ in range(2)]
+    temporary = {name: Path(path) for name, _, path in started}
+    child = next(int(pid) for name, pid, _ in started if name == "b")
+    try:
+        parent.kill()
+        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        write_text(tmp_path / "one" / "c", "x")
+        assert not temporary["a"].exists() and temporary["b"].read_text() == "half"
+        names = {p.name for p in (tmp_path / "one").iterdir()}
+        assert names == {temporary["b"].name, "c"}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.kill()
+        parent.communicate()  # waits for the child too, which has the same output
+    for _ in range(100):
+        remove_leftovers(tmp_path)  # also below
+        if not temporary["b"].exists():
+            break
+        time.sleep(0.1)
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["c"]
+
+
+def test_only_what_is_certainly_left_over_is_removed(tmp_path: Path) -> None:
+    own, elsewhere, day = f"{place()}-{os.getpid()}", "0123abcd-4194305", 25 * 3600
+    assert not own.startswith("0123abcd")
+    names = {
+        f".tmp-{own}-{start_of(os.getpid())}-999999": (
+            day,
+            True,
+        ),  # another thread of ours writes it
+        f".tmp-{own}-1-0": (
+            0,
+            not Path("/proc/self/stat").exists(),
+        ),  # an earlier one of this number
+        f".tmp-{place()}-4194305-17-0": (0, False),  # no such process
+        f".tmp-{elsewhere}-17-0": (23 * 3600, True),  # of another machine, which may be at work
+        f".tmp-{elsewhere}-17-1": (day, False),
+        ".svm.safetensors.12-34.tmp": (day, False),  # by an earlier version
+        ".svm.safetensors.12-34.tm": (day, True),
+        ".config.yaml.5-6.tmp": (0, True),
+        ".tmp-notes": (day, True),  # somebody else's
+        ".tmpAb3xYz": (day, True),
+        "tmp-0123abcd-1-1-1": (day, True),
+    }
+    for name, (age, _) in names.items():
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / f".tmp-{elsewhere}-17-2").mkdir()
+    linked = tmp_path / f".tmp-{place()}-4194305-17-3"
+    linked.symlink_to(tmp_path / ".tmp-notes")
+    remove_leftovers(tmp_path, tmp_path / "nowhere")
+    left = {p.name for p in tmp_path.iterdir() if p.is_file() and not p.is_symlink()}
+    assert left == {name for name, (_, stays) in names.items() if stays}
+    assert (tmp_path / f".tmp-{elsewhere}-17-2").is_dir() and linked.is_symlink()
 
 
 def test_an_unwritable_place_is_an_artifact_error(tmp_path: Path) -> None:
@@ -119,41 +209,66 @@ def damaged(path: Path) -> Iterator[bytes]:
 
 
 def test_damaged_tensors(tmp_path: Path) -> None:
-    store = ItemStore(tmp_path, "maps", "s")
-    store.write("one", "d", {"x": torch.arange(100.0)})
-    (path,) = store.folder.iterdir()
-    assert store.has("one", "d") and torch.equal(store.read("one", "d")["x"], torch.arange(100.0))
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.arange(100.0)}, made_by="f")
     for content in list(damaged(path)):
         path.write_bytes(content)
-        assert not store.has("one", "d")
-        with pytest.raises(ArtifactError, match=r"one-d\.safetensors: damaged"):
-            store.read("one", "d")
+        assert fingerprint_of(path) is None
+        with pytest.raises(ArtifactError, match=r"a\.safetensors: (damaged|has no checksum)"):
+            read_tensors(path)
     path.unlink()
-    assert not store.has("one", "d")
-    with pytest.raises(ArtifactError, match=r"one-d\.safetensors: no such file"):
-        store.read("one", "d")
+    assert fingerprint_of(path) is None
+    with pytest.raises(ArtifactError, match=r"a\.safetensors: no such file"):
+        read_tensors(path)
 
 
-def test_a_file_without_our_header_has_no_fingerprint(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+    """Of names, types, shapes, facts and content: all that the file says is under the checksum."""
+    path = tmp_path / "a.safetensors"
+    tensors = {"x": torch.arange(6, dtype=torch.int16).view(2, 3), "y": torch.zeros(2, 3).short()}
+    write_tensors(path, tensors, made_by="f", about={"done": 7})
+    whole = path.read_bytes()
+    unnoticed = []
+    for position in range(len(whole)):
+        for change in (0x01, 0x80):
+            other = bytearray(whole)
+            other[position] ^= change
+            path.write_bytes(other)
+            try:
+                found, about = read_tensors(path)
+            except ArtifactError:
+                continue
+            unnoticed.append((position, found, about))
+    # only white space of the header may change without a change of what is read
+    for position, found, about in unnoticed:
+        assert whole[position : position + 1] in b" \n", position
+        assert about == {"done": 7} and all(torch.equal(found[k], tensors[k]) for k in tensors)
 
-    save_file({"x": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
-    assert fingerprint_of(tmp_path / "a.safetensors") is None
-    assert read_tensors(tmp_path / "a.safetensors")[1] == {}
+
+def test_exchanged_shapes_and_names_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.zeros(2, 3), "y": torch.zeros(4)}, made_by="f")
+    whole = path.read_bytes()
+    for old, new in ((b"[2,3]", b"[3,2]"), (b'"x"', b'"z"'), (b'"F32"', b'"I32"')):
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(ArtifactError, match="damaged: its content doesn't match its checksum"):
+            read_tensors(path)
+        assert fingerprint_of(path) == "f" and not is_intact(path, "f")
+    path.write_bytes(whole)
+    assert is_intact(path, "f") and not is_intact(path, "g")
 
 
-def test_items_are_of_their_picture_and_settings(tmp_path: Path) -> None:
-    store = ItemStore(tmp_path, "maps", "s")
-    store.write("one", "digest", {"x": torch.zeros(1)})
-    assert store.has("one", "digest")
-    assert not store.has("one", "another digest")
-    assert not store.has("two", "digest")
-    other = ItemStore(tmp_path, "maps", "t")
-    assert not other.has("one", "digest")
-    other.folder.mkdir()
-    (path,) = store.folder.iterdir()
-    path.rename(other.folder / path.name)
-    assert not other.has("one", "digest")
+def test_a_file_without_a_checksum_is_stale(tmp_path: Path) -> None:
+    """As versions before the checksum wrote them, and as others do."""
+    path, old = tmp_path / "a.safetensors", json.dumps({"fingerprint": "f", "about": {}})
+    for metadata in (None, {"sppdet": old}, {"sppdet": "[" * 3000}, {"sppdet": "3"}):
+        save_file({"x": torch.zeros(1)}, str(path), metadata=metadata)
+        assert fingerprint_of(path) is None
+        with pytest.raises(
+            ArtifactError, match=r"has no checksum: .*earlier version|damaged: .*recu"
+        ):
+            read_tensors(path)
 
 
 def test_the_same_content_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sppdet.features.source import MapSource
 from sppdet.info import describe_run
 from sppdet.model import read_run_config
 from sppdet.pipeline import STAGES, Stage
+from sppdet.processes import place
 from sppdet.run import run_lock
 from sppdet.types import FeatureMaps
 
@@ -389,9 +390,10 @@ def test_an_error_frees_the_folder(settings: Path, tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_writer_are_removed(settings: Path, tmp_path: Path) -> None:
-    for name in ("model/.svm.safetensors.1-2.tmp", "state/.tmpAb3xYz", ".config.yaml.1-2.tmp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"half")
+    folders = ("model", "state", "store/maps-1", "store/detections-2", "eval/test", ".")
+    for number, name in enumerate(folders):
+        (tmp_path / name).mkdir(exist_ok=True, parents=True)
+        (tmp_path / name / f".tmp-{place()}-4194305-17-{number}").write_bytes(b"half")
     train_quietly(settings, tmp_path, until="data")
     assert not list(tmp_path.rglob(".*"))
     assert fingerprint_of(tmp_path / "model" / "svm.safetensors") is None

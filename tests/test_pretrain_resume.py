@@ -39,7 +39,7 @@ def test_killed_again_and_again(classifier_settings: Path, tmp_path: Path) -> No
         )
         assert ended.returncode == -signal.SIGKILL, (pattern, ended.stdout, ended.stderr)
         assert (run / ".lock").exists() and not (run / "model" / "last.safetensors").exists()
-    assert list(run.glob("model/.*.tmp"))  # the last one was killed while it wrote
+    assert list(run.glob("model/.tmp-*"))  # the last one was killed while it wrote
     said = pretrain_quietly(classifier_settings, run, *PLAIN)
     assert contents(run / "model") == whole
     assert not contents(run / "state") and not (run / ".lock").exists()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sppdet.artifacts import ItemStore, fingerprint
+from sppdet.artifacts import fingerprint
 from sppdet.config import Config, DataConfig, worker_count
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
@@ -26,11 +26,13 @@ from sppdet.evaluation.files import read_detections
 from sppdet.evaluation.report import print_table, write_report
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.backbones import ScaledPicture
+from sppdet.items import ItemStore
 from sppdet.model import ModelFiles, choose_device, load_detector, read_run_config
 from sppdet.parallel import in_flight, ordered_map
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
-from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, Proposals
+from sppdet.tensor_types import TensorType, Types
+from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
 from sppdet.version import __version__
 
 Metric = Literal["voc07", "voc10", "coco"]
@@ -166,22 +168,26 @@ def _detect_all(
         config.features.canonical_size,
         config.detect.model_dump(),
     )
-    store = ItemStore(run / "store", "detections", made_by)
+    store = ItemStore(run / "store", "detections", made_by, _expected)
+    names = detector.class_names
 
     def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledPicture] | None:
         digest = pictures.digest(image.path)
-        if store.has(image.id, digest):
+        if _stored(store, image, digest, names) is not None:
             return None
         return proposer.of_image(image, digest), detector.maps.scaled(read_image(image.path))
+
+    def found_in(image: AnnotatedImage, proposals: Proposals, maps: FeatureMaps) -> Detections:
+        found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
+        _store(store, image, pictures.digest(image.path), found)
+        return found
 
     def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledPicture] | None]) -> bool:
         image, prepared = due
         if prepared is None:
             return False
         proposals, scaled = prepared
-        maps = detector.maps.compute(scaled)
-        found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
-        _store(store, image, pictures.digest(image.path), found)
+        found_in(image, proposals, detector.maps.compute(scaled))
         return True
 
     own = ranks.share(dataset.images)
@@ -191,9 +197,24 @@ def _detect_all(
     new = sum(reporter.track(done, total=len(own), label=f"detecting, {dataset.name}"))
     if sum(ranks.sums([new])) == 0:
         reporter.nothing_done()
+    detections = {}
+    for image in dataset.images:
+        found = _stored(store, image, pictures.digest(image.path), names)
+        if found is None:  # damaged since it was written
+            maps = detector.maps.compute(detector.maps.scaled(read_image(image.path)))
+            found = found_in(image, proposer.of_image(image, pictures.digest(image.path)), maps)
+        detections[image.id] = found
+    return detections
+
+
+def _expected(found: Types) -> Types:
+    """The types of an item's tensors: as many scores and labels as boxes."""
+    boxes = found.get("boxes", TensorType(None, ())).shape
+    count = boxes[0] if boxes else None
     return {
-        image.id: _stored(store, image, pictures.digest(image.path), detector.class_names)
-        for image in dataset.images
+        "boxes": TensorType(torch.float32, (count, 4)),
+        "scores": TensorType(torch.float32, (count,)),
+        "labels": TensorType(torch.int64, (count,)),
     }
 
 
@@ -205,8 +226,10 @@ def _store(store: ItemStore, image: AnnotatedImage, digest: str, found: Detectio
 
 def _stored(
     store: ItemStore, image: AnnotatedImage, digest: str, names: tuple[str, ...]
-) -> Detections:
-    t = store.read(image.id, digest)
+) -> Detections | None:
+    t = store.get(image.id, digest)
+    if t is None:
+        return None
     boxes, scores, labels = (t[k].numpy() for k in ("boxes", "scores", "labels"))
     return Detections(boxes, scores, labels, names, str(image.path))
 

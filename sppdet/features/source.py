@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sppdet.artifacts import ItemStore, fingerprint
+from sppdet.artifacts import fingerprint
 from sppdet.config import FeaturesConfig
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
@@ -17,8 +17,10 @@ from sppdet.distributed import process_count
 from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledPicture
 from sppdet.features.memory import MapMemory
+from sppdet.items import ItemStore
 from sppdet.parallel import compute_type, ordered_map
 from sppdet.run import Reporter
+from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, FeatureMaps, Picture
 
 
@@ -57,7 +59,9 @@ class MapSource:
             # each needs maps that another has made
             alone = self.device.type == "cuda" and process_count() == 1
             stored = "overflow" if alone else True
-        self.store = ItemStore(folder, "maps", self.fingerprint) if folder and stored else None
+        self.store = None
+        if folder and stored:
+            self.store = ItemStore(folder, "maps", self.fingerprint, self._expected)
         self._memory_first = stored == "overflow"
         self._memory: MapMemory | None = None
 
@@ -88,17 +92,25 @@ class MapSource:
         held = self._memory.get(f"{name}-{digest}") if self._memory else None
         if held is not None:
             return held
-        if self.store is None or not self.store.has(name, digest):
+        tensors = self.store.get(name, digest) if self.store else None
+        if tensors is None:
             made = self.compute(self._scaled_image(image, mirrored))
             self._keep(name, digest, made)
             return made
-        tensors = self.store.read(name, digest)
         factors = tensors.pop("scale_factors").numpy()
         maps = tuple(tensors[f"map{s}"].permute(2, 0, 1) for s in range(len(factors)))
         read = FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
         if self._memory:
             self._memory.put(f"{name}-{digest}", read)
         return read
+
+    def _expected(self, found: Types) -> Types:
+        """The types of an item's tensors: as many maps as scale factors."""
+        factors = found.get("scale_factors", TensorType(None, ())).shape
+        count = factors[0] if factors and factors[0] else len(self._scales)
+        of_map = TensorType(torch.float16, (None, None, self.channels))
+        expected = {f"map{s}": of_map for s in range(min(count, len(self._scales)))}
+        return expected | {"scale_factors": TensorType(torch.float32, (len(expected),))}
 
     def _is_kept(self, name: str, digest: str) -> bool:
         held = self._memory is not None and self._memory.get(f"{name}-{digest}") is not None

@@ -10,15 +10,17 @@ from pathlib import Path
 import cv2
 import torch
 
-from sppdet.artifacts import ItemStore, fingerprint
+from sppdet.artifacts import fingerprint
 from sppdet.config import ProposalsConfig
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
+from sppdet.items import ItemStore
 from sppdet.parallel import ordered_map
 from sppdet.proposals.recall import Coverage, coverage
 from sppdet.proposals.selective_search import VERSION, selective_search
 from sppdet.proposals.stored import StoredProposals
 from sppdet.run import Reporter
+from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, Picture, Proposals
 
 
@@ -31,7 +33,7 @@ class Proposer:
         self.fingerprint = fingerprint(
             "proposals", VERSION, config.model_dump(), _state(config.path)
         )
-        self.store = ItemStore(folder, "proposals", self.fingerprint) if folder else None
+        self.store = ItemStore(folder, "proposals", self.fingerprint, _expected) if folder else None
 
     @cached_property
     def _stored(self) -> StoredProposals:
@@ -43,8 +45,9 @@ class Proposer:
 
     def of_image(self, image: AnnotatedImage, digest: str) -> Proposals:
         """A data set's picture: from the store where it is there, else made and stored."""
-        if self.store is not None and self.store.has(image.id, digest):
-            return Proposals(self.store.read(image.id, digest)["boxes"].numpy())
+        stored = self.store.get(image.id, digest) if self.store is not None else None
+        if stored is not None:
+            return Proposals(stored["boxes"].numpy())
         if self._config.engine == "stored":
             proposals = self._stored.look_up(
                 image.id,
@@ -88,6 +91,10 @@ class Proposer:
         )
         reporter.say(f"{dataset.name}: {found}", "proposals", split=dataset.name, **vars(found))
         return found
+
+
+def _expected(_: Types) -> Types:
+    return {"boxes": TensorType(torch.float32, (None, 4))}
 
 
 def _state(paths: list[Path] | None) -> str:
