@@ -282,7 +282,8 @@ def damaged_stream(tmp_path: Path) -> Path:
         (npz(np.array([[0, 0, np.nan, 1]])), "expected finite boxes"),
         (npz(np.array([["0", "0", "1", "1"]])), "expected finite boxes"),
         (lambda t: t / "no.npz", "no such file or folder of proposals"),
-        (lambda t: refused_mat(t, {"boxes": np.zeros(4)}), "expected the cells"),
+        (lambda t: refused_mat(t, {"boxes": np.zeros(4)}), "boxes is an array of numbers"),
+        (lambda t: refused_mat(t, {"rects": np.zeros(4)}), "expected the cells `images` and"),
         (lambda t: save_mat(t / "x.mat", {"000012": np.ones((3, 5))}), "expected finite boxes"),
     ],
 )

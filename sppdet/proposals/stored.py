@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sppdet.boxes import clip_boxes, empty_boxes
-from sppdet.errors import DataError
+from sppdet.boxes import empty_boxes
+from sppdet.errors import DataError, one_line
+from sppdet.proposals.matlab import MatlabError, Value, read_cells
+from sppdet.proposals.npz import NpzError, read_npz
 from sppdet.types import Boxes, Proposals
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image's boxes as a file has them; by MATLAB: [y1, x1, y2, x2], 1-based inclusive."""
+
+    file: Path
+    boxes: Value
+    by_matlab: bool
 
 
 class StoredProposals:
@@ -32,22 +41,24 @@ class StoredProposals:
         self._folders = [path for path in paths if path.is_dir()]
         files = [path for path in paths if not path.is_dir()]
         files += [file for folder in self._folders for file in sorted(folder.glob("*.mat"))]
-        self._boxes: dict[str, Any] = {}
+        self._entries: dict[str, _Entry] = {}
         for file in reversed(files):
-            self._boxes.update(_read_file(file))
+            self._entries.update(_read_file(file))
 
     def look_up(self, image_id: str, *, width: int, height: int, max_boxes: int) -> Proposals:
         """The picture's first `max_boxes` boxes, clipped, distinct; those without area are left out."""
-        boxes = self._boxes.get(image_id)
+        entry = self._entries.get(image_id)
         for folder in self._folders:
-            if boxes is None and (folder / f"{image_id}.npz").is_file():
-                boxes = _read_npz(folder / f"{image_id}.npz").get("boxes")
-        if boxes is None:
-            raise DataError(f"{self._where}: no proposals for picture {image_id}")
-        return Proposals(_valid(boxes, f"{self._where}, {image_id}", width, height)[:max_boxes])
+            file = folder / f"{image_id}.npz"
+            # False, too, for names that no system takes, where Path's raises
+            if entry is None and os.path.isfile(file):  # noqa: PTH113
+                entry = _read_npz(file).get("boxes")
+        if entry is None:
+            raise DataError(f"{self._where}: no proposals for picture {one_line(image_id, 80)}")
+        return Proposals(_valid(entry, image_id, width, height)[:max_boxes])
 
 
-def _read_file(path: Path) -> dict[str, NDArray[Any]]:
+def _read_file(path: Path) -> dict[str, _Entry]:
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder of proposals")
     if path.suffix == ".mat":
@@ -57,58 +68,59 @@ def _read_file(path: Path) -> dict[str, NDArray[Any]]:
     raise DataError(f"{path}: expected .mat, .npz or a folder of them")
 
 
-def _valid(boxes: NDArray[Any], where: str, width: int, height: int) -> Boxes:
-    if boxes.size == 0:
+def _valid(entry: _Entry, image_id: str, width: int, height: int) -> Boxes:
+    """The boxes of an image as float32 xyxy, 0-based, half-open, clipped, distinct, with area."""
+    where = f"{entry.file}, {one_line(image_id, 80)}"
+    found = entry.boxes
+    if isinstance(found, str):
+        raise DataError(f"{where}: expected finite boxes of shape (P, 4), got text")
+    if found.size == 0:
         return empty_boxes()
-    numbers = boxes.dtype.kind in "iuf"
-    if not numbers or boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+    numbers = found.dtype.kind in "iuf" and found.ndim == 2 and found.shape[1] == 4
+    if not numbers or not np.isfinite(found).all():
         raise DataError(
-            f"{where}: expected finite boxes of shape (P, 4), got {boxes.dtype} {boxes.shape}"
+            f"{where}: expected finite boxes of shape (P, 4), got {found.dtype} {found.shape}"
         )
-    clipped = clip_boxes(boxes.astype(np.float32), width=width, height=height)
+    boxes = found.astype(np.float64)
+    if entry.by_matlab:
+        boxes = boxes[:, [1, 0, 3, 2]] - np.array([1.0, 1.0, 0.0, 0.0])
+    # clipped before the cast: a number may be larger than float32's largest
+    clipped: Boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
     has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     kept = clipped[has_area]
     _, first = np.unique(kept, axis=0, return_index=True)
     return np.ascontiguousarray(kept[np.sort(first)])
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _read_npz(path: Path) -> dict[str, _Entry]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        for name, value in found.items():
-            if not isinstance(value, np.ndarray):  # numpy hands on what is no array as bytes
-                raise ValueError(f"{name} is no array")
-        return found
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file of proposals") from None
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not an .npz file of plain arrays: {error}") from None
+        arrays = read_npz(path)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from None
+    except NpzError as error:
+        raise DataError(
+            f"{path}: not an .npz file of plain arrays: {one_line(str(error), 160)}"
+        ) from None
+    return {name: _Entry(path, boxes, by_matlab=False) for name, boxes in arrays.items()}
 
 
-def _read_mat(path: Path) -> dict[str, NDArray[Any]]:
-    from scipy.io import loadmat
-
+def _read_mat(path: Path) -> dict[str, _Entry]:
     try:
-        content = loadmat(str(path), variable_names=["images", "boxes"])
-    except NotImplementedError:
-        raise DataError(f"{path}: a MATLAB 7.3 file; save it with -v7") from None
-    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
-        raise DataError(f"{path}: not a MATLAB file: {error}") from None
-    if "images" not in content or "boxes" not in content:
+        cells = read_cells(path.read_bytes(), ("images", "boxes"))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from None
+    except MatlabError as error:
+        raise DataError(f"{path}: not a MATLAB file of proposals: {error}") from None
+    if cells.keys() != {"images", "boxes"}:
         raise DataError(f"{path}: expected the cells `images` and `boxes`")
-    names = [str(np.asarray(cell).item()) for cell in content["images"].ravel()]
-    cells = list(content["boxes"].ravel())
-    if len(names) != len(cells):
-        raise DataError(f"{path}: {len(names)} images but {len(cells)} cells of boxes")
-    return {name: _from_matlab(cell) for name, cell in zip(names, cells, strict=True)}
-
-
-def _from_matlab(boxes: NDArray[Any]) -> NDArray[np.float64]:
-    if boxes.size == 0:
-        return np.zeros((0, 4))
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        return boxes.astype(np.float64)  # refused with the picture's name on look-up
-    swapped = boxes[:, [1, 0, 3, 2]].astype(np.float64)
-    zero_based: NDArray[np.float64] = swapped - np.array([1.0, 1.0, 0.0, 0.0])
-    return zero_based  # 1-based inclusive to 0-based half-open
+    names, boxes = cells["images"], cells["boxes"]
+    if len(names) != len(boxes):
+        raise DataError(f"{path}: {len(names)} images but {len(boxes)} cells of boxes")
+    entries: dict[str, _Entry] = {}
+    for index, (name, found) in enumerate(zip(names, boxes, strict=True), start=1):
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}: images, cell {index}: expected the id of an image, as text")
+        if name in entries:
+            raise DataError(f"{path}: images, cell {index}: {one_line(name, 80)} occurs twice")
+        entries[name] = _Entry(path, found, by_matlab=True)
+    return entries
