@@ -340,3 +340,51 @@ def close(found: torch.Tensor | NDArray[Any], expected: Any, *, tolerance: float
     scale = float(np.abs(wanted).max())
     given = found.numpy() if isinstance(found, torch.Tensor) else found
     np.testing.assert_allclose(given, wanted, rtol=0, atol=tolerance * scale)
+
+
+# -- a set of images for whole runs ----------------------------------------------------------------
+
+
+def easy_scenes(count: int) -> list[Scene]:
+    """Images of one or two objects of plain colours, apart from each other, on a grey ground."""
+    found = []
+    for i in range(count):
+        rng = np.random.default_rng([7, i])
+        width, height = SIDES[i % len(SIDES)]
+        picture = np.full((height, width, 3), rng.integers(100, 150), dtype=np.int64)
+        boxes, labels = [], []
+        for part in range(1 + i % 2):
+            half = width // 2
+            w, h = rng.integers(26, 40, 2).tolist()
+            x = part * half + int(rng.integers(4, half - w - 2))
+            y = int(rng.integers(4, height - h - 4))
+            if i % 3 == 1:  # at the border, where boxes are clipped
+                x, y = (x, height - h) if part else (0, y)
+            label = (i + part) % len(NAMES) + 1
+            picture[y : y + h, x : x + w] = SHAPES[NAMES[label - 1]]
+            boxes.append((float(x), float(y), float(x + w), float(y + h)))
+            labels.append(label)
+        noisy = np.clip(picture + rng.integers(-6, 7, picture.shape), 0, 255).astype(np.uint8)
+        found.append(Scene(noisy, boxes, labels, [False] * len(boxes), []))
+    return found
+
+
+def write_voc(root: Path, given: Sequence[Scene]) -> Path:
+    """The scenes in the layout of VOC, as the set `all`."""
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for i, scene in enumerate(given):
+        save_picture(root / "JPEGImages" / f"im{i}.png", scene.picture)
+        objects = ""
+        for box, k, difficult in zip(scene.boxes, scene.labels, scene.difficult, strict=True):
+            x1, y1, x2, y2 = (int(side) for side in box)
+            objects += (
+                f"<object><name>{NAMES[k - 1]}</name><difficult>{int(difficult)}</difficult>"
+                f"<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+                f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            )
+        text = f"<annotation><filename>im{i}.png</filename>{objects}</annotation>"
+        (root / "Annotations" / f"im{i}.xml").write_text(text)
+    names = "".join(f"im{i}\n" for i in range(len(given)))
+    (root / "ImageSets" / "Main" / "all.txt").write_text(names)
+    return root

@@ -1,0 +1,222 @@
+"""The stages of proposals and of feature maps: every image has its own, wherever they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pictures import save_picture
+from runs import contents
+from stages import (
+    CANONICAL,
+    SCALES,
+    Box,
+    Scene,
+    WatchedMaps,
+    World,
+    easy_scenes,
+    make_world,
+    scenes,
+    slow_iou,
+)
+
+from sppdet.config import FeaturesConfig, ProposalsConfig
+from sppdet.features.backbones import Backbone
+from sppdet.features.memory import MapMemory
+from sppdet.features.source import MapSource
+from sppdet.proposals.selective_search import selective_search
+from sppdet.proposals.stage import Proposer
+from sppdet.run import Reporter
+from sppdet.types import FeatureMaps, Picture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SEARCH = ProposalsConfig(image_width=128, min_size=12, max_boxes=60)
+
+
+def slow_maps(backbone: Backbone, picture: Picture) -> list[torch.Tensor]:
+    """The layers on an image at every scale, as float16."""
+    found = []
+    height, width = picture.shape[:2]
+    for scale in SCALES:
+        factor = scale / min(height, width)
+        resized = picture.copy()
+        if factor != 1:
+            size = (round(width * factor), round(height * factor))
+            resized = np.asarray(cv2.resize(picture, size), dtype=np.uint8)  # bilinear
+        x = torch.from_numpy(resized.astype(np.float32) / 255)
+        x = (x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+        with torch.no_grad():
+            found.append(backbone.layers(x.permute(2, 0, 1)[None])[0].half())
+    return found
+
+
+def assert_maps(found: FeatureMaps, expected: list[torch.Tensor]) -> None:
+    assert [m.shape for m in found.maps] == [m.shape for m in expected]
+    assert all(m.dtype == torch.float16 for m in found.maps)
+    for own, other in zip(found.maps, expected, strict=True):
+        assert float((own.float() - other.float()).abs().max()) < 0.01 * float(other.max())
+
+
+def assert_equal(found: FeatureMaps, expected: FeatureMaps) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(found.maps, expected.maps, strict=True))
+    assert np.array_equal(found.scale_factors, expected.scale_factors)
+    assert (found.stride, found.offset) == (expected.stride, expected.offset)
+
+
+def fill(world: World, positions: list[int], *, mirrored: bool) -> int:
+    images = [world.material.dataset.images[i] for i in positions]
+    reporter = Reporter(quiet=True)
+    return world.maps.fill(images, mirrored=mirrored, workers=2, reporter=reporter)
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_maps_are_the_layers_on_the_resized_image(
+    store: bool, tiny: Backbone, tmp_path: Path
+) -> None:
+    world = make_world(tmp_path, tiny, scenes(), store=store)
+    if store:
+        assert fill(world, [0, 1, 2, 3], mirrored=True) == 8
+    for image, scene in zip(world.material.dataset.images, world.scenes, strict=True):
+        found = world.maps.of_image(image)
+        assert_maps(found, slow_maps(tiny, scene.picture))
+        assert found.scale_factors.tolist() == [1.0, 1.5]
+        assert (found.stride, found.offset) == (8, 0.5)
+        mirrored = world.maps.of_image(image, mirrored=True)
+        assert_maps(mirrored, slow_maps(tiny, scene.mirrored().picture))
+        assert not torch.equal(found.maps[0], mirrored.maps[0])
+
+
+def test_maps_are_the_same_wherever_they_come_from(tiny: Backbone, tmp_path: Path) -> None:
+    plain = make_world(tmp_path / "plain", tiny, scenes())
+    stored = make_world(tmp_path / "stored", tiny, scenes(), store=True)
+    held = make_world(tmp_path / "held", tiny, scenes())
+    one_map = sum(m.numel() * 2 for m in plain.map_of(0).maps)
+    held.maps.keep_in_memory(
+        MapMemory(torch.device("cpu"), device_room=0, host_room=int(3.5 * one_map))
+    )
+    for flip in (False, True):
+        for _ in range(2):  # the second time from the disk, and from memory where there was room
+            for i in range(4):
+                found = [
+                    world.maps.of_image(world.material.dataset.images[i], mirrored=flip)
+                    for world in (plain, stored, held)
+                ]
+                assert_equal(found[1], found[0])
+                assert_equal(found[2], found[0])
+
+
+def test_filling_makes_what_is_missing(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes(), store=True)
+    assert fill(world, [1, 2], mirrored=False) == 2
+    before = contents(next((tmp_path / "store").iterdir()))
+    assert len(before) == 2
+    assert fill(world, [0, 1, 2, 3], mirrored=False) == 2
+    assert fill(world, [0, 1, 2, 3], mirrored=True) == 4
+    assert fill(world, [0, 1, 2, 3], mirrored=True) == 0
+    after = contents(next((tmp_path / "store").iterdir()))
+    assert len(after) == 8 and before.items() <= after.items()
+
+
+def test_without_a_store_nothing_is_filled(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes())
+    assert fill(world, [0, 1], mirrored=True) == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_changed_image_and_other_settings_have_other_maps(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes(), store=True)
+    fill(world, [0, 1, 2, 3], mirrored=False)
+    other = scenes(seed=5)[1]
+    save_picture(world.material.dataset.images[1].path, other.picture)
+    again = make_world(tmp_path, tiny, [scenes()[0], other, *scenes()[2:]], store=True)
+    assert_maps(again.map_of(1), slow_maps(tiny, other.picture))
+    assert fill(again, [0, 1, 2, 3], mirrored=False) == 0  # the changed one was kept just now
+    config = FeaturesConfig(canonical_size=CANONICAL)
+    fewer = MapSource(tiny, [96], config, again.material.pictures, tmp_path / "store")
+    assert len(fewer.of_image(again.material.dataset.images[0]).maps) == 1
+    assert len(list((tmp_path / "store").iterdir())) == 2
+    assert isinstance(again.maps, WatchedMaps)
+
+
+# -- proposals -------------------------------------------------------------------------------------
+
+
+def searched(folder: Path, tiny: Backbone, given: list[Scene]) -> tuple[World, Proposer]:
+    """The images of scenes, and who searches them."""
+    return make_world(folder, tiny, given), Proposer(SEARCH, folder / "store")
+
+
+def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int:
+    return proposer.fill(
+        world.material.dataset.images,
+        world.material.pictures,
+        workers=workers,
+        reporter=Reporter(quiet=True),
+        label="all",
+    )
+
+
+def of_image(world: World, proposer: Proposer, position: int) -> list[Box]:
+    image = world.material.dataset.images[position]
+    found = proposer.of_image(image, world.material.pictures.digest(image.path))
+    return [(a, b, c, d) for a, b, c, d in found.boxes.tolist()]
+
+
+def test_every_image_has_its_own_proposals(tiny: Backbone, tmp_path: Path) -> None:
+    world, proposer = searched(tmp_path, tiny, easy_scenes(4))
+    assert fill_proposals(world, proposer, workers=2) == 4
+    kept = contents(next((tmp_path / "store").iterdir()))
+    assert len(kept) == 4
+    for i, scene in enumerate(world.scenes):
+        expected = selective_search(scene.picture, SEARCH).boxes
+        assert np.array_equal(np.array(of_image(world, proposer, i), np.float32), expected)
+        assert np.array_equal(proposer.of(scene.picture).boxes, expected)
+        height, width = scene.picture.shape[:2]
+        assert 10 < len(expected) <= 60
+        assert (expected >= 0).all() and (expected <= [width, height, width, height]).all()
+        objects = [
+            max(slow_iou(b, box) for b in of_image(world, proposer, i)) for box in scene.boxes
+        ]
+        assert min(objects) > 0.7  # what is drawn is found
+    assert fill_proposals(world, proposer) == 0
+    assert contents(next((tmp_path / "store").iterdir())) == kept
+    one, fresh = searched(tmp_path / "one", tiny, easy_scenes(4))
+    assert fill_proposals(one, fresh, workers=1) == 4
+    assert contents(next((tmp_path / "one" / "store").iterdir())) == kept
+
+
+def test_images_of_one_id_and_other_settings_stay_apart(tiny: Backbone, tmp_path: Path) -> None:
+    first, proposer = searched(tmp_path, tiny, easy_scenes(2))
+    fill_proposals(first, proposer)
+    before = [of_image(first, proposer, i) for i in range(2)]
+    other = make_world(tmp_path / "other", tiny, easy_scenes(4)[2:])  # im0 and im1 again
+    assert fill_proposals(other, proposer) == 2
+    assert [of_image(first, proposer, i) for i in range(2)] == before
+    assert [of_image(other, proposer, i) for i in range(2)] != before
+    fewer = Proposer(SEARCH.model_copy(update={"max_boxes": 7}), tmp_path / "store")
+    assert fill_proposals(first, fewer) == 2
+    assert [len(of_image(first, fewer, i)) for i in range(2)] == [7, 7]
+    assert [of_image(first, proposer, i) for i in range(2)] == before
+
+
+def test_the_measured_coverage(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes())
+    proposer = world.material.proposer
+    found = proposer.measure(
+        world.material.dataset, world.material.pictures, reporter=Reporter(quiet=True)
+    )
+    best = [
+        max(slow_iou(box, proposal) for proposal in scene.proposals)
+        for scene in world.scenes
+        for box, difficult in zip(scene.boxes, scene.difficult, strict=True)
+        if not difficult
+    ]
+    assert found.objects == len(best)
+    assert found.recall_50 == pytest.approx(np.mean([iou >= 0.5 for iou in best]))
+    assert found.recall_70 == pytest.approx(np.mean([iou >= 0.7 for iou in best]))
+    assert found.best_overlap == pytest.approx(np.mean(best))
+    assert found.mean_count == np.mean([len(scene.proposals) for scene in world.scenes])
