@@ -86,6 +86,9 @@ class ItemStore:
             ArtifactError: it can't be written, or has values that aren't finite.
         """
         path = self.path(name, source)
+        found = types_of(tensors)
+        if problem := misfit(found, self._expected(found)):
+            raise ValueError(problem)  # a store that would never read what it writes
         if broken := not_finite(tensors):
             raise ArtifactError(
                 f"{path} (image {name}): not written: {broken} has values that aren't finite"

@@ -115,3 +115,8 @@ def test_content_is_verified_where_it_is_read(
     assert "tensor boxes has values that aren't finite; it is made again" in caplog.text
     with pytest.raises(ArtifactError, match=r"image one.*boxes has values that aren't finite"):
         store.write("one", "digest", {"boxes": boxes})
+
+
+def test_a_store_refuses_what_it_would_not_read(store: ItemStore) -> None:
+    with pytest.raises(ValueError, match=r"boxes is float64 \(2, 4\), expected float32 \(any, 4\)"):
+        store.write("one", "digest", {"boxes": BOXES.double()})

@@ -110,7 +110,7 @@ class MapSource:
         count = factors[0] if factors and factors[0] else len(self._scales)
         of_map = TensorType(torch.float16, (None, None, self.channels))
         expected = {f"map{s}": of_map for s in range(min(count, len(self._scales)))}
-        return expected | {"scale_factors": TensorType(torch.float32, (len(expected),))}
+        return expected | {"scale_factors": TensorType(torch.float64, (len(expected),))}
 
     def _is_kept(self, name: str, digest: str) -> bool:
         held = self._memory is not None and self._memory.get(f"{name}-{digest}") is not None
