@@ -5,16 +5,19 @@ python docs/generate.py          # a test fails when the pages are not what this
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from sppdet import plain_yaml
 from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.cli import app
-from sppdet.config import Config, Section
+from sppdet.config import Config
+from sppdet.setting_types import Section
 
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
@@ -31,22 +34,42 @@ TABLES: dict[tuple[str, str], type[Section]] = {
 
 
 def settings_table(model: type[Section]) -> str:
-    """A Markdown table of every setting, its default and what it means."""
+    """A Markdown table of every setting, its default as YAML, and its meaning."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
-    rows += _rows(model, "")
+    rows += [f"| `{row.name}` | `{row.shown}` | {row.meaning} |" for row in settings_of(model)]
     return "\n".join(rows) + "\n"
 
 
-def _rows(model: type[BaseModel], prefix: str) -> list[str]:
+class Row(NamedTuple):
+    """One setting; `default` is plain data, and `shown` the YAML that reads as it."""
+
+    name: str
+    default: Any
+    shown: str
+    meaning: str
+
+
+def settings_of(model: type[Section], prefix: str = "", holder: Section | None = None) -> list[Row]:
+    """The settings of a section and of those in it; sections are rows where they may be none.
+
+    Args:
+        holder: the default section whose values are the defaults here; None: those of the types.
+    """
     rows = []
     for name, field in model.model_fields.items():
+        required = field.is_required() and holder is None
+        value = getattr(holder, name) if holder is not None else field.get_default()
         section = _section(field.annotation)
-        if section is not None:
-            rows += _rows(section, f"{prefix}{name}.")
-            continue
-        default = "required" if field.is_required() else _plain(field.get_default())
         meaning = " ".join((field.description or "").split())
-        rows.append(f"| `{prefix}{name}` | `{default}` | {meaning} |")
+        if section is None or meaning:
+            default = None if required else _plain(value)
+            shown = "required" if required else _yaml(default)
+            if section is not None and value is not None:
+                shown = "as below"
+            rows.append(Row(prefix + name, default, shown, meaning))
+        if section is not None:
+            inside = value if isinstance(value, Section) else None
+            rows += settings_of(section, f"{prefix}{name}.", inside)
     return rows
 
 
@@ -58,12 +81,17 @@ def _section(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _plain(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _yaml(value: Any) -> str:
+    """The shortest YAML that reads as exactly `value`; floats have all their digits."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, str) and plain_yaml.parse(value) == value:
+        return value
+    return json.dumps(value)
 
 
 def cli_page() -> str:
@@ -80,7 +108,7 @@ def cli_page() -> str:
 
 
 def page_with_tables(name: str) -> str:
-    """A page with its tables of settings written anew."""
+    """A page with its tables of settings regenerated."""
     text = (FOLDER / name).read_text(encoding="utf-8")
     for (page, mark), model in TABLES.items():
         if page == name:

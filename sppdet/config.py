@@ -8,92 +8,49 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet import plain_yaml
 from sppdet.errors import ConfigError
+from sppdet.setting_types import (
+    Count,
+    Fraction,
+    Section,
+    SppLevels,
+    as_list,
+    ascending,
+    interval,
+    network,
+    none_of,
+)
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Layer = Literal["pool5", "fc6", "fc7"]
 
 
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _ascending(values: list[int]) -> list[int]:
-    if values != sorted(set(values)):
-        raise ValueError("expected ascending values without repeats")
-    return values
-
-
-def _interval(values: list[float]) -> list[float]:
-    if values[0] >= values[1]:
-        raise ValueError("expected [low, high] with low < high")
-    return values
-
-
-def _network(name: str) -> str:
-    from sppdet.features.nets import problem_with_name  # imports torch, which takes its time
-
-    problem = problem_with_name(name)
-    if problem:
-        raise ValueError(problem)
-    return name
-
-
-def none_of(value: Any) -> Any:
-    """The word none as None."""
-    return None if value == "none" else value
-
-
-def _distinct(values: list[int]) -> list[int]:
-    """Refuse a list with a value twice."""
-    if len(values) != len(set(values)):
-        raise ValueError("expected every level once")
-    return values
-
-
-SppLevels = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)]
-
-
-class Section(BaseModel):
-    """A part of the settings: frozen, strict about types, without unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
 class DataConfig(Section):
-    """Pictures and annotations."""
+    """Images and annotations."""
 
     format: Literal["voc", "coco"] = "voc"
-    root: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
-    """One folder or several (such as VOC2007 and VOC2012)."""
+    """Layout of the data set. voc: `Annotations`, `ImageSets/Main` and `JPEGImages`; coco: JSON files in
+    the format of COCO's instances."""
+    root: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)]
+    """Folder of the data set, or a list of folders that are used together (such as VOC2007 and
+    VOC2012)."""
     images: Path | None = None
-    """Folder of the pictures, if it isn't the layout's own (`JPEGImages`; for COCO `root`)."""
-    train: Annotated[list[str | None], BeforeValidator(_as_list), Field(min_length=1)]
-    """Name of the set (VOC) or annotation file (COCO), for all roots or one each; null: not this root."""
-    test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and _as_list(v))] = None
+    """Folder of the images. null: the layout's own, `JPEGImages` for VOC, `root` for COCO."""
+    train: Annotated[list[str | None], BeforeValidator(as_list), Field(min_length=1)]
+    """Training set: name of an image set (VOC) or annotation file (COCO). A list names one for each root;
+    null leaves out that root."""
+    test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
+    """Test set, named like `train`. null: no test set, training ends without an evaluation."""
     classes: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
-    """Class names in the order of their labels; auto: those of the training annotations, sorted."""
+    """Class names, in the order of their labels. Objects of other classes are ignored. auto: all classes
+    of the training annotations, sorted by name."""
     on_error: Literal["stop", "skip"] = "stop"
+    """Handling of an image that can't be decoded and of an invalid annotation. stop: end with an error;
+    skip: leave it out and list it."""
 
     @model_validator(mode="after")
     def _sets_match_roots(self) -> DataConfig:
@@ -113,22 +70,31 @@ class DataConfig(Section):
 
 
 class ProposalsConfig(Section):
-    """Selective search, or boxes that others computed."""
+    """Class-agnostic candidate boxes: selective search, or boxes computed elsewhere."""
 
     engine: Literal["sppdet", "opencv", "stored"] = "sppdet"
-    """Who searches: sppdet itself, OpenCV (to compare with; slower), or others have: stored."""
+    """Source of the proposals. sppdet: its own selective search; opencv: OpenCV's, slower, for
+    comparison; stored: read them from `path`."""
     mode: Literal["fast", "quality"] = "fast"
-    max_boxes: PositiveInt = 2000
-    min_size: PositiveInt = 20
-    """Least width and height, in pixels of the resized picture."""
-    image_width: PositiveInt = 500
-    """Pictures are resized to this width for the search; boxes are mapped back."""
+    """Number of hierarchies that selective search builds. fast: 8, about 2,000 boxes per image; quality:
+    80, more boxes and higher recall, but many times slower."""
+    max_boxes: Count = 2000
+    """Maximum number of proposals per image. More raise recall; training and detection take
+    proportionally longer."""
+    min_size: Count = 20
+    """Minimum width and height of a proposal, in pixels of the image resized to `image_width`. Lower it
+    for small objects."""
+    image_width: Count = 500
+    """Width in pixels to which images are resized for the search. Boxes are mapped back to the original
+    image. Raise it for small objects in large images."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the pseudo-random order; apart from the run's, so that runs can share their proposals."""
+    """Seed of the pseudo-random ranking of proposals; separate from `seed`, so that runs can share
+    proposals."""
     path: Annotated[
-        list[Path] | None, BeforeValidator(lambda v: v if v is None else _as_list(v))
+        list[Path] | None, BeforeValidator(lambda v: v if v is None else as_list(v))
     ] = None
-    """engine stored: .mat or .npz files, or folders of them; one or a list."""
+    """With engine: stored, a `.mat` or `.npz` file of boxes, a folder of such files, or a list of
+    both."""
 
     @model_validator(mode="after")
     def _stored_has_path(self) -> ProposalsConfig:
@@ -140,124 +106,173 @@ class ProposalsConfig(Section):
 class BackboneConfig(Section):
     """The convolutional layers."""
 
-    name: Annotated[str, AfterValidator(_network)] = "alexnet"
-    """zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a convolutional
-    network of torchvision's (alexnet, vgg16, squeezenet1_1, resnet50, ...)."""
+    name: Annotated[str, AfterValidator(network)] = "alexnet"
+    """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a
+    convolutional network of torchvision (alexnet, vgg16, squeezenet1_1, resnet50, ...)."""
     weights: str = "imagenet"
-    """imagenet (fetched by torchvision), none (random), a .safetensors/.pth file, or the run of a
-    classifier (`sppdet pretrain`)."""
+    """Weights of the network. imagenet: torchvision's, downloaded on first use; none: random; or the path
+    of a `.safetensors` or `.pth` file or of a classifier's run (`sppdet pretrain`)."""
 
 
 class FeaturesConfig(Section):
-    """Feature maps and the choice of windows on them."""
+    """Feature maps, and the choice of the image scale for each window."""
 
     store: Literal["auto", "overflow"] | bool = "auto"
-    """Which maps of training pictures (float16) go to disk: true: all; overflow: those that memory has no
-    room for; false: none, they are computed when needed. auto: overflow on one GPU, else true."""
-    canonical_size: PositiveInt = 224
-    """A window is pooled at the scale that brings its area nearest to the square of this."""
-    max_side: PositiveInt = 2400
-    """Cap on the longer side of a resized image (ours). Scales that it makes equal count once."""
+    """Feature maps of training images to write to disk, as float16. true: all; false: none, they are
+    recomputed when needed; overflow: those that don't fit in memory; auto: overflow on one GPU, true
+    otherwise. Choose false when disk space is short."""
+    canonical_size: Count = 224
+    """Side in pixels of the window that the scales are chosen for: each window is pooled at the image
+    scale that brings its area nearest to the square of this. 224 is the input size of ImageNet
+    classifiers."""
+    max_side: Count = 2400
+    """Maximum longer side of a resized image, in pixels; bounds the memory for panoramas (not in the
+    paper). Scales that it makes equal count once."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the networks everywhere but in fine-tuning: auto is float16 on a GPU, float32 on a CPU."""
+    """Floating-point type of the networks, fine-tuning excepted. auto: float16 on a GPU, float32 on a
+    CPU."""
 
 
 class HeadConfig(Section):
     """The fully connected layers fc6 and fc7 (one width: fc6 alone)."""
 
-    widths: Annotated[list[PositiveInt], Field(min_length=1, max_length=2)] = [4096, 4096]
+    widths: Annotated[list[Count], Field(min_length=1, max_length=2)] = [4096, 4096]
+    """Widths of the fully connected layers: two for fc6 and fc7, one for fc6 alone. Pre-trained layers
+    are used where the widths are theirs."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Dropout probability after each fully connected layer during training."""
 
 
 class FinetuneConfig(Section):
     """Fine-tuning of the fully connected layers."""
 
-    batches: PositiveInt = 300_000
-    batch_size: PositiveInt = 128
+    batches: Count = 300_000
+    """Number of training batches. The default suits PASCAL VOC; a thousand to a few thousand suit small
+    sets."""
+    batch_size: Count = 128
+    """Windows per batch."""
     positive_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Fraction of positives in each batch."""
     positive_iou: Fraction = 0.5
+    """Minimum IoU with a ground truth at which a proposal is a positive of its class."""
     negative_iou: Annotated[
-        list[Fraction], Field(min_length=2, max_length=2), AfterValidator(_interval)
+        list[Fraction], Field(min_length=2, max_length=2), AfterValidator(interval)
     ] = [0.1, 0.5]
-    """Negatives have their greatest IoU in [first, second)."""
+    """Interval [low, high) of the maximum IoU with any ground truth in which a proposal is a negative."""
     lr: PositiveFloat = 1e-4
+    """Initial learning rate. The default suits a pre-trained head; 3e-3 suits one that starts at
+    random."""
     drop_after: Fraction = 5 / 6
-    """The learning rate is divided by 10 after this part of the batches (paper: 250k of 300k)."""
+    """Fraction of the batches after which the learning rate is divided by 10 (paper: 250k of 300k)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """Weight decay (L2 penalty) of SGD."""
     flip: bool = True
+    """Mirror images horizontally with probability 0.5. Mirrored feature maps double the time and the disk
+    space of the features stage."""
     scale: Literal["best", "random"] = "best"
+    """Image scale at which training windows are pooled. best: the scale that detection uses, see
+    `features.canonical_size`; random: a scale drawn for each window."""
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Part of the training pictures on which the snapshot is chosen (ours; the paper doesn't say)."""
-    snapshots: PositiveInt = 20
-    """How many snapshots are compared, evenly spaced."""
+    """Fraction of the training images held out to choose the best snapshot (not in the paper). 0, or
+    fewer than 5 images: train on all and keep the last snapshot."""
+    snapshots: Count = 20
+    """Number of snapshots to compare, evenly spaced over the batches."""
     mixed_precision: bool = True
-    """bfloat16 on GPUs that have it (ours)."""
-    pool_images: PositiveInt = 32
-    """Windows of this many pictures are pooled and shuffled together (ours)."""
-    pool_windows: PositiveInt = 64
-    """Windows drawn from each of them (ours)."""
+    """Compute in bfloat16 on GPUs that support it (not in the paper). false: float32 throughout."""
+    pool_images: Count = 32
+    """Number of images whose windows are pooled and shuffled together (not in the paper). More mix the
+    batches better and take more memory."""
+    pool_windows: Count = 64
+    """Maximum number of windows drawn from each of these images (not in the paper)."""
 
 
 class SvmConfig(Section):
-    """One linear SVM a class, with hard negatives."""
+    """One linear SVM per class, with hard-negative mining."""
 
     layer: Literal["auto", "pool5", "fc6", "fc7"] = "auto"
-    """auto: the last layer there is, fc7 with the default head, pool5 with head: none."""
+    """Layer whose features are classified: pool5, fc6 or fc7. auto: the last layer, which is fc7 with the
+    default head and pool5 with head: none."""
     C: PositiveFloat = 1e-3
+    """Cost of the hinge loss. Higher values fit the training set more closely."""
     positive_weight: PositiveFloat = 2.0
+    """Factor on the cost of positives."""
     bias: PositiveFloat = 10.0
-    """Value of the constant feature."""
+    """Value of the constant feature whose weight is the bias. Higher values regularise the bias less."""
     target_norm: PositiveFloat = 20.0
-    """Features are scaled so that this is their mean norm."""
-    norm_images: PositiveInt = 200
-    norm_windows: PositiveInt = 200
+    """Mean norm to which features are scaled before training. C and the ridge of box regression apply to
+    scaled features."""
+    norm_images: Count = 200
+    """Number of training images on which the mean norm is estimated."""
+    norm_windows: Count = 200
+    """Maximum number of windows per image on which the mean norm is estimated."""
     negative_iou: Fraction = 0.3
-    """Negatives have IoU < this with every ground truth of the class."""
+    """A proposal is a negative of a class if its IoU with every ground truth of the class is below
+    this."""
     negative_nms: Fraction = 0.7
-    """Negatives with a greater IoU with an earlier one of the same picture are dropped; 1: none."""
+    """IoU with an earlier negative of the same image above which a negative is dropped before mining. 1:
+    keep all."""
     hard_threshold: float = -1.0001
+    """Score above which a negative is hard and joins the cache of its class. Negatives on the margin score
+    -1."""
     evict_threshold: float = -1.2
-    retrain_after: PositiveInt = 2000
-    passes: PositiveInt = 1
+    """Score below which cached negatives are dropped when their class is retrained."""
+    retrain_after: Count = 2000
+    """Number of new hard negatives after which a class is retrained."""
+    passes: Count = 1
+    """Number of passes over the training images in search of hard negatives."""
     solver: Literal["dual", "liblinear"] = "dual"
-    """dual: ours, all classes that are due at once, on any device; liblinear: the reference, slower."""
+    """Solver of the SVMs. dual: dual coordinate descent for all due classes at once, on CPU or GPU;
+    liblinear: the reference implementation, slower."""
     tolerance: PositiveFloat = 1e-3
-    """dual: the duality gap, as a share of the objective, to stop at; liblinear: its own tolerance."""
-    max_iterations: PositiveInt = 2000
-    """Passes over a class's examples (dual: over those that it works on) at most."""
+    """Stopping tolerance. dual: duality gap relative to the objective; liblinear: its own criterion."""
+    max_iterations: Count = 2000
+    """Maximum number of passes over the examples of a class (dual: over its working set). A class that
+    reaches it is reported."""
 
 
 class BboxConfig(Section):
     """Ridge regression of box deltas, per class."""
 
     layer: Layer = "pool5"
+    """Layer whose features predict the box deltas: pool5, fc6 or fc7."""
     ridge: PositiveFloat = 1000.0
-    """λ for features of mean norm `svm.target_norm` (R-CNN; the released SPP-net has 4000)."""
+    """Regularisation strength λ for features of mean norm `svm.target_norm` (R-CNN's value; the released
+    SPP-net has 4000)."""
     min_iou: Fraction = 0.5
+    """Minimum IoU of a training proposal with its nearest ground truth."""
     whiten_epsilon: PositiveFloat = 1e-3
-    max_examples: PositiveInt = 10_000
-    """Examples a class at most, drawn at random (bounds the memory; ours)."""
+    """Constant added to the eigenvalues of the covariance when targets are whitened."""
+    max_examples: Count = 10_000
+    """Maximum number of training examples per class, drawn at random (not in the paper); bounds the
+    memory."""
 
 
 class DetectConfig(Section):
-    """From scores to detections."""
+    """From scores to detections. Applies to the evaluation and to `sppdet detect`."""
 
     nms: Fraction = 0.3
+    """IoU above which a detection suppresses those of lower score in the same class and image."""
     min_score: float = -1.5
-    max_per_class: PositiveInt = 100
+    """Minimum score (SVM margin) of a detection. Low values complete the precision-recall curve; `detect
+    --score` raises it for one call."""
+    max_per_class: Count = 100
+    """Maximum number of detections per class and image."""
     svd: Annotated[
-        Annotated[list[PositiveInt], Field(min_length=1, max_length=2)] | None,
+        Annotated[list[Count], Field(min_length=1, max_length=2)] | None,
         BeforeValidator(none_of),
     ] = None
-    """Ranks that fc6 and fc7 are truncated to, such as [1024, 256]: faster, a little less exact (Girshick
-    2015, Fast R-CNN); none: whole."""
+    """Ranks of a truncated SVD of fc6 and fc7, such as [1024, 256]; faster and slightly less accurate
+    (Girshick 2015, Fast R-CNN). null: full matrices."""
 
 
 class EvalConfig(Section):
-    """The default metric."""
+    """Metric of the evaluation."""
 
     metric: Literal["voc07", "voc10", "coco"] = "voc07"
+    """Metric of the evaluation. voc07: 11-point AP; voc10: area under the monotone precision-recall
+    curve; coco: AP averaged over IoU 0.5 to 0.95."""
 
 
 class Config(Section):
@@ -266,30 +281,39 @@ class Config(Section):
     data: DataConfig
     proposals: ProposalsConfig = ProposalsConfig()
     backbone: BackboneConfig = BackboneConfig()
-    scales: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)] = [
+    scales: Annotated[list[Count], Field(min_length=1), AfterValidator(ascending)] = [
         480,
         576,
         688,
         864,
         1200,
     ]
-    """Shorter sides of the resized pictures, in pixels."""
+    """Image scales: shorter sides of the resized images, in pixels, ascending. One scale, such as [688],
+    is several times faster; in the paper it costs about one point of mAP."""
     spp_levels: SppLevels = [6, 3, 2, 1]
-    """Bins a side."""
+    """SPP levels: bins per side of each level of the spatial pyramid. [6, 3, 2, 1] has 50 bins. VGG-16
+    takes [7, 3, 2, 1], so that its fc6 can be reused."""
     features: FeaturesConfig = FeaturesConfig()
     head: Annotated[HeadConfig | None, BeforeValidator(none_of)] = HeadConfig()
+    """Fully connected layers fc6 and fc7. none: the SVMs are trained on pool5."""
     finetune: Annotated[FinetuneConfig | None, BeforeValidator(none_of)] = FinetuneConfig()
+    """Fine-tuning of the head. none: the pre-trained head is used as it is."""
     svm: SvmConfig = SvmConfig()
     bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
+    """Box regression. none: detections keep the boxes of their proposals."""
     detect: DetectConfig = DetectConfig()
     eval: EvalConfig = EvalConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    workers: Literal["auto"] | PositiveInt = "auto"
-    """Threads that decode pictures and search for proposals; auto: one per core."""
+    """Seed of all random numbers of training. Runs with the same seed and settings give the same
+    model."""
+    workers: Literal["auto"] | Count = "auto"
+    """Number of threads that decode images and search for proposals. auto: one per core. Results don't
+    depend on it."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 5.0
-    """How much of a stage an interruption may cost; 0: as little as possible."""
+    """Minutes between checkpoints: the work that an interruption may cost. 0: as often as possible."""
     store: Path | None = None
-    """Folder of proposals and feature maps; runs that name the same one share them."""
+    """Folder of proposals and feature maps, which runs that name the same folder share. null: `store` in
+    the run."""
 
     @model_validator(mode="after")
     def _layers_exist(self) -> Config:

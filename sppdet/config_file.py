@@ -14,8 +14,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sppdet import plain_yaml
-from sppdet.config import Config, Section
+from sppdet.config import Config
 from sppdet.errors import ConfigError, one_line
+from sppdet.setting_types import Section
 
 PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
 WEIGHT_NAMES = ("imagenet", "none")

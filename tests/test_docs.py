@@ -6,8 +6,15 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from sppdet import plain_yaml
+from sppdet.classification.config import PretrainConfig, ProbeConfig
+from sppdet.config import Config
+from sppdet.config_file import check_config
+from sppdet.setting_types import Section
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +31,49 @@ def _generator() -> ModuleType:
 def test_settings_tables_are_what_the_types_say(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert text == _generator().page_with_tables(page)
+
+
+MODELS = (Config, PretrainConfig, ProbeConfig)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_setting_has_a_meaning_and_its_exact_default(model: type[Section]) -> None:
+    rows = _generator().settings_of(model)
+    assert [row.name for row in rows if len(row.meaning.split()) < 3] == []
+    whole = [
+        row for row in rows if row.meaning[0].islower() or not row.meaning.endswith((".", ")"))
+    ]
+    assert whole == []
+    # every key that the resolved settings have stands in the table, and its default reads back
+    table = {row.name: row for row in rows}
+    required = {row.name: "x" for row in rows if row.shown == "required"}
+    raw = {"data": {name.removeprefix("data."): value for name, value in required.items()}}
+    if model is PretrainConfig:
+        raw["data"]["val"] = "val"
+    resolved = check_config(raw, "least", model).model_dump(mode="json")
+
+    def check(plain: dict[str, Any], prefix: str) -> None:
+        for key, value in plain.items():
+            if isinstance(value, dict):
+                check(value, f"{prefix}{key}.")
+            elif f"{prefix}{key}" not in required:
+                shown = plain_yaml.parse(table[prefix + key].shown)
+                assert shown == value and type(shown) is type(value), prefix + key
+
+    check(resolved, "")
+
+
+def test_numbers_of_the_tables_are_exact() -> None:
+    shown = {row.name: row.shown for row in _generator().settings_of(Config)}
+    assert shown["svm.hard_threshold"] == "-1.0001"
+    assert shown["finetune.drop_after"] == "0.8333333333333334"
+    assert shown["data.train"] == "required" and shown["data.test"] == "null"
+    assert shown["head"] == "as below" and shown["head.widths"] == "[4096, 4096]"
+    shown = {row.name: row.shown for row in _generator().settings_of(PretrainConfig)}
+    assert shown["backbone.name"] == "zf5" and shown["backbone.weights"] == "none"
+    assert shown["test.views"] == "[centre, full]"
+    shown = {row.name: row.shown for row in _generator().settings_of(ProbeConfig)}
+    assert shown["head"] == "null" and shown["backbone.name"] == "alexnet"
 
 
 def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> None:

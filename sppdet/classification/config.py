@@ -9,40 +9,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet import plain_yaml
-from sppdet.config import (
-    BackboneConfig,
-    Fraction,
-    HeadConfig,
-    Section,
-    SppLevels,
-    none_of,
-)
+from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.setting_types import Count, Fraction, Section, SppLevels, none_of
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
 
 
 class FolderConfig(Section):
-    """Pictures in folders named by their class (the layout of ImageNet and of ImageFolder)."""
+    """Images in folders named by class (the layout of ImageNet and of torchvision's ImageFolder)."""
 
     root: Path
+    """Folder of the data set."""
     train: str = "train"
-    """Folder below `root` whose folders are the classes; `.` is `root` itself."""
+    """Folder of the training images, below `root`; its subfolders are the classes. `.`: `root` itself."""
     val: str | None = "val"
-    """Likewise; the same folder as `train`: both are drawn from it; null: no validation."""
-    train_per_class: PositiveInt | None = None
-    """Pictures of a class at most, drawn at random from `split_seed`; null: all."""
-    val_per_class: PositiveInt | None = None
+    """Folder of the validation images, below `root`. The same folder as `train`: both sets are drawn from
+    it without overlap; null: no validation."""
+    train_per_class: Count | None = None
+    """Maximum number of training images per class, drawn at random. null: all."""
+    val_per_class: Count | None = None
+    """Maximum number of validation images per class, drawn at random. null: all."""
     split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draws of training and validation images; separate from `seed`, so that runs can share
+    the split."""
     on_error: Literal["stop", "skip"] = "stop"
+    """Handling of an image that can't be decoded. stop: end with an error; skip: leave it out and list
+    it."""
 
     @model_validator(mode="after")
     def _both_from_one_folder(self) -> FolderConfig:
@@ -52,17 +47,19 @@ class FolderConfig(Section):
 
 
 class AugmentConfig(Section):
-    """What a training picture goes through."""
+    """Augmentation of training images."""
 
-    resize: PositiveInt = 256
-    """Shorter side of the resized picture, in pixels."""
-    crop: PositiveInt = 224
-    """Side of the square cut from it."""
+    resize: Count = 256
+    """Shorter side of the resized image, in pixels, before cropping."""
+    crop: Count = 224
+    """Side of the square crop, in pixels of the resized image."""
     crop_choice: Literal["random", "five"] = "random"
-    """random: anywhere; five: the centre or a corner, as in the paper."""
+    """Position of the crop. random: anywhere; five: the centre or one of the corners, as in the paper."""
     flip: bool = True
+    """Mirror crops horizontally with probability 0.5."""
     colour: Annotated[float, Field(ge=0.0)] = 0.1
-    """Deviation of the change of colours along ImageNet's principal components (Krizhevsky 2012)."""
+    """Standard deviation of the random shift along the principal components of ImageNet's colours
+    (Krizhevsky 2012). 0: no shift."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> AugmentConfig:
@@ -74,38 +71,48 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """Stochastic gradient descent on crops."""
 
-    sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [224]
-    """Sides that the crop is resized to, in pixels; the paper's two: [224, 180]."""
+    sizes: Annotated[list[Count], Field(min_length=1)] = [224]
+    """Sides to which crops are resized for training, in pixels. The paper's two sizes: [224, 180]."""
     size_choice: Literal["turns", "range"] = "turns"
-    """turns: an epoch each in turn; range: an epoch's size is drawn between the least and greatest."""
-    epochs: PositiveInt = 80
-    batch_size: PositiveInt = 128
-    """Over all processes."""
+    """Choice of the size of each epoch. turns: the sizes in turn; range: a side drawn between the
+    smallest and the largest."""
+    epochs: Count = 80
+    """Number of passes over the training images."""
+    batch_size: Count = 128
+    """Images per batch, over all processes."""
     lr: PositiveFloat = 0.01
+    """Initial learning rate."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """Weight decay (L2 penalty) of SGD."""
     schedule: Literal["step", "plateau"] = "plateau"
-    """When the learning rate is divided by 10: after the parts of the epochs in `steps`, or when the
-    validation error hasn't fallen for `patience` epochs (at most `drops` times)."""
+    """When to divide the learning rate by 10. step: after the fractions of the epochs in `steps`;
+    plateau: when the validation error hasn't decreased for `patience` epochs, up to `drops` times."""
     steps: list[Fraction] = [0.5, 0.8]
-    patience: PositiveInt = 5
-    drops: PositiveInt = 2
+    """With schedule: step, the fractions of the epochs after which the learning rate is divided by 10."""
+    patience: Count = 5
+    """With schedule: plateau, the number of epochs to wait for a lower validation error."""
+    drops: Count = 2
+    """With schedule: plateau, the maximum number of divisions of the learning rate."""
     mixed_precision: bool = True
-    """bfloat16 on GPUs that have it."""
+    """Compute in bfloat16 on GPUs that support it. false: float32 throughout."""
 
 
 class TestConfig(Section):
-    """How a trained classifier is tested."""
+    """Views of an image whose scores are averaged when a classifier is tested."""
 
     views: list[ViewSet] = ["centre", "full"]
-    """centre: one crop; 10: crops of the centre and corners, and mirrored; full: the whole picture and
-    its mirror image; maps10, maps96, maps98: the paper's views, pooled from the maps of whole pictures."""
-    side: PositiveInt = 256
-    """Shorter side of the resized picture for centre, 10, full and maps10."""
-    crop: PositiveInt = 224
-    """Side of a view, in resized pixels."""
-    size: PositiveInt | None = None
-    """Side that a crop is resized to, for centre and 10; null: it stays as it is cut."""
+    """Sets of views to test. centre: the centre crop; 10: centre and corner crops and their mirror
+    images; full: the whole image and its mirror image; maps10, maps96, maps98: the paper's views, pooled
+    from the feature maps of whole images."""
+    side: Count = 256
+    """Shorter side of the resized image, in pixels, for centre, 10, full and maps10."""
+    crop: Count = 224
+    """Side of a view, in pixels of the resized image."""
+    size: Count | None = None
+    """Side to which crops are resized before the network, in pixels, for centre and 10. null: they keep
+    the size `crop`."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> TestConfig:
@@ -115,24 +122,26 @@ class TestConfig(Section):
 
 
 class PretrainConfig(Section):
-    """All settings of a classifier's training."""
+    """All settings of the training of a classifier."""
 
     data: FolderConfig
     backbone: BackboneConfig = BackboneConfig(name="zf5", weights="none")
     spp_levels: SppLevels = [6, 3, 2, 1]
-    """Bins a side; [6] is the paper's net without SPP: at 224 pixels its bins are those of pool5."""
+    """SPP levels: bins per side of each level of the spatial pyramid. [6] is the network without SPP: at
+    224 pixels its bins are those of pool5."""
     head: Annotated[HeadConfig | None, BeforeValidator(none_of)] = HeadConfig()
-    """none: one linear layer on the pooled vectors."""
+    """Fully connected layers. none: one linear layer on the pooled features."""
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     test: TestConfig = TestConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    workers: Literal["auto"] | PositiveInt = "auto"
-    """Threads that decode pictures; auto: one per core."""
+    """Seed of all random numbers of training: initial weights, order, augmentation, dropout."""
+    workers: Literal["auto"] | Count = "auto"
+    """Number of threads that decode images. auto: one per core. Results don't depend on it."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 5.0
-    """How much an interruption may cost; also saved after every epoch."""
+    """Minutes between checkpoints within an epoch; each epoch ends with one. 0: as often as possible."""
     tensorboard: bool = False
-    """Write curves for TensorBoard too (pip install tensorboard)."""
+    """Write curves for TensorBoard, too (needs `pip install tensorboard`)."""
 
     def to_yaml(self) -> str:
         """The settings with every default."""
@@ -142,34 +151,47 @@ class PretrainConfig(Section):
 
 
 class ProbeDataConfig(Section):
-    """A set for classification: folders named by class, or VOC's image sets."""
+    """A data set for classification: folders named by class, or VOC's image sets."""
 
     format: Literal["folder", "voc"] = "folder"
+    """Layout of the data set. folder: subfolders named by class; voc: VOC's image sets, one SVM per class
+    against all images without it."""
     root: Path
+    """Folder of the data set."""
     train: str = "."
-    """folder: the folder whose folders are the classes; voc: the image set."""
+    """Training set. folder: folder below `root` whose subfolders are the classes (`.`: `root` itself);
+    voc: name of an image set."""
     test: str = "."
-    train_per_class: PositiveInt | None = 30
-    """folder: pictures of a class to train on."""
-    test_per_class: PositiveInt | None = 50
-    """folder: pictures of a class to test on, at most."""
+    """Test set, named like `train`. The same folder as `train`: both sets are drawn from it without
+    overlap."""
+    train_per_class: Count | None = 30
+    """With format: folder, the number of training images per class. null: all, with `test` in another
+    folder."""
+    test_per_class: Count | None = 50
+    """With format: folder, the maximum number of test images per class. null: all."""
 
 
 class ProbeConfig(Section):
-    """All settings of a linear probe: features of pictures, one linear SVM a class."""
+    """All settings of a linear probe: features of whole images, one linear SVM per class."""
 
     data: ProbeDataConfig
     backbone: BackboneConfig = BackboneConfig()
     spp_levels: SppLevels = [6, 3, 2, 1]
+    """SPP levels: bins per side of each level of the spatial pyramid."""
     head: Annotated[HeadConfig | None, BeforeValidator(none_of)] = None
-    """For the layers fc6 and fc7, which must come with the weights."""
+    """Fully connected layers, for layer: fc6 and fc7; their widths must be those of the weights. none: no
+    such layers."""
     layer: Literal["conv", "spp", "fc6", "fc7"] = "spp"
+    """Features to classify. conv: the last convolutional map, flattened; spp: the pyramid on it; fc6,
+    fc7: pre-trained fully connected layers."""
     picture: Literal["full", "crop", "warp"] = "full"
-    """full: the whole picture; crop: its centre; warp: the whole, squeezed into a square."""
-    side: PositiveInt = 224
-    """Shorter side of the resized picture, and the side of crop and warp."""
+    """Input of the network. full: the whole image, resized; crop: its centre square; warp: the whole
+    image squeezed into a square."""
+    side: Count = 224
+    """Shorter side of the resized image, and the side of the square of crop and warp, in pixels."""
     C: PositiveFloat = 1.0
-    """Of the SVMs, on features of length 1 (ours; the paper doesn't say)."""
-    splits: Annotated[list[int], Field(min_length=1)] = list(range(10))
-    """folder: the seeds of random splits."""
-    workers: Literal["auto"] | PositiveInt = "auto"
+    """Cost of the hinge loss of the SVMs, on features of length 1 (the paper doesn't state it)."""
+    splits: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = list(range(10))
+    """With format: folder, the seeds of the random splits over which the accuracy is averaged."""
+    workers: Literal["auto"] | Count = "auto"
+    """Number of threads that decode images. auto: one per core. Results don't depend on it."""

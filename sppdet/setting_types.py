@@ -1,0 +1,62 @@
+"""Types that the settings' fields are made of, and the base of all sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+
+
+def as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def ascending(values: list[int]) -> list[int]:
+    if values != sorted(set(values)):
+        raise ValueError("expected ascending values without repeats")
+    return values
+
+
+def interval(values: list[float]) -> list[float]:
+    if values[0] >= values[1]:
+        raise ValueError("expected [low, high] with low < high")
+    return values
+
+
+def network(name: str) -> str:
+    from sppdet.features.nets import problem_with_name  # imports torch, which takes its time
+
+    problem = problem_with_name(name)
+    if problem:
+        raise ValueError(problem)
+    return name
+
+
+def none_of(value: Any) -> Any:
+    """Map the string "none" to None."""
+    return None if value == "none" else value
+
+
+def _distinct(values: list[int]) -> list[int]:
+    """Refuse a list with a value twice."""
+    if len(values) != len(set(values)):
+        raise ValueError("expected every level once")
+    return values
+
+
+SppLevels = Annotated[list[Count], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class Section(BaseModel):
+    """Base of the sections of settings: frozen, strict about types, without unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
