@@ -148,7 +148,7 @@ def detect(trained: Sequence[tuple[Path, Config]]) -> tuple[Dataset, Found]:
             source = detector.maps
             if source.fingerprint not in maps:
                 maps[source.fingerprint] = source.compute(source.scaled(picture))
-            proposals = proposer.of_image(image, pictures.digest(image.path))
+            proposals = proposer.of_image(image, pictures)
             for kind in KINDS:
                 used = detector if kind == "bb" else replace(detector, regressors=None)
                 found[side, kind][image.id] = used.detect_in(

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet import plain_yaml
+from sppdet.data.headers import MAX_PIXELS
 from sppdet.errors import ConfigError
 from sppdet.setting_types import (
     Count,
@@ -51,6 +52,13 @@ class DataConfig(Section):
     on_error: Literal["stop", "skip"] = "stop"
     """Handling of an image that can't be decoded and of an invalid annotation. stop: end with an error;
     skip: leave it out and list it."""
+    repair_sizes: bool = False
+    """Whether to move boxes into the image where an annotation states another size than the image has and
+    the cause is certain: sides swapped by an EXIF turn, or both sides scaled by one factor. false: boxes
+    are taken as they are, and such images are counted in a warning."""
+    max_pixels: Count = MAX_PIXELS
+    """Maximum number of pixels of an image; a larger one is refused before it is decoded. Each of the
+    `workers` needs up to 6 bytes of memory per pixel."""
 
     @model_validator(mode="after")
     def _sets_match_roots(self) -> DataConfig:

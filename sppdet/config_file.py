@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import stat
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from sppdet import plain_yaml
 from sppdet.config import Config
+from sppdet.data.files import read_text
 from sppdet.errors import ConfigError, one_line
 from sppdet.setting_types import Section
 
@@ -99,15 +99,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: no regular file, more than `MAX_BYTES`, not UTF-8, refused by
             `plain_yaml.parse`, or no mapping.
     """
-    try:
-        text = _read_regular_file(path).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: can't be read: {reason}") from None
+    text = read_text(path, ConfigError, max_bytes=MAX_BYTES)
     try:
         raw = plain_yaml.parse(text)
     except ConfigError as error:
@@ -115,18 +107,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
     return raw
-
-
-def _read_regular_file(path: Path) -> bytes:
-    # opening a FIFO would wait for a writer
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError("not a regular file")
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise OSError(f"more than {MAX_BYTES:,} bytes; expected a file of settings")
-    return content
 
 
 def _resolve_paths(raw: dict[str, Any], folder: Path, where: str) -> None:

@@ -204,4 +204,5 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
             regressors.layer, regressors.weights.to(target), regressors.biases.to(target)
         ),
         config=config.detect,
+        max_pixels=config.data.max_pixels,
     )

@@ -96,7 +96,7 @@ def _train(
     )
 
     with reporter.stage("data"), ranks.first_goes_first():
-        pictures = PictureCache.load(run / "pictures.json")
+        pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
         training_set, test_set = read_data(config, pictures, reporter=reporter)
         _check_positives(training_set)
         if ranks.is_first:
@@ -335,13 +335,13 @@ def _is_due(part: str, path: Path, plan: Plan, reporter: Reporter) -> bool:
 def export_proposals(config: Config, run: Path, out: Path) -> None:
     """Write the stored proposals as `<id>.npz` files with an array `boxes`, which load again."""
     proposer = Proposer(config.proposals, config.store or run / "store")
-    pictures = PictureCache.load(run / "pictures.json")
+    pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}
     for dataset in read_data(config, pictures, reporter=Reporter()):
         for image in dataset.images if dataset is not None else ():
             digest = pictures.digest(image.path)
             if digests.setdefault(image.id, digest) != digest:
                 raise DataError(f"{out}: two pictures have the id {image.id}")
-            proposals = proposer.of_image(image, digest)
+            proposals = proposer.of_image(image, pictures)
             with atomic_path(out / f"{image.id}.npz") as temporary, temporary.open("wb") as handle:
                 np.savez(handle, boxes=proposals.boxes)

@@ -226,7 +226,8 @@ def test_ties_of_rounded_factors_take_the_smaller_scale() -> None:
 
 def test_distinct_factors() -> None:
     def found(width: int, height: int) -> list[float]:
-        return scale_factors_of(SCALES, width=width, height=height, max_side=2400).tolist()
+        factors = scale_factors_of(SCALES, width=width, height=height, max_side=2400)
+        return [float(factor) for factor in factors]
 
     assert found(3000, 300) == found(300, 3000) == [0.8]
     assert found(500, 375) == [s / 375 for s in SCALES]

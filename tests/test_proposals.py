@@ -19,6 +19,7 @@ from samples import random_boxes, random_picture
 from sppdet.boxes import box_iou
 from sppdet.config import ProposalsConfig
 from sppdet.data.cache import PictureCache
+from sppdet.data.images import read_image
 from sppdet.errors import DataError
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
@@ -319,18 +320,21 @@ def on_disk(picture: Picture, path: Path) -> AnnotatedImage:
 def test_proposals_are_stored_per_settings_and_picture(picture: Picture, tmp_path: Path) -> None:
     image, cache = on_disk(picture, tmp_path / "one.png"), PictureCache()
     proposer = Proposer(CONFIG, tmp_path / "store")
-    made = proposer.of_image(image, cache.digest(image.path))
+    made = proposer.of_image(image, cache)
     assert proposer.store is not None and proposer.store.has("one", cache.digest(image.path))
     fake = Proposals(np.array([[0, 0, 7, 7]], np.float32))
     import torch
 
     proposer.store.write("one", cache.digest(image.path), {"boxes": torch.from_numpy(fake.boxes)})
     again = Proposer(CONFIG, tmp_path / "store")
-    assert again.of_image(image, cache.digest(image.path)).boxes.tolist() == [[0, 0, 7, 7]]
-    assert np.array_equal(again.of_image(image, "another digest").boxes, made.boxes)
+    assert again.of_image(image, cache).boxes.tolist() == [[0, 0, 7, 7]]
+    changed = on_disk(np.ascontiguousarray(picture[::-1]), image.path)
+    expected = selective_search(read_image(image.path), CONFIG).boxes
+    assert np.array_equal(again.of_image(changed, PictureCache()).boxes, expected)
+    cache = PictureCache()
     other = Proposer(CONFIG.model_copy(update={"seed": 4}), tmp_path / "store")
     assert other.fingerprint != proposer.fingerprint
-    assert len(other.of_image(image, cache.digest(image.path))) == len(made)
+    assert len(other.of_image(image, cache)) == len(made)
 
 
 def test_one_file_a_split_and_repeated_boxes(tmp_path: Path) -> None:
@@ -350,7 +354,7 @@ def test_stored_boxes_are_for_their_pictures_only(picture: Picture, tmp_path: Pa
     config = CONFIG.model_copy(update={"engine": "stored", "path": [tmp_path / "b.npz"]})
     proposer = Proposer(config)
     image = on_disk(picture, tmp_path / "one.png")
-    assert proposer.of_image(image, "d").boxes.tolist() == [[1, 1, 5, 5]]
+    assert proposer.of_image(image, PictureCache()).boxes.tolist() == [[1, 1, 5, 5]]
     assert np.array_equal(proposer.of(picture).boxes, selective_search(picture, CONFIG).boxes)
     before = proposer.fingerprint
     np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5], [2, 2, 9, 9]]))

@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sppdet.data.files import read_text
-from sppdet.data.records import FAR_PX, ImageRecord, ObjectRecord, shorten, unique_ids
+from sppdet.data.files import name_problem, read_text
+from sppdet.data.records import (
+    FAR_PX,
+    ImageRecord,
+    ObjectRecord,
+    shorten,
+    stated_size,
+    unique_ids,
+)
 from sppdet.errors import AnnotationError
 from sppdet.types import Dataset
 
@@ -89,8 +96,13 @@ def read_coco_annotations(path: Path, *, folders: tuple[Path, ...]) -> list[Imag
     if len(set(file_names)) < len(file_names):
         again = next(name for name in file_names if file_names.count(name) > 1)
         raise AnnotationError(f"{path}, images: {again!r} is there twice")
+    sizes = {
+        entry["id"]: stated_size(entry.get("width"), entry.get("height"))
+        for _, entry in _entries(data, "images", path)
+    }
+    where = f"{path.name}, annotation"
     return [
-        ImageRecord(key, _find(name, folders), tuple(objects[image_id]), f"{path.name}, annotation")
+        ImageRecord(key, _find(name, folders), tuple(objects[image_id]), where, sizes[image_id])
         for key, (image_id, name) in zip(unique_ids(file_names), images.items(), strict=True)
     ]
 
@@ -168,6 +180,8 @@ def _by_id(data: _Entry, key: str, value_key: str, path: Path) -> dict[int | str
         entry_id, value = _get(entry, "id", where), _get(entry, value_key, where)
         if not isinstance(value, str) or not value.strip():
             raise AnnotationError(f"{where}: {value_key} {value!r}, expected text")
+        if problem := name_problem(value):
+            raise AnnotationError(f"{where}: {value_key} {value} {problem}")
         if entry_id in values:
             raise AnnotationError(f"{where}: id {entry_id!r} is there twice")
         values[entry_id] = value.strip()

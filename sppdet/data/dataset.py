@@ -24,6 +24,7 @@ from sppdet.data.records import (
     safe_id,
     shorten,
 )
+from sppdet.data.sizes import EXPLAINED, REPAIRABLE, Conflict, compare_sizes, repaired_boxes
 from sppdet.data.voc import read_voc_set
 from sppdet.errors import DataError, ImageError
 from sppdet.types import AnnotatedImage, Dataset
@@ -43,13 +44,15 @@ def load_dataset(
     read_pictures: bool,
     workers: int = 1,
     known: PictureCache | None,
+    repair_sizes: bool = False,
 ) -> Dataset:
     """Read one split, from one root or several.
 
     Pictures come in the order of the roots and of their set files; pictures without objects stay.
     With `read_pictures` every picture is decoded once, or found unchanged in `known`: sizes come
-    from there and never from the annotations, and boxes are clipped to them. Without it no picture
-    need exist, sizes are 0 and boxes stay as annotated.
+    from there and never from the annotations, and boxes are clipped to them. Sizes that annotations
+    state and that contradict their images are counted in warnings, and so are images that aren't
+    8-bit. Without it no picture need exist, sizes are 0 and boxes stay as annotated.
 
     Args:
         format: of the annotations, in all roots.
@@ -63,6 +66,8 @@ def load_dataset(
         read_pictures: whether pictures are read.
         workers: threads that decode.
         known: the pictures read before; it is added to, and saved by the caller.
+        repair_sizes: move the boxes of images whose annotations state another size into the images,
+            where it is certain how; see `sizes`. Needs `read_pictures`.
 
     Returns:
         The data set; its name is made of those of roots and sets ("VOC2007-trainval").
@@ -92,6 +97,9 @@ def load_dataset(
         records = [record for record in records if record.path in infos]
     if not records:
         raise DataError(f"{split}: no picture can be read; the first: {skips.lines[0]}")
+    _say_depths(split, infos)
+    if infos:
+        records = _in_their_images(split, records, infos, repair=repair_sizes)
     annotated = [_annotate(record, infos.get(record.path), labels, skips) for record in records]
     clipped = sum(count for _, count in annotated)
     if clipped:
@@ -188,6 +196,59 @@ def _look(
     finally:
         pool.shutdown(cancel_futures=True)  # after an error the rest need not be read
     return infos
+
+
+def _say_depths(split: str, infos: dict[Path, PictureInfo]) -> None:
+    """Warn of images that aren't 8-bit, one line for each kind."""
+    kinds: dict[str, list[str]] = {}
+    for path, info in infos.items():
+        if info.depth:
+            kinds.setdefault(info.depth, []).append(path.name)
+    for depth, names in kinds.items():
+        listed, counts = shorten(names, most=3), (split, len(names), len(infos))
+        _log.warning("%s: %d of %d images have %s, made 8 bits: %s", *counts, depth, listed)
+
+
+def _in_their_images(
+    split: str,
+    records: Sequence[ImageRecord],
+    infos: dict[Path, PictureInfo],
+    *,
+    repair: bool,
+) -> list[ImageRecord]:
+    """The records with boxes moved into their images where that is certain and asked for.
+
+    Contradictions are counted in a warning for each kind.
+    """
+    kept: list[ImageRecord] = []
+    found: dict[Conflict, list[str]] = {}
+    for record in records:
+        info = infos[record.path]
+        size, stated = (info.width, info.height), record.stated
+        if stated is None or stated == size:
+            kept.append(record)
+            continue
+        boxes = np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
+        kind = compare_sizes(stated, size, orientation=info.orientation, boxes=boxes)
+        if kind is not None:
+            example = f"{record.path.name} {stated[0]}x{stated[1]} for {size[0]}x{size[1]}"
+            found.setdefault(kind, []).append(example)
+        if repair and kind in REPAIRABLE:
+            moved = repaired_boxes(
+                boxes, kind, stated=stated, found=size, orientation=info.orientation
+            )
+            pairs = zip(record.objects, moved.tolist(), strict=True)
+            record = replace(record, objects=tuple(replace(o, box=tuple(b)) for o, b in pairs))
+        kept.append(record)
+    for kind, examples in found.items():
+        cause, advice = EXPLAINED[kind]
+        if repair and kind in REPAIRABLE:
+            advice = "repaired (data.repair_sizes)"
+        _log.warning(
+            "%s: %d of %d images haven't the size that was annotated (%s): %s; %s",
+            *(split, len(examples), len(records), shorten(examples, most=3), cause, advice),
+        )
+    return kept
 
 
 def _annotate(

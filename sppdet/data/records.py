@@ -30,12 +30,16 @@ class ObjectRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture and its objects; `where` begins messages: "000012.xml, object"."""
+    """One picture and its objects; `where` begins messages: "000012.xml, object".
+
+    `stated` is the (width, height) that the annotation gives the image; None where it gives none.
+    """
 
     id: str
     path: Path
     objects: tuple[ObjectRecord, ...]
     where: str
+    stated: tuple[int, int] | None = None
 
     def error(self, item: ObjectRecord, problem: str) -> AnnotationError:
         """The error "000012.xml, object 3: <problem>"."""
@@ -54,6 +58,20 @@ class Skips:
         if self.stop:
             raise error
         self.lines.append(str(error))
+
+
+def stated_size(width: object, height: object) -> tuple[int, int] | None:
+    """A size as it stands in an annotation, numbers or text; None unless both are whole and > 0."""
+    sides = []
+    for value in (width, height):
+        try:
+            side = float(value) if isinstance(value, int | float | str) else 0.0
+        except (ValueError, OverflowError):
+            return None
+        if not 0 < side < FAR_PX or side != int(side):
+            return None
+        sides.append(int(side))
+    return sides[0], sides[1]
 
 
 def safe_id(name: str) -> str:

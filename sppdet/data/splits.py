@@ -18,6 +18,8 @@ def read_split(
 ) -> Dataset:
     """A split by its name: train, test, or any other set that the folders hold.
 
+    With `data.repair_sizes` images are read in any case, since boxes are moved into them.
+
     Args:
         class_names: the labels; None takes `data.classes`.
         pictures: what is known of the pictures; None reads annotations alone.
@@ -25,6 +27,8 @@ def read_split(
     """
     if class_names is None and config.classes != "auto":
         class_names = tuple(config.classes)
+    if pictures is None and config.repair_sizes:
+        pictures = PictureCache(max_pixels=config.max_pixels)
     return load_dataset(
         format=config.format,
         roots=config.root,
@@ -35,4 +39,5 @@ def read_split(
         read_pictures=pictures is not None,
         workers=workers,
         known=pictures,
+        repair_sizes=config.repair_sizes,
     )

@@ -19,30 +19,42 @@ from xml.etree import ElementTree
 import defusedxml.ElementTree as SafeTree
 
 from sppdet.artifacts import write_text
-from sppdet.data.files import read_bytes, read_text
+from sppdet.data.files import name_problem, read_bytes, read_text
 from sppdet.data.images import PICTURE_SUFFIXES
-from sppdet.data.records import FAR_PX, ImageRecord, ObjectRecord, Skips, safe_id, shorten
+from sppdet.data.records import (
+    FAR_PX,
+    ImageRecord,
+    ObjectRecord,
+    Skips,
+    safe_id,
+    shorten,
+    stated_size,
+)
 from sppdet.errors import AnnotationError
 from sppdet.types import Boxes, Flags
 
 _log = logging.getLogger("sppdet")
+_MAX_XML_BYTES = 64 * 2**20  # of one image's annotations; parsed they take some ten times as much
 _FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """One annotation file: the picture's name as it stands there ("" if missing), its objects."""
+    """One annotation file: the picture's name as it stands there ("" if missing), its objects.
+
+    `size` is the image's (width, height) as stated; None where it is missing or 0.
+    """
 
     filename: str
     objects: tuple[ObjectRecord, ...]
+    size: tuple[int, int] | None = None
 
 
 def read_voc_annotation(path: Path) -> VocAnnotation:
     """Read one annotation file.
 
     Boxes become xyxy, 0-based, half-open: (xmin - 1, ymin - 1, xmax, ymax). `difficult` and
-    `truncated` are false where missing; the boxes of `<part>`s and the picture's size, which many
-    tools get wrong, are not read.
+    `truncated` are false where missing; the boxes of `<part>`s are not read.
 
     Returns:
         The objects in the order of the file; one that can't be used says so in its `problem`.
@@ -54,7 +66,8 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
     if root.tag != "annotation":
         raise AnnotationError(f"{path}: <{root.tag}>, expected <annotation>")
     objects = (_read_object(item, k) for k, item in enumerate(root.findall("object"), start=1))
-    return VocAnnotation(_text(root, "filename"), tuple(objects))
+    size = stated_size(_text(root, "size/width"), _text(root, "size/height"))
+    return VocAnnotation(_text(root, "filename"), tuple(objects), size)
 
 
 def read_voc_set(
@@ -77,7 +90,8 @@ def read_voc_set(
             skips.report(error)
             continue
         picture = voc_picture_path(folder, name, annotation.filename)
-        yield ImageRecord(safe_id(name), picture, annotation.objects, f"{path.name}, object")
+        where = f"{path.name}, object"
+        yield ImageRecord(safe_id(name), picture, annotation.objects, where, annotation.size)
 
 
 def read_set_file(root: Path, set_name: str) -> list[str]:
@@ -87,12 +101,16 @@ def read_set_file(root: Path, set_name: str) -> list[str]:
     for each class. A name that stands there again is used once, with a warning.
 
     Raises:
-        AnnotationError: there is no such set (the sets that exist are listed), or it is empty.
+        AnnotationError: there is no such set (the sets that exist are listed), it is empty, or a name
+            can't be a file's.
     """
     path = root / "ImageSets" / "Main" / f"{set_name}.txt"
     if not path.is_file():
         raise AnnotationError(f"{path}: no such set; {_list_sets(path.parent)}")
     lines = [line.strip() for line in read_text(path).splitlines()]
+    for number, line in enumerate(lines, start=1):
+        if problem := name_problem(line):
+            raise AnnotationError(f"{path}, line {number}: {line} {problem}")
     names = [_first_column(line, root) for line in lines if line]
     counts = Counter(names)
     if not counts:
@@ -163,7 +181,7 @@ def write_voc_annotation(
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    data = read_bytes(path, AnnotationError)
+    data = read_bytes(path, AnnotationError, max_bytes=_MAX_XML_BYTES)
     try:
         root: ElementTree.Element = SafeTree.fromstring(data, forbid_dtd=True)
     except ElementTree.ParseError as error:

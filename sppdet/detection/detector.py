@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
 from sppdet.config import DetectConfig, Layer
+from sppdet.data.headers import MAX_PIXELS
 from sppdet.data.images import read_image
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
@@ -64,6 +65,7 @@ class Detector:
     classifiers: Classifiers
     regressors: Regressors | None
     config: DetectConfig
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def load(cls, run: Path | str, *, device: str = "auto") -> Detector:
@@ -98,9 +100,13 @@ class Detector:
         elif bgr:
             raise ValueError(f"bgr with {picture}: expected an array; a file is read in its order")
         else:
-            path, pixels = str(picture), read_image(picture)
+            path, pixels = str(picture), self.read(picture)
         maps = self.maps.compute(self.maps.scaled(pixels))
         return self.detect(maps, self.proposer.of(pixels), pixels, path=path)
+
+    def read(self, path: Path | str) -> Picture:
+        """The image in a file, refused before it is decoded if it has more than `max_pixels`."""
+        return read_image(path, max_pixels=self.max_pixels)
 
     def detect(
         self, maps: FeatureMaps, proposals: Proposals, picture: Picture, *, path: str = ""

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from sppdet.artifacts import atomic_path, write_json, write_text
-from sppdet.data.images import find_images, read_image
+from sppdet.data.images import find_images
 from sppdet.data.results import results_entry
 from sppdet.data.voc import write_voc_annotation
 from sppdet.detection.detector import Detector
@@ -95,7 +95,7 @@ def detect_folder(
 
     def prepare(path: Path) -> tuple[Picture, Proposals, ScaledPicture] | ImageError:
         try:
-            picture = read_image(path)
+            picture = detector.read(path)
         except ImageError as error:
             return error
         return picture, detector.proposer.of(picture), detector.maps.scaled(picture)

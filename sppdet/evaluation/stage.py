@@ -14,7 +14,6 @@ from sppdet.config import Config, DataConfig, worker_count
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
 from sppdet.data.coco import coco_file
-from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import VERSION as DETECTION_VERSION
 from sppdet.detection.detector import Detector
@@ -63,7 +62,7 @@ def evaluate_run(
     with reporter.stage("evaluate"):
         detector = load_detector(run, device=ranks.device)
         with ranks.first_goes_first():
-            pictures = PictureCache.load(run / "pictures.json")
+            pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
             names, workers = detector.class_names, worker_count(config.workers)
             dataset = read_split(config.data, split, names, pictures, workers=workers)
             if ranks.is_first:
@@ -175,7 +174,8 @@ def _detect_all(
         digest = pictures.digest(image.path)
         if _stored(store, image, digest, names) is not None:
             return None
-        return proposer.of_image(image, digest), detector.maps.scaled(read_image(image.path))
+        picture = pictures.read(image.path)
+        return proposer.of_image(image, pictures), detector.maps.scaled(picture)
 
     def found_in(image: AnnotatedImage, proposals: Proposals, maps: FeatureMaps) -> Detections:
         found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
@@ -201,8 +201,8 @@ def _detect_all(
     for image in dataset.images:
         found = _stored(store, image, pictures.digest(image.path), names)
         if found is None:  # damaged since it was written
-            maps = detector.maps.compute(detector.maps.scaled(read_image(image.path)))
-            found = found_in(image, proposer.of_image(image, pictures.digest(image.path)), maps)
+            maps = detector.maps.compute(detector.maps.scaled(pictures.read(image.path)))
+            found = found_in(image, proposer.of_image(image, pictures), maps)
         detections[image.id] = found
     return detections
 

@@ -27,7 +27,7 @@ from sppdet.parallel import multiplying_in
 from sppdet.randomness import torch_stream
 from sppdet.types import FeatureMaps, Picture
 
-VERSION = 3  # raised when the same weights give other maps, or these are stored otherwise
+VERSION = 4  # raised when the same weights give other maps, or these are stored otherwise
 
 # RGB / 255, as torchvision's ImageNet weights expect
 PIXEL_MEAN = (0.485, 0.456, 0.406)

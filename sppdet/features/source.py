@@ -12,7 +12,6 @@ import torch
 from sppdet.artifacts import fingerprint
 from sppdet.config import FeaturesConfig
 from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
 from sppdet.distributed import process_count
 from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledPicture
@@ -127,7 +126,7 @@ class MapSource:
         self.store.write(name, digest, named)
 
     def _scaled_image(self, image: AnnotatedImage, mirrored: bool) -> ScaledPicture:
-        picture = read_image(image.path)
+        picture = self._pictures.read(image.path)
         return self.scaled(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
 
     def fill(

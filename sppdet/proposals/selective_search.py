@@ -21,7 +21,7 @@ from sppdet.randomness import rng
 from sppdet.types import Picture, Proposals
 
 MAX_ASPECT = 4  # a picture taller than this × its width is shrunk to fit, or it would take too long
-VERSION = 3  # raised when the same settings give other boxes
+VERSION = 4  # raised when the same settings give other boxes
 
 
 def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:

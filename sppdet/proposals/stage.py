@@ -13,7 +13,6 @@ import torch
 from sppdet.artifacts import fingerprint
 from sppdet.config import ProposalsConfig
 from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
 from sppdet.items import ItemStore
 from sppdet.parallel import ordered_map
 from sppdet.proposals.recall import Coverage, coverage
@@ -43,8 +42,13 @@ class Proposer:
         """Search a picture (H, W, 3) that belongs to no data set, whose boxes nobody has stored."""
         return selective_search(picture, self._config)
 
-    def of_image(self, image: AnnotatedImage, digest: str) -> Proposals:
-        """A data set's picture: from the store where it is there, else made and stored."""
+    def of_image(self, image: AnnotatedImage, pictures: PictureCache) -> Proposals:
+        """Proposals of a data set's image: from the store where they are there, else made and stored.
+
+        Raises:
+            ImageError: the image isn't the one that `pictures` knows.
+        """
+        digest = pictures.digest(image.path)
         stored = self.store.get(image.id, digest) if self.store is not None else None
         if stored is not None:
             return Proposals(stored["boxes"].numpy())
@@ -56,7 +60,7 @@ class Proposer:
                 max_boxes=self._config.max_boxes,
             )
         else:
-            proposals = selective_search(read_image(image.path), self._config)
+            proposals = selective_search(pictures.read(image.path), self._config)
         if self.store is not None:
             self.store.write(image.id, digest, {"boxes": torch.from_numpy(proposals.boxes)})
         return proposals
@@ -75,10 +79,9 @@ class Proposer:
         store = self.store
 
         def one(image: AnnotatedImage) -> bool:
-            digest = pictures.digest(image.path)
-            if store.has(image.id, digest):
+            if store.has(image.id, pictures.digest(image.path)):
                 return False
-            self.of_image(image, digest)
+            self.of_image(image, pictures)
             return True
 
         made = ordered_map(one, images, workers=workers)
@@ -86,9 +89,7 @@ class Proposer:
 
     def measure(self, dataset: Dataset, pictures: PictureCache, *, reporter: Reporter) -> Coverage:
         """Say how much of a data set's ground truth the proposals cover."""
-        found = coverage(
-            (image, self.of_image(image, pictures.digest(image.path))) for image in dataset.images
-        )
+        found = coverage((image, self.of_image(image, pictures)) for image in dataset.images)
         reporter.say(f"{dataset.name}: {found}", "proposals", split=dataset.name, **vars(found))
         return found
 

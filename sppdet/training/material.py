@@ -73,7 +73,7 @@ class Material:
     def proposals(self, position: int) -> Proposals:
         """The proposals of a picture."""
         image = self.dataset.images[position]
-        return self.proposer.of_image(image, self.pictures.digest(image.path))
+        return self.proposer.of_image(image, self.pictures)
 
     def sight(self, position: int) -> Sight:
         """One picture."""

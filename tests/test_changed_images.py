@@ -1,0 +1,136 @@
+"""Images that change, or vanish, while they are in use: no run mixes two states of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import contents, train_quietly, write_settings
+
+import sppdet.pipeline
+from sppdet.data.cache import PictureCache
+from sppdet.data.demo_set import make_demo_set
+from sppdet.data.images import read_image
+from sppdet.errors import ImageError
+
+GREY, WHITE = (90, 90, 90), (255, 255, 255)
+
+
+def _bmp(path: Path, colour: tuple[int, int, int]) -> Path:
+    """A file whose length doesn't depend on its content."""
+    Image.new("RGB", (9, 5), colour).save(path)
+    return path
+
+
+def _replace_unseen(path: Path, data: bytes) -> None:
+    """Other content of the same length and time of change, in place."""
+    state = path.stat()
+    assert len(data) == state.st_size
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_change_is_seen_at_the_next_look(tmp_path: Path) -> None:
+    path, cache = _bmp(tmp_path / "a.bmp", GREY), PictureCache()
+    assert cache.read(path)[0, 0].tolist() == list(GREY)
+    _replace_unseen(path, _bmp(tmp_path / "b.bmp", WHITE).read_bytes())
+    for use in (cache.look, cache.digest, cache.read):
+        with pytest.raises(ImageError, match=r"a\.bmp: changed while it was in use"):
+            use(path)
+    assert PictureCache().read(path)[0, 0].tolist() == list(WHITE)
+
+
+def test_a_change_that_no_time_tells_of_is_seen_in_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stored = _bmp(tmp_path / "a.bmp", GREY), tmp_path / "pictures.json"
+    cache = PictureCache.load(stored)
+    cache.look(path)
+    cache.save(stored)
+    frozen, genuine = os.stat(path), os.stat
+    path.write_bytes(_bmp(tmp_path / "b.bmp", WHITE).read_bytes())
+
+    def stat(name: Any, *args: Any, **options: Any) -> os.stat_result:
+        return frozen if str(name) == str(path) else genuine(name, *args, **options)
+
+    monkeypatch.setattr("os.stat", stat)
+    cache.look(path)  # nothing tells
+    with pytest.raises(ImageError, match="changed while it was in use"):
+        cache.read(path)
+    # what was stored would mislead every later run
+    again = PictureCache.load(stored)
+    assert again.read(path)[0, 0].tolist() == list(WHITE)
+
+
+def test_touched_or_copied_images_are_the_same(tmp_path: Path) -> None:
+    path, cache = _bmp(tmp_path / "a.bmp", GREY), PictureCache()
+    before = cache.digest(path)
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    assert cache.digest(path) == before
+    assert cache.look(path).mtime_ns == 10**9
+    assert cache.read(path).shape == (5, 9, 3)
+
+
+def test_a_vanished_image_is_missing(tmp_path: Path) -> None:
+    path, cache = _bmp(tmp_path / "a.bmp", GREY), PictureCache()
+    cache.look(path)
+    path.unlink()
+    for use in (cache.look, cache.read):
+        with pytest.raises(ImageError, match=r"a\.bmp: no such file"):
+            use(path)
+
+
+def test_a_lower_bound_of_pixels_reads_again(tmp_path: Path) -> None:
+    path = _bmp(tmp_path / "a.bmp", GREY)
+    cache = PictureCache()
+    cache.look(path)
+    cache.save(tmp_path / "pictures.json")
+    with pytest.raises(ImageError, match=r"9x5 pixels, expected 44 at most \(data.max_pixels\)"):
+        PictureCache.load(tmp_path / "pictures.json", max_pixels=44).look(path)
+    assert PictureCache.load(tmp_path / "pictures.json", max_pixels=45).look(path).width == 9
+
+
+@pytest.mark.parametrize(
+    ("moment", "reached"),
+    [
+        ("_propose", "data"),
+        ("_features", "proposals"),
+        ("_svms", "finetune"),
+    ],
+)
+def test_no_model_is_made_of_two_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, reached: str
+) -> None:
+    """An image changes after stage `reached`: the run ends, and the next one has the new content."""
+    root = make_demo_set(tmp_path / "set", seed=3, train_images=6, test_images=1, fresh_images=0)
+    run, settings = tmp_path / "run", tmp_path / "settings.yaml"
+    write_settings(settings, root, data={"root": str(root), "train": "trainval"}, head="none")
+    path = root / "JPEGImages" / "000003.jpg"
+    genuine: Callable[..., Any] = getattr(sppdet.pipeline, moment)
+
+    def after_a_change(*args: Any, **options: Any) -> Any:
+        flipped = np.ascontiguousarray(read_image(path)[::-1])
+        Image.fromarray(flipped).save(path)
+        return genuine(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sppdet.pipeline, moment, after_a_change)
+        with pytest.raises(ImageError, match=r"000003\.jpg: changed while it was in use"):
+            train_quietly(settings, run)
+    assert not (run / "model" / "trained.json").exists()
+    if moment != "_features":
+        return  # one is enough to see that the next run starts over
+    train_quietly(settings, run, until="features")
+    fresh = tmp_path / "fresh"
+    train_quietly(settings, fresh, until="features")
+    for folder in (fresh / "store").iterdir():
+        made = contents(run / "store" / folder.name)
+        assert contents(folder).items() <= made.items()
