@@ -162,7 +162,7 @@ def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int
 
 def of_image(world: World, proposer: Proposer, position: int) -> list[Box]:
     image = world.material.dataset.images[position]
-    found = proposer.of_image(image, world.material.pictures.digest(image.path))
+    found = proposer.of_image(image, world.material.pictures)
     return [(a, b, c, d) for a, b, c, d in found.boxes.tolist()]
 
 
