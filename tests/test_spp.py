@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
 from sppdet.features.regions import find_windows, pool_windows
-from sppdet.features.spp import level_columns, spp_width, spp_windows
+from sppdet.features.spp import _by_roi_pool, level_columns, spp_width, spp_windows
 from sppdet.types import FeatureMaps
 
 LEVELS = [(6, 3, 2, 1), (7, 3, 2, 1), (4, 3, 2, 1), (5,), (1, 2, 4, 8), (3, 6)]
@@ -100,6 +101,66 @@ def test_windows_equal_torchvisions_roi_pool() -> None:
     for n in (6, 3, 1):
         theirs = roi_pool(feature_map[None], rois, n).permute(0, 2, 3, 1).flatten(1)
         assert torch.equal(spp_windows(feature_map, windows, (n,)), theirs)
+
+
+def exact_bins(cells: int, level: int) -> list[tuple[int, int]]:
+    """First and last cell of each bin along an axis, in rational arithmetic."""
+    return [
+        (math.floor(Fraction(i * cells, level)), math.ceil(Fraction((i + 1) * cells, level)) - 1)
+        for i in range(level)
+    ]
+
+
+@pytest.mark.parametrize("level", range(1, 15))
+def test_every_length_and_level_is_exact(level: int) -> None:
+    """Windows of 1 to 300 cells a side among cells that rise, then fall: first and last show in each bin.
+
+    On a CPU by the compiled loop, elsewhere without Triton by `roi_pool`, where dividing in float32
+    gives a cell too many to 7 bins of 57, 114 and 121 cells.
+    """
+    lengths = np.arange(1, 301)
+    start = np.full(300, 3)  # with cells before and behind the windows
+    line = torch.arange(306.0)
+    rising = torch.stack([line, -line])  # the greatest of a bin are its last and its first cell
+    expected = torch.tensor(
+        [[[3 + last, -(3 + first)] for first, last in exact_bins(w, level)] for w in range(1, 301)]
+    ).float()  # [300, level, 2]
+    for across in (True, False):
+        feature_map = rising[:, None, :] if across else rising[:, :, None]
+        end = start + lengths - 1
+        zero = np.zeros_like(start)
+        sides = (start, zero, end, zero) if across else (zero, start, zero, end)
+        windows = np.stack(sides, axis=1)
+        for pool in (spp_windows, _by_roi_pool):
+            found = pool(feature_map, windows, (level,)).unflatten(1, (level, level, 2))
+            found = found[:, 0] if across else found[:, :, 0]
+            assert torch.equal(found, expected), pool
+
+
+def test_bins_of_the_report() -> None:
+    """57, 114 and 121 cells at level 7: the last bin ends with the window, whatever comes behind it."""
+    for cells in (57, 114, 121):
+        larger = torch.zeros(1, cells + 3, cells + 3)
+        larger[0, cells:], larger[0, :, cells:] = 9, 9
+        windows = np.array([[0, 0, cells - 1, cells - 1]])
+        assert not _by_roi_pool(larger, windows, (7, 3, 2, 1)).any()
+        theirs = roi_pool(larger[None], torch.tensor([[0.0, 0, 0, cells - 1, cells - 1]]), 7)
+        assert theirs.any()
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_the_fallback_equals_the_loop(levels: tuple[int, ...]) -> None:
+    feature_map = torch.randn(5, 17, 23, generator=torch.Generator().manual_seed(1)).round()
+    windows = random_windows(np.random.default_rng(1), 40, 23, 17)
+    assert torch.equal(
+        _by_roi_pool(feature_map, windows, levels), spp_windows(feature_map, windows, levels)
+    )
+    assert _by_roi_pool(feature_map, windows[:0], levels).shape == (0, spp_width(5, levels))
+    a, b = (feature_map.clone().requires_grad_() for _ in range(2))
+    gradient = torch.randn(40, spp_width(5, levels), generator=torch.Generator().manual_seed(2))
+    _by_roi_pool(a, windows, levels).backward(gradient)
+    spp_windows(b, windows, levels).backward(gradient)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ for channels, height, width in ((5, 7, 8), (300, 2, 3)):
         WindowPooling.apply(a, windows, levels).backward(gradient)
         spp_windows(b, windows, levels).backward(gradient)
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
+# a length that float32 divides into bins of a cell too many
+line = torch.arange(62.0)[None, None] * torch.tensor([1.0, -1.0]).view(2, 1, 1)
+windows = np.array([[3, 0, 59, 0]])
+rows = torch.empty((1, 98))
+pool_into(rows, line, windows, (7,))
+assert torch.equal(rows, spp_windows(line, windows, (7,)))
 print("same")
 """
 

@@ -28,7 +28,7 @@ from sppdet.parallel import shares
 
 _log = logging.getLogger("sppdet")
 
-VERSION = 1  # raised when the same settings give other values
+VERSION = 2  # raised when the same settings give other values
 
 
 def spp_width(channels: int, levels: Sequence[int]) -> int:
@@ -109,11 +109,24 @@ def spp_windows(
 def _by_roi_pool(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
-    # on whole windows roi_pool's bins are ours: its rounding meets nothing to round
-    rois = torch.zeros((len(windows), 5), device=feature_map.device)
-    rois[:, 1:] = torch.from_numpy(windows).to(rois)
-    levels_of = (roi_pool(feature_map[None].float(), rois, n) for n in levels)
-    return torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels_of], dim=1)
+    # roi_pool divides windows into bins in float32: 57 cells make 7 bins of 8.142858, the last of
+    # which ends at 57.000004; so every bin is a region of its own that it needn't divide
+    cells = _cells_of_bins(windows, levels)
+    rois = torch.zeros((cells.shape[0] * cells.shape[1], 5), device=feature_map.device)
+    rois[:, 1:] = torch.from_numpy(cells.reshape(-1, 4)).to(rois)
+    return roi_pool(feature_map[None].float(), rois, 1).view(
+        len(windows), spp_width(feature_map.shape[0], levels)
+    )
+
+
+def _cells_of_bins(windows: NDArray[np.int64], levels: Sequence[int]) -> NDArray[np.int64]:
+    """(U, B, 4) first and last cells (left, top, right, bottom), inclusive, of all levels' bins."""
+    bins = np.array([(n, i, j) for n in levels for i in range(n) for j in range(n)])
+    n, at = bins[:, :1], bins[:, [2, 1]]  # [B, 1], [B, 2] column and row
+    first, sides = windows[:, None, :2], windows[:, None, 2:] - windows[:, None, :2] + 1
+    low, high = (at * sides) // n, -(-((at + 1) * sides) // n) - 1
+    cells: NDArray[np.int64] = np.concatenate([first + low, first + high], axis=2)
+    return cells
 
 
 @functools.cache
