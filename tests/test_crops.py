@@ -113,17 +113,18 @@ def test_a_cap_on_the_longer_side() -> None:
         assert (right - left) / 40 == pytest.approx(factor, rel=0.25)
 
 
-@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("factor", [0.5, 1, 2])
 def test_a_crop_is_a_part_of_the_resized_picture(
-    factor: int, monkeypatch: pytest.MonkeyPatch
+    factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a change of scale; half a pixel beside it would show at factor 2."""
     monkeypatch.setattr(crops, "_ZOOM", 0.0)
     picture = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
-    config = CropConfig(scales=(100 * factor,), canonical_size=40, side=20, max_side=2400)
-    crop = cut_crop(picture, box_of(40, 30, 50, 60), config, rng=np.random.default_rng(0))
-    larger = cv2.resize(picture, (120 * factor, 100 * factor), interpolation=cv2.INTER_LINEAR)
-    first = 45 * factor - 10
+    config = CropConfig(scales=(int(100 * factor),), canonical_size=40, side=20, max_side=2400)
+    crop = cut_crop(picture, box_of(40, 30, 60, 70), config, rng=np.random.default_rng(0))
+    size, kind = (int(120 * factor), int(100 * factor)), cv2.INTER_LINEAR
+    larger = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else kind)
+    first = int(50 * factor) - 10
     difference = larger[first : first + 20, first : first + 20].astype(int) - crop
     assert np.abs(difference).max() <= 2
 

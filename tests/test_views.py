@@ -122,8 +122,9 @@ def test_ten_crops_by_hand(classifier: SppClassifier, width: int, height: int) -
 
 def test_the_centre_resized(classifier: SppClassifier) -> None:
     picture = picture_of(90, 60)
-    larger = cv2.resize(picture, (60, 40), interpolation=cv2.INTER_LINEAR)
-    crop = cv2.resize(np.ascontiguousarray(larger[4:36, 14:46]), (24, 24))
+    larger = cv2.resize(picture, (60, 40), interpolation=cv2.INTER_AREA)
+    square = np.ascontiguousarray(larger[4:36, 14:46])
+    crop = cv2.resize(square, (24, 24), interpolation=cv2.INTER_AREA)
     assert np.array_equal(centre_crop(picture, side=40, crop=32, size=24), crop)
     ours = score_crops(classifier, picture, views_of("centre", 40), crop=32, size=24)
     expected = net_score(classifier, np.asarray(crop, np.uint8))

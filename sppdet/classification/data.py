@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.data.images import find_images, read_image
 from sppdet.errors import DataError, ImageError
-from sppdet.features.backbones import normalised, resized
+from sppdet.features.backbones import normalised
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
+from sppdet.resizing import resized, resized_to
 from sppdet.types import Picture
 
 # Principal components of ImageNet's colours (RGB / 255), Krizhevsky et al. 2012: deviations along
@@ -157,7 +157,7 @@ def augmented(
     if config.flip and rng.random() < 0.5:
         crop = crop[:, ::-1]
     if size != config.crop:
-        crop = np.asarray(cv2.resize(np.ascontiguousarray(crop), (size, size)), dtype=np.uint8)
+        crop = resized_to(crop, size, size)
     drawn = rng.normal(0, config.colour, 3).astype(np.float32) if config.colour else np.zeros(3)
     shift = _COMPONENTS @ (_DEVIATIONS * drawn) * 255
     return crop.astype(np.float32) + shift.astype(np.float32)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.model import choose_device
 from sppdet.parallel import ordered_map
+from sppdet.resizing import resized_to
 from sppdet.run import Reporter
 from sppdet.types import Dataset, Picture
 
@@ -91,8 +91,7 @@ class Features:
             return to_input(picture, whole_factor(picture, side))
         if self._config.picture == "crop":
             return to_input(centre_crop(picture, side=side, crop=side, size=side), 1.0)
-        squeezed = cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR)
-        return to_input(np.asarray(squeezed, dtype=np.uint8), 1.0)
+        return to_input(resized_to(picture, side, side), 1.0)
 
     def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
         """(N, D), a row a picture."""

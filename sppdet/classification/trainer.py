@@ -21,7 +21,7 @@ from sppdet.features.head import share_batch
 from sppdet.parallel import has_bfloat16
 from sppdet.randomness import rng, torch_stream
 
-VERSION = 3  # raised when the same settings give other weights
+VERSION = 4  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1
 
 

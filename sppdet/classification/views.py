@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import ViewSet
-from sppdet.features.backbones import normalised, resized, to_input
+from sppdet.features.backbones import normalised, to_input
 from sppdet.features.geometry import project, scale_factor
 from sppdet.features.spp import spp_windows
+from sppdet.resizing import resized, resized_to
 from sppdet.types import Picture
 
 _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
@@ -63,13 +63,7 @@ def views_of(name: ViewSet, side: int) -> list[View]:
 def centre_crop(picture: Picture, *, side: int, crop: int, size: int) -> NDArray[np.uint8]:
     """(size, size, 3): the centre of a picture (H, W, 3) resized to a shorter side."""
     larger = resized(picture, side / min(picture.shape[:2]))
-    return _to_size(_cut(larger, _CENTRE, crop), size)
-
-
-def _to_size(square: Picture, size: int) -> Picture:
-    if square.shape[0] == size:
-        return square
-    return np.asarray(cv2.resize(np.ascontiguousarray(square), (size, size)), dtype=np.uint8)
+    return resized_to(_cut(larger, View(side, _CENTRE, False), crop), size, size)
 
 
 def whole_factor(picture: Picture, side: int) -> float:
@@ -78,17 +72,19 @@ def whole_factor(picture: Picture, side: int) -> float:
     return scale_factor(width=width, height=height, scale=side, max_side=_MOST_SIDE)
 
 
-def _cut(larger: Picture, position: tuple[float, float], crop: int) -> Picture:
-    left, top = _corner(larger.shape[1], larger.shape[0], position, crop)
+def _cut(larger: Picture, view: View, crop: int) -> Picture:
+    """A view's square of a resized image, which is mirrored if the view is."""
+    left, top = _corner(larger.shape[1], larger.shape[0], view, crop)
     return larger[top : top + crop, left : left + crop]
 
 
-def _corner(width: int, height: int, position: tuple[float, float], crop: int) -> tuple[int, int]:
-    """Left and top of a square in a resized picture."""
-    return (
-        max(0, round((width - crop) * position[0])),
-        max(0, round((height - crop) * position[1])),
-    )
+def _corner(width: int, height: int, view: View, crop: int) -> tuple[int, int]:
+    """Left and top of a view's square in a resized image, which is mirrored if the view is."""
+    assert view.position is not None
+    left = max(0, round((width - crop) * view.position[0]))
+    top = max(0, round((height - crop) * view.position[1]))
+    # a mirror image has the view at the mirrored place
+    return max(0, width - crop - left) if view.mirrored else left, top
 
 
 @torch.inference_mode()
@@ -104,14 +100,13 @@ def score_crops(
     total = torch.zeros(len(classifier.class_names), device=device)
     crops = []
     for view in views:
+        seen = _mirrored(picture, view.mirrored)
         if view.position is None:
-            factor = whole_factor(picture, view.side)
-            x = to_input(_mirrored(picture, view.mirrored), factor).to(device)
+            x = to_input(seen, whole_factor(picture, view.side)).to(device)
             total += classifier(x).float().softmax(dim=1)[0]
         else:
-            larger = resized(picture, view.side / min(picture.shape[:2]))
-            cut = _cut(larger, view.position, crop)
-            crops.append(_mirrored(_to_size(cut, size), view.mirrored))
+            larger = resized(seen, view.side / min(picture.shape[:2]))
+            crops.append(resized_to(_cut(larger, view, crop), size, size))
     if crops:
         batch = normalised(np.stack(crops)).to(device).contiguous(memory_format=torch.channels_last)
         total += classifier(batch).float().softmax(dim=1).sum(dim=0)
@@ -163,9 +158,7 @@ def _window(
     map_height, map_width = feature_map.shape[1:]
     if view.position is None:
         return 0, 0, map_width - 1, map_height - 1
-    left, top = _corner(*size, view.position, crop)
-    if view.mirrored:  # a mirror image has the view at the mirrored place
-        left = max(0, size[0] - crop - left)
+    left, top = _corner(*size, view, crop)
     box = np.array([[left, top, left + crop, top + crop]], dtype=np.float32)
     cells = project(
         box,

@@ -22,9 +22,10 @@ from sppdet.errors import DataError
 from sppdet.features.backbones import PIXEL_MEAN
 from sppdet.features.geometry import choose_scales, scale_factors_of
 from sppdet.randomness import rng
+from sppdet.resizing import resized
 from sppdet.types import AnnotatedImage, Boxes, Dataset, Picture
 
-VERSION = 2  # raised when the same arguments give other crops
+VERSION = 3  # raised when the same arguments give other crops
 BACKGROUND = "background"  # the folder of crops without an object
 
 _OBJECTS, _BACKGROUNDS = 3, 1  # crops a picture and round
@@ -149,11 +150,13 @@ def cut_crop(
     factors = scale_factors_of(config.scales, width=width, height=height, max_side=config.max_side)
     chosen = choose_scales(box, factors, canonical_area=config.canonical_size**2)
     factor = float(factors[chosen[0]]) * math.exp(rng.uniform(-_ZOOM, _ZOOM))
-    centre = (box[0, :2] + box[0, 2:]).astype(np.float64) / 2
-    origin = centre - config.side / 2 / factor
+    # warpAffine doesn't smooth where it shrinks
+    smaller, larger_by = (resized(picture, factor), 1.0) if factor < 1 else (picture, factor)
+    centre = (box[0, :2] + box[0, 2:]).astype(np.float64) / 2 * factor
+    origin = centre - config.side / 2  # resized pixels
     # pixel i spans [i, i + 1), but warpAffine counts from pixel centres
-    offset = (0.5 - origin) * factor - 0.5
-    matrix = np.array([[factor, 0, offset[0]], [0, factor, offset[1]]])
+    offset = 0.5 * larger_by - origin - 0.5
+    matrix = np.array([[larger_by, 0, offset[0]], [0, larger_by, offset[1]]])
     mean = tuple(255 * value for value in PIXEL_MEAN)
-    pixels = cv2.warpAffine(picture, matrix, (config.side, config.side), borderValue=mean)
+    pixels = cv2.warpAffine(smaller, matrix, (config.side, config.side), borderValue=mean)
     return np.asarray(pixels, dtype=np.uint8)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from sppdet.features.graph import before_last_pooling, geometry_of
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.parallel import multiplying_in
 from sppdet.randomness import torch_stream
+from sppdet.resizing import resized
 from sppdet.types import FeatureMaps, Picture
 
 VERSION = 4  # raised when the same weights give other maps, or these are stored otherwise
@@ -120,14 +120,6 @@ def padded_input(pixels: torch.Tensor) -> torch.Tensor:
 
 
 _LEAST_SIDE = 64  # resized pixels; a thinner picture would leave some networks no cell
-
-
-def resized(picture: Picture, factor: float) -> Picture:
-    """The picture (H, W, 3) resized by `factor`, bilinearly, to one pixel or more a side."""
-    height, width = picture.shape[:2]
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-    return np.asarray(small, dtype=np.uint8)
 
 
 def normalised(

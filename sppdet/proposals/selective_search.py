@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from sppdet.config import ProposalsConfig
 from sppdet.proposals import opencv_engine, sppdet_engine
 from sppdet.proposals.modes import MODES
 from sppdet.randomness import rng
+from sppdet.resizing import resized_to
 from sppdet.types import Picture, Proposals
 
 MAX_ASPECT = 4  # a picture taller than this × its width is shrunk to fit, or it would take too long
@@ -39,9 +39,7 @@ def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
     height, width = picture.shape[:2]
     factor = min(config.image_width / width, MAX_ASPECT * config.image_width / height)
     resized_size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resized = np.asarray(
-        cv2.resize(picture, resized_size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8
-    )
+    resized = resized_to(picture, *resized_size)
     engine = opencv_engine if config.engine == "opencv" else sppdet_engine
     groups = engine.hierarchies(resized, MODES[config.mode])
     drawn = rng(config.seed, "proposal ranking", _digest(resized))
