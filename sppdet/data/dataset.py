@@ -114,7 +114,7 @@ def _read_set(
     format: str, root: Path, set_name: str, images: Path | None, skips: Skips
 ) -> list[ImageRecord]:
     if format == "coco":
-        return read_coco_set(root, set_name, images=images)
+        return read_coco_set(root, set_name, images=images, skips=skips)
     return list(read_voc_set(root, set_name, images=images, skips=skips))
 
 

@@ -6,9 +6,11 @@ Files from outside are read here and nowhere else: a FIFO would make the reader 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from sppdet.errors import AnnotationError, SppdetError
 
@@ -60,6 +62,22 @@ def read_text(
         return read_bytes(path, error, max_bytes=max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: not UTF-8 text (byte {reason.start})") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file made by anyone.
+
+    Raises:
+        AnnotationError: there is no such file, or it is not JSON, nested too deeply, or has a number
+            of thousands of digits.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise AnnotationError(f"{path}: not JSON that can be read: nested too deeply") from None
+    except ValueError as error:
+        raise AnnotationError(f"{path}: not JSON: {error}") from None
 
 
 def name_problem(name: str) -> str:

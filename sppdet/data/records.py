@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from sppdet.errors import AnnotationError, DataError
 
 FAR_PX = 1e9  # a coordinate that is not nearer to 0 can't be meant
+FLAG_TEXTS = {"0": False, "false": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,21 @@ def stated_size(width: object, height: object) -> tuple[int, int] | None:
             return None
         sides.append(int(side))
     return sides[0], sides[1]
+
+
+def read_flag(value: object) -> bool:
+    """Read a flag of a JSON file: 0, 1, true, false, each also as text, or null for false.
+
+    Raises:
+        ValueError: anything else, such as 2, 0.5 or "yes".
+    """
+    if value is None:
+        return False
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in FLAG_TEXTS:
+        return FLAG_TEXTS[value.strip().lower()]
+    raise ValueError(f"{value!r:.40}, expected 0 or 1")
 
 
 def safe_id(name: str) -> str:

@@ -23,6 +23,7 @@ from sppdet.data.files import name_problem, read_bytes, read_text
 from sppdet.data.images import PICTURE_SUFFIXES
 from sppdet.data.records import (
     FAR_PX,
+    FLAG_TEXTS,
     ImageRecord,
     ObjectRecord,
     Skips,
@@ -35,7 +36,7 @@ from sppdet.types import Boxes, Flags
 
 _log = logging.getLogger("sppdet")
 _MAX_XML_BYTES = 64 * 2**20  # of one image's annotations; parsed they take some ten times as much
-_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
+_FLAGS = {**FLAG_TEXTS, "": False, "unspecified": False}
 
 
 @dataclass(frozen=True)
