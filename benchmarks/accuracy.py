@@ -76,7 +76,7 @@ def run_row(name: str, seed: int, common: list[str], out: Path) -> dict[str, obj
     run = out / f"{name}_seed{seed}"
     overrides = [f"store={out / 'store'}", *settings, f"seed={seed}", *common]
     train(load_config(CONFIG, overrides), run, device="cpu")
-    metrics = read_json(run / "eval" / "test" / "metrics.json")
+    metrics = read_json(run / "eval" / "test" / "voc07" / "metrics.json")
     return {"row": title, "seed": seed, "seconds": read_json(run / "timings.json"), **metrics}
 
 

@@ -192,21 +192,33 @@ def evaluate(
         Path | None, typer.Option(help="With --detections: settings with a data section.")
     ] = None,
     detections: Annotated[
-        Path | None, typer.Option(help="comp4 files' folder or COCO results, made by anyone.")
+        Path | None,
+        typer.Option(
+            help="comp4 files' folder, COCO results or a detections.json, made by anyone."
+        ),
+    ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stem|position|FILE.json",
+            help="With --detections: what numbers of images mean. stem: the file's name; position: in"
+            " the set, from 1; or the COCO annotations that they are of. Default: what is certain.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --detections: where reports go.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a run on a split, or anyone's detections."""
-    from sppdet.evaluation.stage import evaluate_files, evaluate_run
+    from sppdet.evaluation.from_files import evaluate_files
+    from sppdet.evaluation.stage import evaluate_run
 
-    if run is not None and not (config or detections or out):
+    if run is not None and not (config or detections or out or ids):
         evaluate_run(run, split, metric=metric, device=device)
         return
     if run is not None or not (config and detections and out):
         raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
     _State.command = "eval --detections"
-    evaluate_files(config, detections, out, split=split, metric=metric)
+    evaluate_files(config, detections, out, split=split, metric=metric, ids=ids)
     print(f"reports are in {out}")
 
 

@@ -16,6 +16,7 @@ from sppdet import plain_yaml
 from sppdet.data.headers import MAX_PIXELS
 from sppdet.errors import ConfigError
 from sppdet.setting_types import (
+    ClassName,
     Count,
     Fraction,
     Section,
@@ -41,12 +42,12 @@ class DataConfig(Section):
     VOC2012)."""
     images: Path | None = None
     """Folder of the images. null: the layout's own, `JPEGImages` for VOC, `root` for COCO."""
-    train: Annotated[list[str | None], BeforeValidator(as_list), Field(min_length=1)]
+    train: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
     """Training set: name of an image set (VOC) or annotation file (COCO). A list names one for each root;
-    null leaves out that root."""
+    null leaves out that root. Required for training."""
     test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
     """Test set, named like `train`. null: no test set, training ends without an evaluation."""
-    classes: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    classes: Literal["auto"] | Annotated[list[ClassName], Field(min_length=1)] = "auto"
     """Class names, in the order of their labels. Objects of other classes are ignored. auto: all classes
     of the training annotations, sorted by name."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -73,7 +74,8 @@ class DataConfig(Section):
         """One set name per root: of train or test, or `split` itself as the name of a set."""
         names = {"train": self.train, "test": self.test}.get(split, [split])
         if names is None:
-            raise ConfigError(f"data.{split}: no set is named; expected one to evaluate on")
+            purpose = "train on" if split == "train" else "evaluate on"
+            raise ConfigError(f"data.{split}: no set is named; expected one to {purpose}")
         return names if len(names) == len(self.root) else names * len(self.root)
 
 

@@ -45,12 +45,16 @@ class ModelFiles:
         """Of all parts; None for one that isn't there."""
         return [fingerprint_of(p) for p in (self.backbone, self.head, self.svm, self.bbox)]
 
-    def seal(self, config: Config) -> None:
-        """Say that all parts are trained by these settings: the last thing that training writes."""
+    def seal(self, config: Config, *, training_data: str) -> None:
+        """Write the completion marker: all parts are trained, by these settings, on this data.
+
+        Args:
+            training_data: digest of the training set.
+        """
         text = config.to_yaml()
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_text(self.config, text)
-        seal = {"parts": self.fingerprint(), "settings": _trained_by(config)}
+        seal = {**self._seal(config), "training_data": training_data}
         with contextlib.suppress(ArtifactError):  # missing or damaged
             if read_json(self.sealed) == seal:
                 return
@@ -60,11 +64,24 @@ class ModelFiles:
         """Refuse a model whose parts or settings aren't those of one finished training."""
         if not self.sealed.is_file():
             raise ArtifactError(f"{self.run}: isn't trained to the end; go on with `sppdet train`")
-        if read_json(self.sealed) != {"parts": self.fingerprint(), "settings": _trained_by(config)}:
+        sealed, wanted = read_json(self.sealed), self._seal(config)
+        if not isinstance(sealed, dict) or {key: sealed.get(key) for key in wanted} != wanted:
             raise ArtifactError(
                 f"{self.run}: its parts or its config.yaml have changed since it was trained; "
                 "go on with `sppdet train`"
             )
+
+    def _seal(self, config: Config) -> dict[str, Any]:
+        return {"parts": self.fingerprint(), "settings": _trained_by(config)}
+
+    def training_data(self) -> str | None:
+        """The digest of the training set; None where training isn't finished or didn't record it."""
+        try:
+            sealed = read_json(self.sealed)
+        except ArtifactError:
+            return None
+        digest = sealed.get("training_data") if isinstance(sealed, dict) else None
+        return digest if isinstance(digest, str) else None
 
 
 def _trained_by(config: Config) -> str:

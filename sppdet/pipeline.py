@@ -21,6 +21,7 @@ from sppdet.artifacts import (
 )
 from sppdet.config import Config, worker_count
 from sppdet.data.cache import PictureCache
+from sppdet.data.digest import dataset_digest
 from sppdet.data.splits import read_split
 from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import DataError, TrainingError
@@ -78,7 +79,9 @@ def train(
 
     Raises:
         ArtifactError: another process is training in this folder.
+        ConfigError: no training set is named.
     """
+    config.data.sets_of("train")  # without one nothing need be made
     with joined_ranks(choose_device(device)) as ranks:
         with held_run(run, ranks, reporter) as speaking:
             result = _train(config, run, ranks, until=until, reporter=speaking)
@@ -159,7 +162,7 @@ def _train(
         _regressors(config, material, files, plan)
     maps.keep_in_memory(None)
     if ranks.is_first:
-        files.seal(config)
+        files.seal(config, training_data=dataset_digest(training_set, pictures))
         shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
     ranks.wait()  # the others evaluate what is sealed
     reporter.log("trained", svm=plan.svm)

@@ -22,7 +22,16 @@ from sppdet.version import __version__
 
 COMMANDS = {
     "train": ("CONFIG", "--run", "--set", "--device", "--until"),
-    "eval": ("[RUN]", "--split", "--metric", "--config", "--detections", "--out", "--device"),
+    "eval": (
+        "[RUN]",
+        "--split",
+        "--metric",
+        "--config",
+        "--detections",
+        "--ids",
+        "--out",
+        "--device",
+    ),
     "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
     "propose": ("CONFIG", "--out", "--run", "--set"),
     "download": ("--root", "voc2007", "voc2012"),
@@ -236,7 +245,8 @@ def test_train_on_a_finished_run(
 
 def scores(folder: Path) -> dict[str, object]:
     """Metrics without the signature, which tells the settings."""
-    metrics: dict[str, object] = json.loads((folder / "metrics.json").read_text())
+    (path,) = folder.glob("*/metrics.json")
+    metrics: dict[str, object] = json.loads(path.read_text())
     del metrics["signature"]
     return metrics
 
@@ -246,7 +256,17 @@ def test_eval_of_a_run_by_another_metric(sppdet: CommandLine, run_copy: Path) ->
     assert status == 0
     assert re.search(r"^mAP \(area under the curve, set-test\): [0-9.]+ %$", out, re.MULTILINE)
     assert f"reports are in {run_copy / 'eval' / 'test'}" in out
-    assert scores(run_copy / "eval" / "test")["metric"] == "voc10"
+    folder = run_copy / "eval" / "test"
+    old, new = (json.loads((folder / m / "metrics.json").read_text()) for m in ("voc07", "voc10"))
+    assert (old["metric"], new["metric"]) == ("voc07", "voc10")
+    assert old["signature"] == new["signature"]
+    assert (folder / "voc07" / "pr_curves.png").is_file()
+    assert (folder / "voc10" / "pr_curves.png").is_file()
+    status, out, _ = sppdet("info", run_copy)
+    assert [line for line in out.splitlines() if line.startswith("score")] == [
+        f"score      mAP (voc07, test) {old['mAP']:.4f}",
+        f"score      mAP (voc10, test) {new['mAP']:.4f}",
+    ]
 
 
 @pytest.mark.parametrize("form", ["comp4", "COCO"])
@@ -313,10 +333,12 @@ def test_proposals_are_written_and_read_back(
 def test_info(sppdet: CommandLine, trained: Path, tmp_path: Path, settings: Path) -> None:
     status, out, _ = sppdet("info", trained)
     assert status == 0
-    metrics = json.loads((trained / "eval" / "test" / "metrics.json").read_text())
+    metrics = json.loads((trained / "eval" / "test" / "voc07" / "metrics.json").read_text())
     lines = out.splitlines()
     assert lines[0] == f"run        {trained}"
-    assert lines[1] == f"settings   {metrics['signature']}"
+    settings_and_data = re.sub(r"\|test:[0-9a-f]{8}", "", metrics["signature"])
+    assert settings_and_data != metrics["signature"]
+    assert lines[1] == f"settings   {settings_and_data}"
     assert lines[2] == "classes    4: disc, square, star, triangle"
     assert lines[3] == "svms       on fc6, 32 values"
     assert f"score      mAP (voc07, test) {metrics['mAP']:.4f}" in lines

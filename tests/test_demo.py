@@ -38,7 +38,9 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     score = demo(tmp_path)
     said = capsys.readouterr().out
     assert re.search(rf"^mAP \(.*, set-test\): {score:.4f}$", said, re.MULTILINE)
-    metrics = json.loads((tmp_path / "run" / "eval" / "test" / "metrics.json").read_text())
+    metrics = json.loads(
+        (tmp_path / "run" / "eval" / "test" / "voc07" / "metrics.json").read_text()
+    )
     assert metrics["mAP"] == score
     config = read_run_config(tmp_path / "run")
     assert config.backbone.weights == str(tmp_path / "backbone")

@@ -67,7 +67,7 @@ def test_numbers_of_the_tables_are_exact() -> None:
     shown = {row.name: row.shown for row in _generator().settings_of(Config)}
     assert shown["svm.hard_threshold"] == "-1.0001"
     assert shown["finetune.drop_after"] == "0.8333333333333334"
-    assert shown["data.train"] == "required" and shown["data.test"] == "null"
+    assert shown["data.root"] == "required" and shown["data.test"] == "null"
     assert shown["head"] == "as below" and shown["head.widths"] == "[4096, 4096]"
     shown = {row.name: row.shown for row in _generator().settings_of(PretrainConfig)}
     assert shown["backbone.name"] == "zf5" and shown["backbone.weights"] == "none"

@@ -14,11 +14,7 @@ from evaluation_samples import Box, make_detections, make_image, random_split
 
 from sppdet.errors import DataError
 from sppdet.evaluation.coco import evaluate_coco
-from sppdet.evaluation.coco_results import (
-    default_image_ids,
-    ids_from_annotations,
-    write_coco_results,
-)
+from sppdet.evaluation.coco_results import default_image_ids, write_coco_results
 from sppdet.evaluation.comp4 import write_comp4
 from sppdet.evaluation.files import read_detections, write_curve_csv
 from sppdet.evaluation.rows import class_file_names
@@ -105,10 +101,6 @@ def test_longer_class_of_this_set_is_not_a_shorter_one(tmp_path: Path) -> None:
     [
         ("a 0.5 1 1 10", "5 fields, expected: id score x1 y1 x2 y2"),
         ("a 0.5 1 one 10 10", "could not convert string to float: 'one'"),
-        ("a 0.5 11 1 10 10", "the box has no area"),
-        ("a nan 1 1 10 10", "a number is not finite"),
-        ("a 0.5 1 1 1e99 10", "a number is not finite"),
-        ("b 0.5 1 1 10 10", "image 'b' is not in test"),
     ],
 )
 def test_wrong_comp4_lines(tmp_path: Path, line: str, problem: str) -> None:
@@ -119,6 +111,28 @@ def test_wrong_comp4_lines(tmp_path: Path, line: str, problem: str) -> None:
     with pytest.raises(DataError) as caught:
         read_detections(tmp_path, dataset)
     assert str(caught.value) == f"{path}:3: {problem}"
+
+
+def test_raw_comp4_lines_are_counted_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = Dataset("test", ("ant", "cat"), (make_image("a", []),))
+    (tmp_path / "comp4_det_test_ant.txt").write_text("a 0.5 1 1 10 10\n")
+    lines = ["a 0.75 1 1 10 10", "", "a 1 11 1 10 10", "a nan 1 1 9 9", "a 1 1 1 1e99 9"]
+    path = tmp_path / "comp4_det_test_cat.txt"
+    path.write_text("\n".join([*lines, "b 1 1 1 10 10", "a 1 5 5 5 4"]))
+    with caplog.at_level(logging.WARNING, logger="sppdet"):
+        found = read_detections(tmp_path, dataset)
+    assert found["a"].scores.tolist() == [0.75, 0.5]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: image not in test: 'b'; 1 of 7 detections left out",
+        f"{tmp_path}: 4 of 7 detections left out: 2 boxes without area, 2 with a number that is not"
+        f" finite; the first: {path}:3",
+    ]
+    path.write_text("b 1 1 1 10 10\nc 1 1 1 10 10\n")
+    (tmp_path / "comp4_det_test_ant.txt").write_text("")
+    with pytest.raises(DataError, match="'b', 'c'; none of the 2 detections is left"):
+        read_detections(tmp_path, dataset)
 
 
 def test_paths_that_are_neither(tmp_path: Path) -> None:
@@ -160,86 +174,6 @@ def test_coco_ids(tmp_path: Path) -> None:
     write_coco_results(path, dataset, {})
     assert json.loads(path.read_text()) == []
     assert [len(found) for found in read_detections(path, dataset).values()] == [0, 0]
-
-
-def test_coco_ids_of_the_annotations(tmp_path: Path) -> None:
-    dataset = Dataset("val", ("cat", "dog"), (make_image("p", []), make_image("q", [])))
-    annotations = {
-        "images": [
-            {"id": 40, "file_name": "q.jpg"},
-            {"id": 30, "file_name": "p.jpg"},
-            {"id": 50, "file_name": "other.jpg"},
-        ],
-        "categories": [{"id": 90, "name": "dog"}, {"id": 17, "name": "cat"}],
-    }
-    (tmp_path / "instances.json").write_text(json.dumps(annotations))
-    image_ids, category_ids = ids_from_annotations(tmp_path / "instances.json", dataset)
-    assert image_ids == {"p": 30, "q": 40}
-    assert category_ids == {"cat": 17, "dog": 90}
-    path = tmp_path / "results.json"
-    ids = {"image_ids": image_ids, "category_ids": category_ids}
-    detections = {"p": make_detections([]), "q": make_detections([(2, 0.5, A)])}
-    write_coco_results(path, dataset, detections, **ids)  # type: ignore[arg-type]
-    (entry,) = json.loads(path.read_text())
-    assert (entry["image_id"], entry["category_id"]) == (40, 90)
-    assert_same(read_detections(path, dataset, **ids), detections)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"entry 1: image_id: 40, not of val"):
-        read_detections(path, dataset)
-    with pytest.raises(DataError, match="class 'cow' has no id"):
-        ids_from_annotations(tmp_path / "instances.json", replace(dataset, class_names=("cow",)))
-    with pytest.raises(DataError, match="not COCO annotations"):
-        ids_from_annotations(path, dataset)
-    with pytest.raises(DataError, match="image 'q' has no id"):
-        write_coco_results(path, dataset, detections, image_ids={"p": 1})
-
-
-def test_coco_names_for_ids(tmp_path: Path) -> None:
-    dataset = Dataset("val", ("cat",), (make_image("p", []), make_image("q", [])))
-    box = [0, 0, 5, 5]
-    entries = [
-        {"image_id": "p", "category_id": "cat", "bbox": box, "score": 1},
-        {"image_id": "q.jpg", "category_id": 1, "bbox": box, "score": 1, "segmentation": []},
-        {"file_name": "q.jpg", "category_id": 1, "bbox": box, "score": 2},
-        {"image_id": 1, "category_id": 1, "bbox": box, "score": 2.5},
-    ]
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(entries))
-    found = read_detections(path, dataset)
-    assert found["p"].scores.tolist() == [2.5, 1]
-    assert found["q"].scores.tolist() == [2, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("{}", "a dict, expected a list"),
-        ("[1", "not JSON"),
-        ("[1]", "entry 1: 1, expected an object"),
-        ('[{"category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "image_id: missing"),
-        ('[{"image_id": 2, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "image_id: 2"),
-        ('[{"image_id": true, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "True"),
-        ('[{"image_id": [1], "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "[1]"),
-        ('[{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 1}]', "category_id: 2"),
-        (
-            '[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1], "score": 1}]',
-            "expected 4 numbers",
-        ),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, "1"], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]', "score: missing"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 1], "score": 1}]', "no area"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": NaN}]', "not finite"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1%s], "score": 1}]', "4 numbers"),
-    ],
-)
-def test_wrong_coco_results(tmp_path: Path, text: str, problem: str) -> None:
-    dataset = Dataset("val", ("cat",), (make_image("p", []),))
-    path = tmp_path / "r.json"
-    path.write_text(text.replace("%s", "0" * 400))
-    with pytest.raises(DataError) as caught:
-        read_detections(path, dataset)
-    assert problem in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_class_file_names_differ() -> None:

@@ -12,9 +12,13 @@ import pytest
 from evaluation_samples import random_split
 from rich.console import Console
 
+from sppdet.config import DataConfig
+from sppdet.errors import ArtifactError
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
-from sppdet.evaluation.report import metric_title, print_table, write_report
+from sppdet.evaluation.report import metric_title, print_table, write_curves, write_metrics
+from sppdet.evaluation.stage import write_scores
 from sppdet.evaluation.voc import evaluate_voc
+from sppdet.run import Reporter
 from sppdet.types import EvalResult
 
 NAMES = ("a", "$x_1$ [bold]", "../c:d", "_none")
@@ -31,7 +35,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_report(result: EvalResult, tmp_path: Path) -> None:
-    write_report(result, tmp_path / "one", signature="zf5|voc07")
+    write_metrics(result, tmp_path / "one", signature="zf5|voc07")
+    write_curves(result, tmp_path / "one")
     files = contents(tmp_path / "one")
     stems = ["pr_$x_1$ [bold]", "pr__..__c_d", "pr__none", "pr_a"]
     named = {f"{stem}.{kind}" for stem in stems for kind in ("png", "csv")}
@@ -51,26 +56,50 @@ def test_report(result: EvalResult, tmp_path: Path) -> None:
     assert list(written) == sorted(written)
     lines = files["pr_a.csv"].decode().splitlines()
     assert len(lines) == 1 + result.classes[0].detections
-    write_report(result, tmp_path / "two", signature="zf5|voc07")
+    write_metrics(result, tmp_path / "two", signature="zf5|voc07")
+    write_curves(result, tmp_path / "two")
     assert contents(tmp_path / "two") == files
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_results.json", "comp4_det_t_b.txt", "voc07/pr_a.png", "voc07/pr_curves.png"]
+)
+def test_what_can_not_be_written_hides_no_number(
+    result: EvalResult, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir(parents=True)  # in the way of a file
+    dataset, detections = random_split(1)
+    reporter = Reporter(console=Console(file=io.StringIO(), width=80))
+    data = DataConfig(root=[tmp_path], test=["t"])
+    one = replace(result, split="t")
+    with pytest.raises(ArtifactError, match=f"{name}: can't be written"):
+        write_scores(
+            one, data, dataset, detections, tmp_path, signature="s", split="test", reporter=reporter
+        )
+    assert isinstance(reporter.console.file, io.StringIO)
+    said = reporter.console.file.getvalue()
+    assert f"mAP (11-point, t): {100 * result.mean_ap:.2f} %" in said
+    assert json.loads((tmp_path / "voc07/metrics.json").read_text())["mAP"] == result.mean_ap
 
 
 def test_report_without_csv_and_a_class_named_curves(result: EvalResult, tmp_path: Path) -> None:
     one = replace(result, classes=(replace(result.classes[0], name="curves"),))
-    write_report(one, tmp_path, signature="", detections_csv=False)
-    assert set(contents(tmp_path)) == {"metrics.json", "pr_curves.png", "pr_class_curves.png"}
+    write_curves(one, tmp_path, detections_csv=False)
+    assert set(contents(tmp_path)) == {"pr_curves.png", "pr_class_curves.png"}
 
 
 def test_report_of_nothing(result: EvalResult, tmp_path: Path) -> None:
     empty = replace(result, classes=(), mean_ap=float("nan"))
-    write_report(empty, tmp_path, signature="")
+    write_metrics(empty, tmp_path, signature="")
+    write_curves(empty, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["mAP"] is None
 
 
 def test_coco_report(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     result = evaluate_coco(*random_split(1))
-    write_report(result, tmp_path, signature="s")
+    write_metrics(result, tmp_path, signature="s")
+    write_curves(result, tmp_path)
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert set(written["extra"]) == set(COCO_NUMBERS)
     assert written["extra"]["APl"] is None
@@ -114,5 +143,5 @@ def test_pictures_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
     tp = np.cumsum(hits)
     long = replace(result.classes[0], recall=tp / tp[-1], precision=tp / np.arange(1, count + 1))
     one = replace(result, classes=(long,))
-    write_report(one, tmp_path, signature="", detections_csv=False)
+    write_curves(one, tmp_path, detections_csv=False)
     assert (tmp_path / "pr_a.png").stat().st_size > 5000

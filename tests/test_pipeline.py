@@ -43,7 +43,8 @@ def times(folder: Path) -> dict[str, int]:
 def test_a_run_leaves_its_files(trained: Path) -> None:
     found = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     model = {f"model/{part}.safetensors" for part in (*PARTS, "backbone")}
-    reports = {"metrics.json", "coco_results.json", "pr_curves.png", "pr_disc.png", "pr_disc.csv"}
+    curves = {"metrics.json", "pr_curves.png", "pr_disc.png", "pr_disc.csv"}
+    reports = {"coco_results.json", *(f"voc07/{name}" for name in curves)}
     reports |= {f"comp4_det_test_{name}.txt" for name in CLASSES}
     model.add("model/trained.json")
     wanted = model | {f"eval/test/{name}" for name in reports}
@@ -62,7 +63,7 @@ def test_a_run_leaves_its_files(trained: Path) -> None:
 
 
 def test_metrics(trained: Path) -> None:
-    metrics = json.loads((trained / "eval" / "test" / "metrics.json").read_text())
+    metrics = json.loads((trained / "eval" / "test" / "voc07" / "metrics.json").read_text())
     assert metrics["metric"] == "voc07" and metrics["split"] == "set-test"
     assert list(metrics["AP"]) == list(CLASSES)
     assert metrics["mAP"] == pytest.approx(np.mean(list(metrics["AP"].values())))
@@ -250,7 +251,7 @@ def test_without_a_head(settings: Path, run_copy: Path) -> None:
     detector = Detector.load(run_copy, device="cpu")
     assert detector.classifiers.layer == "pool5"
     assert detector.classifiers.weights.shape == (4, (36 + 9 + 4 + 1) * detector.maps.channels)
-    assert "svm:pool5|ft:no" in describe_run(run_copy)[1]
+    assert "svm:pool5|ft:no" in list(describe_run(run_copy))[1]
 
 
 def test_without_box_regression(settings: Path, run_copy: Path, demo_root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from sppdet.artifacts import write_text
 from sppdet.data.files import read_text
 from sppdet.data.records import safe_id, shorten
 from sppdet.errors import DataError
+from sppdet.evaluation.image_names import ImageNames
 from sppdet.evaluation.inputs import flatten_detections
-from sppdet.evaluation.rows import Rows, class_file_names, pictures_by_name
+from sppdet.evaluation.rows import Rows, class_file_names
 from sppdet.types import Dataset, Detections
 
 log = logging.getLogger("sppdet")
@@ -50,31 +51,36 @@ def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detecti
 
 
 def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
-    """Read the `comp4` files of a folder.
+    """Read the `comp4` files of a folder; images are named as `ImageNames` knows them.
 
     A class's file is that of the set `dataset.name`, or else the only one that ends in
     `_<class>.txt`. A class without a file has no detections; that and files of other classes are
-    warned of. Empty lines are skipped.
+    warned of. Empty lines are skipped. Detections on other images and boxes that can't be scored are
+    left out with a warning (see `Rows.group`).
 
     Returns:
-        The detections of every picture of the split by its id, in descending score.
+        The detections of every image of the split by its id, in descending score.
 
     Raises:
-        DataError: there are no such files, several sets of them, or a line is wrong: not six
-            fields, no number, a box without area, a picture that is not in the split.
+        DataError: there are no such files, several sets of them, a line is wrong (not six fields, no
+            number), or there are lines and not one is of an image of the split.
     """
-    pictures = pictures_by_name(dataset)
-    rows = Rows()
+    rows = Rows(folder)
     for label, path in _find_files(folder, dataset).items():
         rows.begin(f"{path}:")
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             if line.strip():
                 name, score, x1, y1, x2, y2 = _fields(line, f"{path}:{number}")
-                if name not in pictures:
-                    raise DataError(f"{path}:{number}: image {name!r} is not in {dataset.name}")
                 box = (x1 - 1, y1 - 1, x2, y2)
-                rows.add(number, picture=pictures[name], label=label, score=score, box=box)
-    return rows.group(dataset)
+                rows.add(number, image=name, category=label, score=score, box=box)
+    names = [str(key) for key in rows.image_keys]
+    try:
+        found = ImageNames(dataset).match([(name,) for name in names])
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
+    images: dict[Hashable, int | None] = dict(zip(names, found, strict=True))
+    labels: dict[Hashable, int | None] = {k + 1: k + 1 for k in range(len(dataset.class_names))}
+    return rows.group(dataset, images=images, labels=labels)
 
 
 def comp4_paths(folder: Path, dataset: Dataset) -> list[Path]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sppdet.artifacts import write_text
 from sppdet.errors import DataError
-from sppdet.evaluation.coco_results import read_coco_results
+from sppdet.evaluation.coco_results import CocoResults
 from sppdet.evaluation.comp4 import read_comp4
+from sppdet.evaluation.ids import IdMeaning
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from sppdet.types import ClassResult, Dataset, Detections
 
@@ -18,32 +20,50 @@ _COLUMNS = ("image", "score", "x1", "y1", "x2", "y2", "recall", "precision", "ou
 _OUTCOMES = {TRUE_POSITIVE: "tp", FALSE_POSITIVE: "fp", IGNORED: "ignored"}
 
 
-def read_detections(
-    path: Path,
-    dataset: Dataset,
-    *,
-    image_ids: Mapping[str, int | str] | None = None,
-    category_ids: Mapping[str, int] | None = None,
-) -> dict[str, Detections]:
-    """Read detections made elsewhere: a folder of `comp4` files or a COCO results `.json`.
+@dataclass(frozen=True)
+class Comp4Folder:
+    """A folder of `comp4` files, which say by their names which classes they are of."""
 
-    Args:
-        path: what it is decides the format.
-        dataset: the split that they are of.
-        image_ids, category_ids: for COCO, see `read_coco_results`.
+    path: Path
 
-    Returns:
-        The detections of every picture of the split by its id, in descending score.
+    def class_names(self, meaning: IdMeaning) -> list[str]:
+        """None: in names of files the characters of a class's name may be replaced."""
+        return []
+
+    def detections(self, dataset: Dataset, meaning: IdMeaning) -> dict[str, Detections]:
+        """The detections of every image of a split by its id (see `read_comp4`)."""
+        return read_comp4(self.path, dataset)
+
+
+def open_detections(path: Path) -> Comp4Folder | CocoResults:
+    """Open detections made elsewhere: a folder of `comp4` files, COCO results, a `detections.json`.
 
     Raises:
-        DataError: `path` is neither, or `read_comp4` or `read_coco_results` refuses it.
+        DataError: `path` is none of them.
     """
     if path.is_dir():
-        return read_comp4(path, dataset)
+        return Comp4Folder(path)
     if path.is_file() and path.suffix.lower() == ".json":
-        return read_coco_results(path, dataset, image_ids=image_ids, category_ids=category_ids)
+        return CocoResults.read(path)
     problem = "neither a folder nor a .json file" if path.exists() else "no such file or folder"
     raise DataError(f"{path}: {problem}; expected comp4_det_*.txt in a folder or COCO results")
+
+
+def read_detections(
+    path: Path, dataset: Dataset, meaning: IdMeaning | None = None
+) -> dict[str, Detections]:
+    """Read detections made elsewhere of the split `dataset`.
+
+    Args:
+        meaning: how numbers in the file are read; by default only what is certain is.
+
+    Returns:
+        The detections of every image of the split by its id, in descending score.
+
+    Raises:
+        DataError: `path` is no detections, or they are refused.
+    """
+    return open_detections(path).detections(dataset, meaning or IdMeaning())
 
 
 def write_curve_csv(path: Path, result: ClassResult, image_ids: Sequence[str]) -> None:

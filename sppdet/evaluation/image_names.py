@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def distinct_names(dataset: Dataset) -> list[str]:
     Returns:
         A name for each row of `dataset.images`: "1.jpg", or "x/1.jpg" and "y/1.jpg".
     """
-    paths = [path_parts(image.path.as_posix()) for image in dataset.images]
+    paths = _whole_paths(dataset)
     names = ["/".join(parts) for parts in paths]
     open_rows = list(range(len(paths)))
     length = 1
@@ -65,7 +66,7 @@ class ImageNames:
 
     def __post_init__(self) -> None:
         images = self.dataset.images
-        self._paths = [path_parts(image.path.as_posix()) for image in images]
+        self._paths = _whole_paths(self.dataset)
         self._by_id = {image.id: row for row, image in enumerate(images)}
         self._by_file, self._by_stem = defaultdict(list), defaultdict(list)
         for row, parts in enumerate(self._paths):
@@ -146,6 +147,10 @@ class ImageNames:
         if found := inside(self._by_file.get(parts[-1], [])):
             return 0, found
         return 1, inside(self._by_stem.get(_stem(parts[-1]), []))
+
+
+def _whole_paths(dataset: Dataset) -> list[_Parts]:
+    return [path_parts(os.path.abspath(image.path)) for image in dataset.images]
 
 
 def _stem(file_name: str) -> str:

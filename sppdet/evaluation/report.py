@@ -37,23 +37,32 @@ def metric_title(result: EvalResult) -> str:
     return f"mAP ({name}{iou}, {result.split})"
 
 
-def write_report(
-    result: EvalResult, folder: Path, *, signature: str, detections_csv: bool = True
-) -> None:
-    """Write `metrics.json`, `pr_curves.png`, and `pr_<class>.png` and `pr_<class>.csv` a class.
-
-    Each file is written whole or not at all, and the same result gives the same bytes.
+def write_metrics(result: EvalResult, folder: Path, *, signature: str) -> None:
+    """Write `metrics.json`; the same result gives the same bytes.
 
     Args:
         folder: made if it is not there.
-        signature: a short text that names the settings behind the numbers.
+        signature: a short text that names the settings and data behind the numbers.
+
+    Raises:
+        ArtifactError: the file can't be written.
+    """
+    text = json.dumps(metrics(result, signature=signature), indent=1, sort_keys=True)
+    write_text(folder / "metrics.json", text + "\n")
+
+
+def write_curves(result: EvalResult, folder: Path, *, detections_csv: bool = True) -> None:
+    """Write `pr_curves.png`, and `pr_<class>.png` and `pr_<class>.csv` for each class.
+
+    Each file is atomic, and the same result gives the same bytes.
+
+    Args:
+        folder: made if it is not there.
         detections_csv: whether to write the CSVs, which have a line for every detection.
 
     Raises:
         ArtifactError: a file can't be written.
     """
-    text = json.dumps(metrics(result, signature=signature), indent=1, sort_keys=True)
-    write_text(folder / "metrics.json", text + "\n")
     _save_overview(result, folder / "pr_curves.png")
     names = class_file_names([c.name for c in result.classes])
     for name, one in zip(names, result.classes, strict=True):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
 from sppdet.artifacts import fingerprint
 from sppdet.config import Config, DataConfig, worker_count
-from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
-from sppdet.data.coco import coco_file
+from sppdet.data.digest import dataset_digest
+from sppdet.data.records import safe_id
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import VERSION as DETECTION_VERSION
 from sppdet.detection.detector import Detector
 from sppdet.distributed import Ranks, joined_ranks
 from sppdet.evaluation.coco import evaluate_coco
-from sppdet.evaluation.coco_results import ids_from_annotations, write_coco_results
+from sppdet.evaluation.coco_results import write_coco_results
 from sppdet.evaluation.comp4 import write_comp4
-from sppdet.evaluation.files import read_detections
-from sppdet.evaluation.report import print_table, write_report
+from sppdet.evaluation.ids import ids_to_write, tables_of_split
+from sppdet.evaluation.report import print_table, write_curves, write_metrics
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.backbones import ScaledPicture
 from sppdet.items import ItemStore
@@ -46,7 +46,7 @@ def evaluate_run(
     reporter: Reporter | None = None,
     ranks: Ranks | None = None,
 ) -> EvalResult:
-    """Detect in every picture of a split and score the detections into `run/eval/<split>`.
+    """Detect in every picture of a split and score the detections into `run/eval/<split>/<metric>`.
 
     Detections are kept, so that another metric needs no second detection. Under `torchrun` all
     processes detect, each in its share of the pictures; the first one writes the scores.
@@ -59,6 +59,7 @@ def evaluate_run(
             return evaluate_run(run, split, metric=metric, reporter=reporter, ranks=ranks)
     reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
     config = read_run_config(run)
+    folder = run / "eval" / safe_id(split)
     with reporter.stage("evaluate"):
         detector = load_detector(run, device=ranks.device)
         with ranks.first_goes_first():
@@ -71,11 +72,18 @@ def evaluate_run(
         metric = metric or config.eval.metric
         result = score(dataset, detections, metric=metric)
         if ranks.is_first:
+            train, test = ModelFiles(run).training_data(), dataset_digest(dataset, pictures)
             write_scores(
-                result, config.data, dataset, detections, run / "eval" / split,
-                signature=signature(config), split=split, reporter=reporter,
-            )  # fmt: skip
-    reporter.say(f"reports are in {run / 'eval' / split}")
+                result,
+                config.data,
+                dataset,
+                detections,
+                folder,
+                signature=signature(config, train=train, test=test),
+                split=split,
+                reporter=reporter,
+            )
+    reporter.say(f"reports are in {folder}")
     return result
 
 
@@ -97,28 +105,36 @@ def write_scores(
     split: str,
     reporter: Reporter,
 ) -> None:
-    """Write all reports of a split's scores into `folder`; prints the table."""
-    write_report(result, folder, signature=signature)
+    """Print the table and write all reports of a split's scores.
+
+    The table comes first, then `metrics.json`: whatever can't be written, the number is there. The
+    detections go into `folder`, the reports of a metric into its subfolder.
+    """
+    print_table(result, reporter.console, signature=signature)
+    own = folder / result.metric
+    write_metrics(result, own, signature=signature)
+    reporter.log("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
+    image_ids, category_ids = ids_to_write(tables_of_split(data, split), dataset)
+    write_coco_results(
+        folder / "coco_results.json",
+        dataset,
+        detections,
+        image_ids=image_ids,
+        category_ids=category_ids,
+    )
     # the devkit's files are named by the set alone
     set_name = "+".join(dict.fromkeys(Path(name).stem for name in data.sets_of(split) if name))
     write_comp4(folder, replace(dataset, name=set_name), detections)
-    ids = _coco_ids(data, dataset, split)
-    write_coco_results(folder / "coco_results.json", dataset, detections, **ids)
-    print_table(result, reporter.console, signature=signature)
-    reporter.log("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
+    write_curves(result, own)
 
 
-def _coco_ids(data: DataConfig, dataset: Dataset, split: str) -> dict[str, Any]:
-    """The ids of COCO annotations; none (our own) for VOC's, or where several files are joined."""
-    used = [(r, s) for r, s in zip(data.root, data.sets_of(split), strict=True) if s is not None]
-    if data.format != "coco" or len(used) != 1:
-        return {}
-    image_ids, category_ids = ids_from_annotations(coco_file(*used[0]), dataset)
-    return {"image_ids": image_ids, "category_ids": category_ids}
+def signature(config: Config, *, train: str | None, test: str | None = None) -> str:
+    """A short line that names the settings and the data behind a score.
 
-
-def signature(config: Config) -> str:
-    """A short line that names the settings behind a score."""
+    Args:
+        train: digest of the training set, None where it isn't known.
+        test: digest of the set that is scored, None where there is no score.
+    """
     levels = "+".join(map(str, config.spp_levels))
     scales = "+".join(map(str, config.scales))
     parts = [
@@ -131,6 +147,8 @@ def signature(config: Config) -> str:
         f"prop:{config.proposals.engine}.{config.proposals.mode}",
         f"seed:{config.seed}",
         f"settings:{_settings_fingerprint(config)}",
+        f"train:{train[:8] if train else 'unknown'}",
+        *([f"test:{test[:8]}"] if test else []),
         f"sppdet:{__version__}",
     ]
     return "|".join(parts)
@@ -232,32 +250,3 @@ def _stored(
         return None
     boxes, scores, labels = (t[k].numpy() for k in ("boxes", "scores", "labels"))
     return Detections(boxes, scores, labels, names, str(image.path))
-
-
-def evaluate_files(
-    config_path: Path, detections: Path, out: Path, *, split: str, metric: Metric | None
-) -> EvalResult:
-    """Score detections made elsewhere into `out`; annotations are needed, pictures are not.
-
-    Args:
-        detections: a folder of comp4 files, or COCO results.
-    """
-    config = load_config(config_path)
-    workers = worker_count(config.workers)
-    names = None
-    if config.data.classes == "auto":
-        names = read_split(config.data, "train", None, None, workers=workers).class_names
-    dataset = read_split(config.data, split, names, None, workers=workers)
-    found = read_detections(detections, dataset, **_coco_ids(config.data, dataset, split))
-    result = score(dataset, found, metric=metric or config.eval.metric)
-    write_scores(
-        result,
-        config.data,
-        dataset,
-        found,
-        out,
-        signature=f"detections:{detections.name}|sppdet:{__version__}",
-        split=split,
-        reporter=Reporter(),
-    )
-    return result

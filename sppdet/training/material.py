@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from sppdet.artifacts import fingerprint
 from sppdet.config import Layer, SvmConfig
 from sppdet.data.cache import PictureCache
+from sppdet.data.digest import dataset_digest
 from sppdet.distributed import Ranks, Tensors
 from sppdet.features.head import Head
 from sppdet.features.regions import Extractor
@@ -104,16 +104,6 @@ class Material:
     def state_path(self, stage: str) -> Path:
         """Where an unfinished stage keeps its checkpoint."""
         return self.folder / "state" / f"{stage}.safetensors"
-
-
-def dataset_digest(dataset: Dataset, pictures: PictureCache) -> str:
-    """16 hexadecimal digits that name the pictures and their ground truth."""
-    digest = hashlib.blake2b(repr(dataset.class_names).encode(), digest_size=8)
-    for image in dataset.images:
-        digest.update(f"{image.id} {pictures.digest(image.path)}".encode())
-        for array in (image.gt_boxes, image.gt_labels, image.difficult):
-            digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
