@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from sppdet import plain_yaml
 from sppdet.config import Config
-from sppdet.data.files import read_text
+from sppdet.data.files import name_problem, read_text
 from sppdet.errors import ConfigError, one_line
 from sppdet.setting_types import Section
 
@@ -83,7 +83,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
 
 def _base_path(path: Path, base: Any, seen: list[str]) -> Path:
     """The file that `path` builds on, after the files `seen`."""
-    if not isinstance(base, str) or not base or not _is_usable(base):
+    if not isinstance(base, str) or not base or name_problem(base):
         raise ConfigError(f"{path}: base: expected the name of a YAML file")
     if os.path.realpath(path.parent / base) in seen:
         raise ConfigError(f"{path}: base: the files build on each other in a circle")
@@ -177,13 +177,10 @@ def _unusable_text(raw: Any, at: tuple[str, ...], levels: int) -> str | None:
         items = raw.items() if isinstance(raw, Mapping) else enumerate(raw)
         found = (_unusable_text(v, (*at, str(k)), levels - 1) for k, v in items)
         return next((problem for problem in found if problem), None)
-    if isinstance(raw, str) and not _is_usable(raw):
-        return f"{one_line('.'.join(at), MAX_SHOWN)}: expected UTF-8 text, got {_shown(raw)}"
+    problem = name_problem(raw) if isinstance(raw, str) else ""
+    if problem:
+        return f"{one_line('.'.join(at), MAX_SHOWN)}: {_shown(raw)} {problem}"
     return None
-
-
-def _is_usable(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sppdet.boxes import empty_boxes
+from sppdet.data.files import read_bytes
 from sppdet.errors import DataError, one_line
 from sppdet.proposals.matlab import MatlabError, Value, read_cells
 from sppdet.proposals.npz import NpzError, read_npz
@@ -106,9 +107,7 @@ def _read_npz(path: Path) -> dict[str, _Entry]:
 
 def _read_mat(path: Path) -> dict[str, _Entry]:
     try:
-        cells = read_cells(path.read_bytes(), ("images", "boxes"))
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from None
+        cells = read_cells(read_bytes(path, DataError), ("images", "boxes"))
     except MatlabError as error:
         raise DataError(f"{path}: not a MATLAB file of proposals: {error}") from None
     if cells.keys() != {"images", "boxes"}:
