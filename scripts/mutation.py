@@ -1,0 +1,436 @@
+"""Plant bugs one at a time in a copy of the sources and run the tests that should find them.
+
+The mutations are cosmic-ray's; a sample of the places is drawn by a seed, and one mutation at each.
+Every mutant's tests run in a fork of this process, which has imported the libraries but not sppdet.
+Results are appended to a file as they come, so that the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+AREAS = ("stages", "training", "features", "detection", "evaluation", "proposals")
+# modules by area, and the tests of each, the quick ones first; a pattern without files is passed over
+TESTS = {
+    "training/svm_stage.py": "test_stage_svm test_pipeline test_resume",
+    "training/bbox_stage.py": "test_stage_bbox test_pipeline test_resume",
+    "training/finetune_stage.py": "test_stage_finetune test_pipeline test_resume",
+    "proposals/stage.py": "test_proposals test_stage_maps test_stored_files test_pipeline",
+    "evaluation/stage.py": "test_evaluation_files test_stage_run test_pipeline",
+    "classification/stage.py": "test_pretrain test_pretrain_resume",
+    "pipeline.py": "test_stage_run test_pipeline test_resume",
+    "plan.py": "test_pipeline",
+    "training/bbox.py": "test_bbox test_stage_bbox",
+    "training/dual.py": "test_dual test_svm",
+    "training/svm.py": "test_svm test_stage_svm",
+    "training/pool.py": "test_svm test_dual",
+    "training/finetune.py": "test_finetune test_stage_finetune",
+    "training/finetune_pools.py": "test_stage_finetune test_pipeline",
+    "training/material.py": "test_stage_svm test_stage_bbox test_pipeline",
+    "training/sampling.py": "test_sampling test_stage_svm test_stage_finetune",
+    "features/backbones.py": "test_backbones test_stage_maps",
+    "features/geometry.py": "test_geometry test_scales",
+    "features/graph.py": "test_graph test_backbones",
+    "features/head.py": "test_head test_stage_finetune",
+    "features/memory.py": "test_map_memory test_stage_maps",
+    "features/nets.py": "test_norms_nets test_backbones",
+    "features/norms.py": "test_norms_nets",
+    "features/pyramid.py": "test_pyramid",
+    "features/regions.py": "test_detector test_stage_svm",
+    "features/source.py": "test_stage_maps test_stored_files test_pipeline",
+    "features/spp.py": "test_spp test_pyramid",
+    "detection/detector.py": "test_detector test_stage_run",
+    "detection/*.py": "test_detect_* test_detector",
+    "evaluation/*.py": "test_evaluation_*",
+    "proposals/stored*.py": "test_stored_* test_proposals",
+    "proposals/*.py": "test_segmentation test_grouping test_proposals",
+}
+NOT_TESTED_HERE = {"features/spp_triton.py"}  # needs a GPU
+LIBRARIES = [
+    "numpy",
+    "torch",
+    "torchvision.models",
+    "torchvision.ops",
+    "cv2",
+    "numba",
+    "pytest",
+    "scipy.io",
+    "scipy.sparse",
+    "sklearn.svm",
+    "sklearn.linear_model",
+    "matplotlib.pyplot",
+    "pydantic",
+    "yaml",
+    "rich.progress",
+    "safetensors.torch",
+    "safetensors.numpy",
+    "pycocotools.cocoeval",
+    "defusedxml.ElementTree",
+    "typer",
+]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: a place in a module, and what stands there instead."""
+
+    key: str  # the same in every version of the sources that has the line
+    area: str
+    module: str  # relative to the package
+    operator: str
+    occurrence: int
+    line: int
+
+
+# -- the places ------------------------------------------------------------------------------------
+
+
+def area_of(module: Path) -> str | None:
+    """The area of a module, relative to the package; None for one that isn't mutated."""
+    name = module.as_posix()
+    if "stage" in module.name or name in ("pipeline.py", "plan.py") or name.startswith("stages/"):
+        return "stages"
+    parts = module.parts
+    return (
+        parts[0] if len(parts) > 1 and parts[0] in AREAS and name not in NOT_TESTED_HERE else None
+    )
+
+
+def sample(package: Path, *, count: int, seed: int) -> list[Mutant]:
+    """`count` mutants of every area, or all where there are fewer."""
+    by_area: dict[str, list[tuple[bytes, Mutant]]] = {area: [] for area in AREAS}
+    for path in sorted(package.rglob("*.py")):
+        module = path.relative_to(package)
+        area = area_of(module)
+        if area is not None:
+            by_area[area] += _ranked(
+                path.read_text(encoding="utf-8"), module.as_posix(), area, seed
+            )
+    found = []
+    for ranked in by_area.values():
+        found += [mutant for _, mutant in sorted(ranked, key=lambda pair: pair[0])[:count]]
+    return sorted(found, key=lambda m: (AREAS.index(m.area), m.module, m.line))
+
+
+def _ranked(source: str, module: str, area: str, seed: int) -> list[tuple[bytes, Mutant]]:
+    """One mutant for each place of a module, drawn among those that are possible, with its rank.
+
+    Both depend on the seed and on the text of the line alone, so that versions can be compared.
+    """
+    lines, left_out = source.splitlines(), _left_out(source)
+    places: dict[tuple[str, int, int], list[tuple[str, int]]] = {}
+    nodes = list(ast_nodes(get_ast(source)))
+    for name in filter(_is_plausible, sorted(operator_names())):
+        kind, occurrence = get_operator(name), 0
+        for node in nodes:
+            for (line, column), _ in kind().mutation_positions(node):
+                if not any(start <= (line, column) < end for start, end in left_out):
+                    group = name.split("/")[1].split("_")[0]
+                    places.setdefault((group, line, column), []).append((name, occurrence))
+                occurrence += 1
+    found, seen = [], dict[str, int]()
+    for (group, line, _), possible in sorted(places.items(), key=lambda item: item[0][1:]):
+        text = f"{seed} {module} {lines[line - 1].strip()} {group}"
+        seen[text] = seen.get(text, -1) + 1
+        digest = hashlib.blake2b(f"{text} {seen[text]}".encode(), digest_size=16).digest()
+        name, occurrence = possible[digest[-1] % len(possible)]
+        mutant = Mutant(digest.hex(), area, module, name.split("/")[1], occurrence, line)
+        found.append((digest, mutant))
+    return found
+
+
+# among these an operator is replaced by another: a shift of a float would be found by any test
+_FAMILIES = [{"Add", "Sub", "Mul", "Div"}, {"BitAnd", "BitOr"}, {"Is", "IsNot"}]
+_FAMILIES += [{"FloorDiv", "Mod", "Div"}, {"Pow", "Mul"}, {"LShift", "RShift"}]
+_FAMILIES += [{"Lt", "LtE", "Gt", "GtE", "Eq", "NotEq"}, {"USub", "UAdd"}]
+
+
+def _is_plausible(name: str) -> bool:
+    """Whether an operator of cosmic-ray's makes bugs that a person might make."""
+    if any(argument.name.endswith("_variable") for argument in get_operator(name).arguments()):
+        return False
+    _, *names = name.split("_")
+    return len(names) < 2 or "Delete" in names or any(family >= {*names} for family in _FAMILIES)
+
+
+Span = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _left_out(source: str) -> list[Span]:
+    """Where a mutation can't show: annotations, versions, whether data classes are frozen."""
+    spans: list[Span] = []
+
+    def add(node: ast.AST | None) -> None:
+        if isinstance(node, ast.expr | ast.stmt):
+            end = (node.end_lineno or 0, node.end_col_offset or 0)
+            spans.append(((node.lineno, node.col_offset), end))
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            add(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            add(node.returns)
+        elif isinstance(node, ast.ClassDef):
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call):
+                    for keyword in decorator.keywords:
+                        add(keyword.value)
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if any(name.lstrip("_") in ("VERSION", "log") for name in names):
+                add(node)
+    return spans
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the tests of a mutant ended: survived, killed, time-out, or an error (not imported)."""
+
+    status: str
+    cpu_seconds: float
+    test: str  # that found it
+
+
+class Workshop:
+    """A copy of the sources in which modules are replaced and tests are run."""
+
+    def __init__(self, folder: Path, revision: str | None) -> None:
+        self.folder = folder
+        self.tree = folder / "tree"
+        self.package = self.tree / "sppdet"
+        if not self.tree.exists():
+            self._copy(revision)
+
+    def _copy(self, revision: str | None) -> None:
+        temporary = self.folder / "tree.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        if revision:
+            archive = subprocess.run(["git", "archive", revision], check=True, capture_output=True)
+            subprocess.run(["tar", "x", "-C", temporary], input=archive.stdout, check=True)
+        else:
+            named = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+            listed = subprocess.run(named, check=True, capture_output=True).stdout
+            for name in filter(None, listed.decode().split("\0")):
+                if Path(name).is_file():
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(name, temporary / name)
+        temporary.rename(self.tree)
+
+    def tests_of(self, module: str) -> list[str]:
+        """The test files of a module, in order."""
+        pattern = next((p for p in TESTS if Path(module).match(p)), None)
+        if pattern is None:
+            raise SystemExit(f"{module}: no tests are named for it in scripts/mutation.py")
+        files = [
+            path.relative_to(self.tree).as_posix()
+            for name in TESTS[pattern].split()
+            for path in sorted((self.tree / "tests").glob(f"{name}.py"))
+        ]
+        return list(dict.fromkeys(files))
+
+    def run(self, module: str, code: str | None, *, cpu_limit: float) -> Outcome:
+        """The tests of a module with its source replaced by `code`, up to the first that fails."""
+        # numba doesn't notice a change in another file than the function's own: a cache for each module
+        cache = self.folder / "numba" / ("base" if code is None else module.replace("/", "."))
+        if code is not None and not cache.exists() and (self.folder / "numba" / "base").exists():
+            shutil.copytree(self.folder / "numba" / "base", cache)
+        with self._replaced(self.package / module, code):
+            return _in_fork(self.tree, self.tests_of(module), cache, self.folder, cpu_limit)
+
+    @contextlib.contextmanager
+    def _replaced(self, path: Path, code: str | None) -> Iterator[None]:
+        if code is None:
+            yield
+            return
+        kept, state = path.read_bytes(), path.stat()
+        try:
+            path.write_text(code, encoding="utf-8")
+            # another time than any before, or Python would take the compiled original
+            os.utime(path, (time.time(), 1e9 + time.monotonic_ns() // 10**6 % 10**9))
+            yield
+        finally:
+            path.write_bytes(kept)
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def _in_fork(
+    tree: Path, tests: Sequence[str], cache: Path, folder: Path, cpu_limit: float
+) -> Outcome:
+    output = folder / "output.txt"
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        status = 70
+        try:
+            status = _test(tree, tests, cache, folder, output, cpu_limit)
+        finally:
+            os._exit(status)
+    start, waited, ended = time.monotonic(), 0, 0
+    while not waited:
+        waited, ended, used = os.wait4(child, os.WNOHANG)
+        if not waited:
+            time.sleep(0.05)
+            if time.monotonic() - start > 20 * cpu_limit + 60:  # waits for something
+                os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # what a test has started and left
+        os.killpg(child, signal.SIGKILL)
+    seconds = used.ru_utime + used.ru_stime
+    said = output.read_text(errors="replace") if output.exists() else ""
+    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    test = failed[0].split(" - ")[0] if failed else ""
+    if os.WIFSIGNALED(ended):
+        by = os.WTERMSIG(ended)
+        late = by in (signal.SIGXCPU, signal.SIGKILL)
+        return Outcome("time-out" if late else "killed", seconds, f"signal {by}")
+    known = {0: "survived", 1: "killed"}
+    return Outcome(known.get(os.WEXITSTATUS(ended), "error"), seconds, test)
+
+
+def _test(
+    tree: Path, tests: Sequence[str], cache: Path, folder: Path, output: Path, cpu_limit: float
+) -> int:
+    import numba
+    import pytest
+
+    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_limit) + 1, int(cpu_limit) + 10))
+    resource.setrlimit(resource.RLIMIT_AS, (48 * 2**30, 48 * 2**30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.chdir(tree)
+    numba.config.CACHE_DIR = str(cache)  # type: ignore[attr-defined]
+    os.environ |= {
+        "NUMBA_CACHE_DIR": str(cache),
+        "PYTHONPATH": str(tree),
+        "OMP_NUM_THREADS": "1",
+        "SPPDET_DATA": "/nonexistent",
+    }
+    sys.path.insert(0, str(tree))
+    scratch = folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    arguments = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--basetemp={scratch}", *tests]
+    return int(pytest.main(arguments))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def mutated(package: Path, mutant: Mutant) -> str:
+    """The source of the mutant's module."""
+    source = (package / mutant.module).read_text(encoding="utf-8")
+    operator = get_operator(f"core/{mutant.operator}")()
+    found = mutate_code(source, operator, mutant.occurrence)
+    assert found is not None and found != source
+    return str(found)
+
+
+def diff(package: Path, mutant: Mutant, code: str) -> str:
+    """The mutant as a patch with little around it."""
+    before = (package / mutant.module).read_text(encoding="utf-8").splitlines()
+    name = f"sppdet/{mutant.module}"
+    lines = difflib.unified_diff(before, code.splitlines(), name, name, n=1, lineterm="")
+    return "\n".join(lines) + "\n"
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Per area the mutants, those killed and those that survived."""
+    lines = ["| area | mutants | killed | survived | score |", "|---|---|---|---|---|"]
+    for area in (*AREAS, "all"):
+        here = [r for r in results if area in (r["area"], "all")]
+        alive = sum(r["status"] == "survived" for r in here)
+        killed = len(here) - alive
+        score = f"{killed / len(here):.0%}" if here else "–"
+        lines.append(f"| {area} | {len(here)} | {killed} | {alive} | {score} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the mutants that have no result yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="scripts/mutants")
+    parser.add_argument("--sample", type=int, default=40, help="mutants of each area")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--rev", help="a git revision; the working tree without it")
+    parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS))
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the copy and the results"
+    )
+    parser.add_argument(
+        "--cpu-limit", type=float, default=120.0, help="seconds beyond the unmutated tests'"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="test the survivors again, in a new copy"
+    )
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.again:
+        shutil.rmtree(given.out / "tree", ignore_errors=True)
+        shutil.rmtree(given.out / "numba", ignore_errors=True)
+    workshop = Workshop(given.out.resolve(), given.rev)
+    chosen = [
+        mutant
+        for mutant in sample(workshop.package, count=given.sample, seed=given.seed)
+        if mutant.area in given.areas
+    ]
+    path = given.out / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    results = {r["key"]: r for r in map(json.loads, lines)}
+    for library in LIBRARIES:
+        __import__(library)
+    needed: dict[tuple[str, ...], float] = {}
+    for number, mutant in enumerate(chosen, start=1):
+        there = results.get(mutant.key)
+        if there and not (given.again and there["status"] == "survived"):
+            continue
+        tests = tuple(workshop.tests_of(mutant.module))
+        if tests not in needed:
+            plain = workshop.run(mutant.module, None, cpu_limit=900)
+            if plain.status != "survived":
+                raise SystemExit(
+                    f"{' '.join(tests)}: {plain.status} without a mutant: {plain.test}"
+                )
+            needed[tests] = plain.cpu_seconds
+        code = mutated(workshop.package, mutant)
+        outcome = workshop.run(mutant.module, code, cpu_limit=needed[tests] + given.cpu_limit)
+        results[mutant.key] = {**asdict(mutant), **asdict(outcome)}
+        with path.open("a") as handle:
+            handle.write(json.dumps(results[mutant.key]) + "\n")
+        where = f"{mutant.module}:{mutant.line} {mutant.operator}"
+        print(
+            f"{number}/{len(chosen)} {outcome.status} {where} ({outcome.cpu_seconds:.0f} s) {outcome.test}",
+            flush=True,
+        )
+    found = [results[mutant.key] for mutant in chosen if mutant.key in results]
+    survivors = [m for m in chosen if results.get(m.key, {}).get("status") == "survived"]
+    text = "\n".join(diff(workshop.package, m, mutated(workshop.package, m)) for m in survivors)
+    (given.out / "survivors.diff").write_text(text)
+    print(table(found))
+    print(f"the survivors are in {given.out / 'survivors.diff'}")
+
+
+if __name__ == "__main__":
+    main()
