@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,20 @@ def sample(package: Path, *, count: int, seed: int) -> list[Mutant]:
             by_area[area] += _ranked(
                 path.read_text(encoding="utf-8"), module.as_posix(), area, seed
             )
-    found = []
+    found: list[Mutant] = []
     for ranked in by_area.values():
-        found += [mutant for _, mutant in sorted(ranked, key=lambda pair: pair[0])[:count]]
+        mutants = (mutant for _, mutant in sorted(ranked, key=lambda pair: pair[0]))
+        found += islice((m for m in mutants if _compiles(package, m)), count)
     return sorted(found, key=lambda m: (AREAS.index(m.area), m.module, m.line))
+
+
+def _compiles(package: Path, mutant: Mutant) -> bool:
+    """Whether it is Python: the star of a signature passes for a multiplication."""
+    try:
+        compile(mutated(package, mutant), mutant.module, "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _ranked(source: str, module: str, area: str, seed: int) -> list[tuple[bytes, Mutant]]:
@@ -221,8 +232,16 @@ class Workshop:
         self.folder = folder
         self.tree = folder / "tree"
         self.package = self.tree / "sppdet"
+        self.sources = folder / "sources"  # never changed
         if not self.tree.exists():
             self._copy(revision)
+            shutil.rmtree(self.sources, ignore_errors=True)
+        if not self.sources.exists():
+            shutil.copytree(self.package, self.sources)
+        for path in self.sources.rglob("*.py"):  # one was replaced when this was interrupted
+            there = self.package / path.relative_to(self.sources)
+            if there.read_bytes() != path.read_bytes():
+                shutil.copy2(path, there)
 
     def _copy(self, revision: str | None) -> None:
         temporary = self.folder / "tree.tmp"
@@ -393,12 +412,15 @@ def main() -> None:
     workshop = Workshop(given.out.resolve(), given.rev)
     chosen = [
         mutant
-        for mutant in sample(workshop.package, count=given.sample, seed=given.seed)
+        for mutant in sample(workshop.sources, count=given.sample, seed=given.seed)
         if mutant.area in given.areas
     ]
     path = given.out / "results.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     results = {r["key"]: r for r in map(json.loads, lines)}
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # idle threads that spin cost most of the time
     for library in LIBRARIES:
         __import__(library)
     needed: dict[tuple[str, ...], float] = {}
@@ -414,7 +436,7 @@ def main() -> None:
                     f"{' '.join(tests)}: {plain.status} without a mutant: {plain.test}"
                 )
             needed[tests] = plain.cpu_seconds
-        code = mutated(workshop.package, mutant)
+        code = mutated(workshop.sources, mutant)
         outcome = workshop.run(mutant.module, code, cpu_limit=needed[tests] + given.cpu_limit)
         results[mutant.key] = {**asdict(mutant), **asdict(outcome)}
         with path.open("a") as handle:
@@ -426,7 +448,7 @@ def main() -> None:
         )
     found = [results[mutant.key] for mutant in chosen if mutant.key in results]
     survivors = [m for m in chosen if results.get(m.key, {}).get("status") == "survived"]
-    text = "\n".join(diff(workshop.package, m, mutated(workshop.package, m)) for m in survivors)
+    text = "\n".join(diff(workshop.sources, m, mutated(workshop.sources, m)) for m in survivors)
     (given.out / "survivors.diff").write_text(text)
     print(table(found))
     print(f"the survivors are in {given.out / 'survivors.diff'}")
