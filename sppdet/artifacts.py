@@ -275,6 +275,8 @@ def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU."""
+    if tensor.numel() == 0:  # its strides may be anything, which torch refuses to view as bytes
+        return memoryview(b"")
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -208,6 +208,16 @@ def damaged(path: Path) -> Iterator[bytes]:
     yield b"PK\x03\x04 something else altogether"
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
+def test_empty_tensors_of_any_strides_round_trip(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """NumPy hands out empty arrays with strides that torch wouldn't choose."""
+    empty = torch.zeros(0, dtype=torch.int64).as_strided(shape, (0,) * len(shape))
+    write_tensors(tmp_path / "empty", {"labels": empty, "one": torch.ones(1)}, made_by="x")
+    tensors, _ = read_tensors(tmp_path / "empty")
+    assert tensors["labels"].shape == shape
+    assert tensors["labels"].dtype == torch.int64
+
+
 def test_damaged_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.arange(100.0)}, made_by="f")

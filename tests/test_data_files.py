@@ -60,7 +60,7 @@ def test_only_regular_files_are_read(special: tuple[Path, str]) -> None:
         lambda: read_text(path),
         lambda: read_image(path),
         lambda: read_voc_annotation(path),
-        lambda: read_coco_annotations(path, folders=(path.parent,)),
+        lambda: read_coco_annotations(path, folders=(path.parent,), skips=Skips(stop=True)),
         lambda: load_config(path),
     )
     for reader in readers:
@@ -137,14 +137,14 @@ def test_names_that_no_file_has(tmp_path: Path, name: str, problem: str, shown: 
     path = tmp_path / "train.json"
     path.write_text(json.dumps(coco))
     with pytest.raises(AnnotationError) as caught_too:
-        read_coco_annotations(path, folders=(tmp_path,))
+        read_coco_annotations(path, folders=(tmp_path,), skips=Skips(stop=True))
     assert (
         one_line(str(caught_too.value)) == f"{path}, images, entry 2: file_name {shown} {problem}"
     )
     coco = {"images": [], "categories": [{"id": 1, "name": name}], "annotations": []}
     path.write_text(json.dumps(coco))
     with pytest.raises(AnnotationError, match=f"categories, entry 1: name .* {problem}"):
-        read_coco_annotations(path, folders=(tmp_path,))
+        read_coco_annotations(path, folders=(tmp_path,), skips=Skips(stop=True))
 
 
 def test_nul_byte_in_a_set_file(tmp_path: Path) -> None:

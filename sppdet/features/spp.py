@@ -114,9 +114,8 @@ def _by_roi_pool(
     cells = _cells_of_bins(windows, levels)
     rois = torch.zeros((cells.shape[0] * cells.shape[1], 5), device=feature_map.device)
     rois[:, 1:] = torch.from_numpy(cells.reshape(-1, 4)).to(rois)
-    return roi_pool(feature_map[None].float(), rois, 1).view(
-        len(windows), spp_width(feature_map.shape[0], levels)
-    )
+    pooled: torch.Tensor = roi_pool(feature_map[None].float(), rois, 1)
+    return pooled.view(len(windows), spp_width(feature_map.shape[0], levels))
 
 
 def _cells_of_bins(windows: NDArray[np.int64], levels: Sequence[int]) -> NDArray[np.int64]:
