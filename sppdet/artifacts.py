@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import time
@@ -25,6 +26,7 @@ from sppdet.errors import ArtifactError
 from sppdet.processes import place, start_of
 from sppdet.tensor_types import TensorType
 
+_log = logging.getLogger("sppdet")
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -262,6 +264,22 @@ def is_intact(path: Path, made_by: str) -> bool:
     except ArtifactError:
         return False
     return True
+
+
+def read_checkpoint(
+    path: Path, made_by: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What `read_tensors` gives of an unfinished stage's checkpoint with this fingerprint.
+
+    None if there is no such checkpoint or, with a warning, if it is damaged: the stage begins again.
+    """
+    if fingerprint_of(path) != made_by:
+        return None
+    try:
+        return read_tensors(path)
+    except ArtifactError as error:
+        _log.warning("%s", error)
+        return None
 
 
 def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:

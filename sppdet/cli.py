@@ -273,8 +273,8 @@ def propose(
 ) -> None:
     """Make the proposals of the training and test set and measure them."""
     from sppdet.distributed import process_count
-    from sppdet.pipeline import export_proposals
     from sppdet.pipeline import train as run_stages
+    from sppdet.proposals.export import export_proposals
 
     if process_count() > 1:
         raise ConfigError("propose: runs in one process; expected `train --until proposals`")

@@ -37,6 +37,17 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
     return found
 
 
+def arithmetic(precision: str, device: torch.device) -> str:
+    """Name what decides a network's results beyond its weights: the type it really multiplies in.
+
+    `auto` is named as the type that it comes to. A GPU's float32 has a name of its own where its
+    convolutions round their input to TF32.
+    """
+    found = compute_type(precision, device)
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return "tf32" if found == torch.float32 and tf32 else str(found).removeprefix("torch.")
+
+
 def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
     """Where networks run in this type, by autocast; float32 is left as it is."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)

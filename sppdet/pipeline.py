@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 
 from sppdet.artifacts import (
-    atomic_path,
     fingerprint,
     fingerprint_of,
+    is_intact,
+    remove_leftovers,
     write_text,
 )
 from sppdet.config import Config, worker_count
@@ -24,7 +25,7 @@ from sppdet.data.cache import PictureCache
 from sppdet.data.digest import dataset_digest
 from sppdet.data.splits import read_split
 from sppdet.distributed import Ranks, joined_ranks
-from sppdet.errors import DataError, TrainingError
+from sppdet.errors import TrainingError
 from sppdet.evaluation.stage import evaluate_run
 from sppdet.features.backbones import Backbone, load_backbone
 from sppdet.features.head import Head, build_head, check_start, pretrained_fc
@@ -114,6 +115,10 @@ def _train(
         return None
 
     store = config.store or run / "store"
+    if ranks.is_first:
+        remove_leftovers(
+            store
+        )  # it may lie outside of the run, and other runs may be at work in it
     with reporter.stage("proposals"):
         proposer = Proposer(config.proposals, store)
         datasets = [dataset for dataset in (training_set, test_set) if dataset is not None]
@@ -123,6 +128,7 @@ def _train(
 
     with reporter.stage("features"):
         maps = MapSource(backbone, config.scales, config.features, pictures, store)
+        files.check_arithmetic(config, maps.arithmetic)
         material = Material(
             dataset=training_set,
             pictures=pictures,
@@ -162,7 +168,8 @@ def _train(
         _regressors(config, material, files, plan)
     maps.keep_in_memory(None)
     if ranks.is_first:
-        files.seal(config, training_data=dataset_digest(training_set, pictures))
+        data = dataset_digest(training_set, pictures)
+        files.seal(config, training_data=data, arithmetic=maps.arithmetic)
         shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
     ranks.wait()  # the others evaluate what is sealed
     reporter.log("trained", svm=plan.svm)
@@ -246,7 +253,7 @@ def _backbone(config: Config, files: ModelFiles, ranks: Ranks) -> Backbone:
     """The convolutional layers by the settings, kept in the run."""
     backbone = load_backbone(config.backbone.name, config.backbone.weights, seed=config.seed)
     made_by = fingerprint("backbone", config.backbone.name, weights_digest(backbone.layers))
-    if ranks.is_first and fingerprint_of(files.backbone) != made_by:
+    if ranks.is_first and not is_intact(files.backbone, made_by):
         save_backbone(files.backbone, backbone, made_by=made_by)
     backbone.layers.to(ranks.device)
     return backbone
@@ -293,7 +300,7 @@ def _head(
         if ranks.is_first and "head" in plan.due:
             save_head(files.head, start.eval().requires_grad_(False), made_by=plan.head)
         ranks.wait()  # the others read it
-    elif _is_due("head", files.head, plan, material.reporter):
+    elif _is_due("head", files.head, plan.head, plan, material.reporter):
         pretrained = pretrained_fc(backbone, config.head) is not None
         tuned = finetune(material, start, config.finetune, pretrained=pretrained, made_by=plan.head)
         if ranks.is_first:
@@ -304,7 +311,7 @@ def _head(
 
 
 def _svms(config: Config, material: Material, files: ModelFiles, plan: Plan) -> None:
-    if _is_due("svm", files.svm, plan, material.reporter):
+    if _is_due("svm", files.svm, plan.svm, plan, material.reporter):
         classifiers = train_svms(material, config.svm_layer(), config.svm, made_by=plan.svm)
         if material.ranks.is_first:
             names = material.dataset.class_names
@@ -315,7 +322,7 @@ def _regressors(config: Config, material: Material, files: ModelFiles, plan: Pla
     if config.bbox is None or plan.bbox is None:
         if material.ranks.is_first:
             files.bbox.unlink(missing_ok=True)
-    elif _is_due("bbox", files.bbox, plan, material.reporter):
+    elif _is_due("bbox", files.bbox, plan.bbox, plan, material.reporter):
         width = material.extractor.width(config.bbox.layer, material.maps.channels)
         regressors = train_box_regressors(
             material, config.bbox, config.svm, width=width, made_by=plan.bbox
@@ -324,27 +331,15 @@ def _regressors(config: Config, material: Material, files: ModelFiles, plan: Pla
             save_regressors(files.bbox, regressors, made_by=plan.bbox)
 
 
-def _is_due(part: str, path: Path, plan: Plan, reporter: Reporter) -> bool:
+def _is_due(part: str, path: Path, made_by: str, plan: Plan, reporter: Reporter) -> bool:
     """Whether a part must be trained; says what was found."""
     if part not in plan.due:
         reporter.say(f"{part}: there already", "stage skipped", part=part)
         reporter.nothing_done()
         return False
     if path.exists():
-        reporter.say(f"{part}: made by other settings or data; done anew", "stage redone")
+        reason = "made by other settings or data"
+        if fingerprint_of(path) in (None, made_by):
+            reason = "damaged, or written by an earlier version"
+        reporter.say(f"{part}: {reason}; done anew", "stage redone")
     return True
-
-
-def export_proposals(config: Config, run: Path, out: Path) -> None:
-    """Write the stored proposals as `<id>.npz` files with an array `boxes`, which load again."""
-    proposer = Proposer(config.proposals, config.store or run / "store")
-    pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
-    digests: dict[str, str] = {}
-    for dataset in read_data(config, pictures, reporter=Reporter()):
-        for image in dataset.images if dataset is not None else ():
-            digest = pictures.digest(image.path)
-            if digests.setdefault(image.id, digest) != digest:
-                raise DataError(f"{out}: two pictures have the id {image.id}")
-            proposals = proposer.of_image(image, pictures)
-            with atomic_path(out / f"{image.id}.npz") as temporary, temporary.open("wb") as handle:
-                np.savez(handle, boxes=proposals.boxes)

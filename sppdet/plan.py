@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sppdet.artifacts import fingerprint, fingerprint_of
+from sppdet.artifacts import fingerprint, is_intact
 from sppdet.config import Config
 from sppdet.features.head import Head
 from sppdet.features.source import weights_digest
@@ -23,7 +23,7 @@ class Plan:
     head: str | None
     svm: str
     bbox: str | None
-    due: frozenset[str]  # the parts that weren't there, or were made of something else
+    due: frozenset[str]  # the parts that are missing, damaged, or made of something else
 
     @classmethod
     def of(cls, config: Config, material: Material, start: Head | None, files: ModelFiles) -> Plan:
@@ -58,7 +58,7 @@ class Plan:
         due = frozenset(
             part
             for part, (made_by, path) in wanted.items()
-            if made_by is not None and fingerprint_of(path) != made_by
+            if made_by is not None and not is_intact(path, made_by)
         )
         return cls(head, svm, bbox, due)
 

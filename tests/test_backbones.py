@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from samples import random_picture
 from torch import nn
 
-from sppdet.artifacts import write_tensors
+from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.classification.classifier import SppClassifier, build_classifier, save_classifier
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig
@@ -389,7 +389,34 @@ def test_what_is_no_fitting_run(tmp_path: Path, trained: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     assert "isn't a classifier's run: " in refusal("tiny", run)
     write_tensors(path, {"conv.0.weight": torch.zeros(1)}, made_by="x", about={"net": "tiny"})
-    assert "has no fitting 0.weight; expected those of tiny" in refusal("tiny", run)
+    assert (
+        "net.safetensors: doesn't fit tiny: tensor 0.weight is float32 (1), expected float32 ("
+        in (refusal("tiny", run))
+    )
+
+
+def test_fully_connected_layers_of_a_run_that_do_not_fit(tmp_path: Path) -> None:
+    classifier_run(tmp_path)
+    path = tmp_path / "model" / "net.safetensors"
+    tensors, about = read_tensors(path)
+    weight = tensors["head.fc6.weight"]
+
+    def said(change: dict[str, torch.Tensor], **facts: object) -> str:
+        write_tensors(path, {**tensors, **change}, made_by="x", about={**about, **facts})
+        return refusal("tiny", str(tmp_path))
+
+    units, width = weight.shape
+    assert f"tensor head.fc6.weight is float32 ({units}, {width - 1}), expected float32 (" in said(
+        {"head.fc6.weight": weight[:, 1:].contiguous()}
+    )
+    assert "tensor head.fc6.bias is float32 (1), expected" in said({"head.fc6.bias": torch.ones(1)})
+    assert "tensor head.fc6.bias has values that aren't finite" in said(
+        {"head.fc6.bias": torch.full((units,), torch.nan)}
+    )
+    for levels in (None, [], [0], ["1"], [1.5], 3):
+        assert "net.safetensors: " in said({}, levels=levels)
+    del tensors["head.fc6.bias"]
+    assert f"tensor head.fc6.bias is missing, expected float32 ({units})" in said({})
 
 
 def test_a_run_without_hidden_layers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from runs import CommandLine, contents, log_of, write_settings
 from sppdet.artifacts import read_tensors
 from sppdet.config import ProposalsConfig
 from sppdet.config_file import load_config
-from sppdet.proposals.stored import StoredProposals
+from sppdet.proposals.stored import StoredProposals, file_name
 from sppdet.version import __version__
 
 COMMANDS = {
@@ -328,6 +328,33 @@ def test_proposals_are_written_and_read_back(
     assert resolved == ProposalsConfig(
         engine="stored", path=[out], image_width=200, max_boxes=150, min_size=12
     )
+
+
+def test_names_as_long_as_the_file_system_takes(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path
+) -> None:
+    """An image's name of 255 bytes leaves no room for anything that sppdet might add."""
+    root = Path(shutil.copytree(demo_root, tmp_path / "set"))
+    names = []
+    for number, letter in ((1, "n"), (2, "ü")):
+        suffix = next((root / "JPEGImages").glob(f"{number:06}.*")).suffix
+        names.append((letter * 251)[: 251 // len(letter.encode())])
+        for folder, ending in (("JPEGImages", suffix), ("Annotations", ".xml")):
+            (root / folder / f"{number:06}{ending}").rename(root / folder / f"{names[-1]}{ending}")
+    others = [f"{number:06}" for number in range(3, 13)]
+    for split, listed in (("trainval", [*names, *others]), ("test", names)):
+        path = root / "ImageSets" / "Main" / f"{split}.txt"
+        path.write_text("".join(f"{name}\n" for name in listed))
+    settings = write_settings(tmp_path / "s.yaml", root)
+    out, run = tmp_path / "boxes", tmp_path / "run"
+    status, _, err = sppdet("propose", settings, "--run", run, "--out", out)
+    assert status == 0, err
+    assert {p.name for p in out.iterdir()} == set(map(file_name, [*names, *others]))
+    command = ("--run", run, "--device", "cpu", "--until", "features")
+    stored = f"proposals={{engine: stored, path: {out}}}"
+    status, _, err = sppdet("train", settings, *command, "--set", stored)
+    assert status == 0, err
+    assert len(list(run.glob("store/maps-*/*"))) == 24
 
 
 def test_info(sppdet: CommandLine, trained: Path, tmp_path: Path, settings: Path) -> None:

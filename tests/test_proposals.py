@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from sppdet.errors import DataError
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
 from sppdet.proposals.stage import Proposer
-from sppdet.proposals.stored import StoredProposals
+from sppdet.proposals.stored import StoredProposals, file_name
 from sppdet.types import AnnotatedImage, Boxes, Picture, Proposals
 
 CONFIG = ProposalsConfig(image_width=150, min_size=8)
@@ -394,3 +395,27 @@ def test_proposals_refuse_boxes_without_area(rng: np.random.Generator) -> None:
     boxes[1, 2] = boxes[1, 0]
     with pytest.raises(ValueError, match=r"proposals, row 1: .* has no area"):
         Proposals(boxes)
+
+
+def test_ids_that_are_no_file_names_stay_in_the_folder(tmp_path: Path) -> None:
+    assert file_name("000012") == "000012.npz" and file_name("a/b") == "a/b.npz"
+    assert file_name("n" * 251) == "n" * 251 + ".npz"
+    others = [
+        "n" * 252,
+        "ü" * 126,
+        "a/" + "n" * 252,
+        "../a",
+        "/etc/a",
+        "a/../../b",
+        "a\0b",
+        "\ud800",
+    ]
+    names = {file_name(image_id) for image_id in others}
+    assert len(names) == len(others)
+    assert all(re.fullmatch(r"id-[0-9a-f]{32}\.npz", name) for name in names)
+    for number, image_id in enumerate(others, start=1):
+        np.savez(tmp_path / file_name(image_id), boxes=np.array([[0, 0, number, number]]))
+    stored = StoredProposals(tmp_path)
+    for number, image_id in enumerate(others, start=1):
+        found = stored.look_up(image_id, width=99, height=99, max_boxes=9)
+        assert found.boxes.tolist() == [[0, 0, number, number]]

@@ -8,15 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.classification.config import PretrainConfig
 from sppdet.config_file import load_settings
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.model import fill
 from sppdet.randomness import torch_stream
+from sppdet.weights import class_names_in, fill, read_weights, write_weights
 
 
 class SppClassifier(nn.Module):
@@ -78,7 +77,7 @@ def save_classifier(path: Path, classifier: SppClassifier, *, made_by: str) -> N
         "levels": list(classifier.pyramid.levels),
         "class_names": list(classifier.class_names),
     }
-    write_tensors(path, classifier.state_dict(), made_by=made_by, about=about)
+    write_weights(path, classifier.state_dict(), made_by=made_by, about=about)
 
 
 def load_classifier(run: Path) -> SppClassifier:
@@ -89,8 +88,8 @@ def load_classifier(run: Path) -> SppClassifier:
     """
     config = read_classifier_config(run)
     path = run / "model" / "net.safetensors"
-    tensors, about = read_tensors(path)
-    names = about.get("class_names", [])
+    tensors, about = read_weights(path)
+    names = class_names_in(about, path)
     backbone = conv_backbone(config.backbone.name, whole=True)
     head: nn.Module = (
         _linear(backbone, config.spp_levels, len(names))

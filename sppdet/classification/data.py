@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.classification.config import AugmentConfig, FolderConfig
+from sppdet.data.digests import FileDigests, name_below
 from sppdet.data.images import find_images, read_image
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import normalised
@@ -39,6 +42,7 @@ class LabelledPictures:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]  # (N,) 0..K-1
     skipped: tuple[str, ...] = ()
+    folder: Path = Path()  # that `paths` are below
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,7 +50,19 @@ class LabelledPictures:
     def chosen(self, rows: NDArray[np.int64], name: str) -> LabelledPictures:
         """Some of the pictures, by position."""
         paths = tuple(self.paths[row] for row in rows.tolist())
-        return LabelledPictures(name, self.class_names, paths, self.labels[rows], self.skipped)
+        return replace(self, name=name, paths=paths, labels=self.labels[rows])
+
+    def digest(self, digests: FileDigests, *, workers: int) -> str:
+        """16 hexadecimal digits that name the classes and, in order, the images with their labels.
+
+        An image is named by its content and its path below `folder`.
+        """
+        digest = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=8)
+        contents = digests.of(self.paths, workers=workers)
+        for path, label, content in zip(self.paths, self.labels.tolist(), contents, strict=True):
+            name = name_below(path, self.folder)
+            digest.update(f"{label} {content} {name}\0".encode(errors="surrogatepass"))
+        return digest.hexdigest()
 
 
 def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> LabelledPictures:
@@ -73,7 +89,8 @@ def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> Label
         pictures = find_images([folder / name])
         paths += pictures
         labels += [names.index(name)] * len(pictures)
-    return LabelledPictures(folder.name, names, tuple(paths), np.array(labels, dtype=np.int64))
+    numbers = np.array(labels, dtype=np.int64)
+    return LabelledPictures(folder.name, names, tuple(paths), numbers, folder=folder)
 
 
 def read_sets(
@@ -138,7 +155,7 @@ def _without_broken(pictures: LabelledPictures, *, workers: int) -> LabelledPict
     good = np.flatnonzero(np.array([not text for text in problems]))
     kept = pictures.chosen(good, pictures.name)
     skipped = tuple(text for text in problems if text)
-    return LabelledPictures(kept.name, kept.class_names, kept.paths, kept.labels, skipped)
+    return replace(kept, skipped=skipped)
 
 
 def augmented(

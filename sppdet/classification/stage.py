@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sppdet.artifacts import (
     fingerprint,
     fingerprint_of,
-    read_tensors,
+    is_intact,
+    read_checkpoint,
     write_tensors,
     write_text,
 )
@@ -34,6 +35,7 @@ from sppdet.classification.data import (
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
 from sppdet.config import worker_count
+from sppdet.data.digests import FileDigests
 from sppdet.data.images import read_image
 from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import TrainingError
@@ -72,19 +74,30 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         f"{len(training)} pictures of {len(training.class_names)} classes, {held_out}", "data"
     )
     classifier = build_classifier(config, training.class_names)
-    made_by = _fingerprint(config, classifier, training, validation)
-    last = run / "model" / "last.safetensors"
+    with ranks.first_goes_first():  # the others find what it has read in `digests.json`
+        digests = FileDigests.load(run / "digests.json", config.data.root)
+        sets = [part for part in (training, validation) if part is not None]
+        data = [part.digest(digests, workers=worker_count(config.workers)) for part in sets]
+        if ranks.is_first:
+            digests.save(run / "digests.json")
+    made_by = _fingerprint(config, classifier, data)
+    last, net = (run / "model" / f"{name}.safetensors" for name in ("last", "net"))
     if ranks.is_first:
         write_text(run / "config.yaml", config.to_yaml())
-    if fingerprint_of(last) == fingerprint_of(run / "model" / "net.safetensors") == made_by:
+    if all(is_intact(part, made_by) for part in (last, net)):
         reporter.say("the classifier is there already")
         return
     if last.exists():
-        reporter.say("the classifier was made by other settings or data; done anew")
+        reason = "made by other settings or data"
+        if fingerprint_of(last) in (None, made_by):
+            reason = "damaged, or written by an earlier version"
+        reporter.say(f"the classifier is {reason}; done anew")
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
     path = _state_path(run)
-    if fingerprint_of(path) == made_by:
-        trainer.restore(*read_tensors(path))
+    checkpoint = read_checkpoint(path, made_by)
+    # from the first epoch on there is a best net, which the epochs to come may not better
+    if checkpoint and (checkpoint[1].get("epoch") == 0 or is_intact(net, made_by)):
+        trainer.restore(*checkpoint)
         p = trainer.progress
         if p.epoch < config.train.epochs:
             reporter.say(
@@ -197,17 +210,7 @@ def _state_path(run: Path) -> Path:
     return run / "state" / "pretrain.safetensors"
 
 
-def _fingerprint(
-    config: PretrainConfig,
-    classifier: SppClassifier,
-    training: LabelledPictures,
-    validation: LabelledPictures | None,
-) -> str:
-    pictures = [
-        [(str(path), path.stat().st_size) for path in part.paths]
-        for part in (training, validation)
-        if part is not None
-    ]
+def _fingerprint(config: PretrainConfig, classifier: SppClassifier, data: list[str]) -> str:
     return fingerprint(
         "pretrain",
         VERSION,
@@ -217,7 +220,7 @@ def _fingerprint(
         config.head and config.head.model_dump(),
         config.seed,
         weights_digest(classifier),
-        pictures,
+        data,
     )
 
 

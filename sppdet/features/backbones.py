@@ -22,9 +22,11 @@ from sppdet.errors import ArtifactError, ConfigError, WeightsError
 from sppdet.features.geometry import scale_factors_of
 from sppdet.features.graph import before_last_pooling, geometry_of
 from sppdet.features.nets import OWN_NETS, problem_with_name
+from sppdet.features.spp import spp_width
 from sppdet.parallel import multiplying_in
 from sppdet.randomness import torch_stream
 from sppdet.resizing import resized
+from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
 from sppdet.types import FeatureMaps, Picture
 
 VERSION = 4  # raised when the same weights give other maps, or these are stored otherwise
@@ -235,6 +237,8 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
             raise WeightsError(
                 f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)} for {name}"
             )
+    if broken := not_finite({key: tensor for key, tensor in state.items() if key in own}):
+        raise WeightsError(f"{path}: {broken} has values that aren't finite")
     # a file may hold the convolutional layers alone; BatchNorm's counter is of no use here
     absent = [key for key in own if key not in state and "num_batches" not in key]
     missing = [key for key in absent if not key.startswith("classifier.")]
@@ -261,23 +265,41 @@ def _load_run(backbone: Backbone, run: Path) -> FcLayers | None:
         raise WeightsError(
             f"backbone.weights: {run} has a {about.get('net')}, expected a {backbone.name}"
         )
+    if broken := not_finite(tensors):
+        raise WeightsError(f"{path}: tensor {broken} has values that aren't finite")
     conv = {k.removeprefix("conv."): v for k, v in tensors.items() if k.startswith("conv.")}
     own = backbone.layers.state_dict()
-    missing = [key for key in own if key not in conv or conv[key].shape != own[key].shape]
-    if missing:
-        raise WeightsError(
-            f"{path}: has no fitting {missing[0]}; expected those of {backbone.name}"
-        )
+    found = types_of({key: tensor for key, tensor in conv.items() if key in own})
+    if problem := misfit(found, types_of(own)):
+        raise WeightsError(f"{path}: doesn't fit {backbone.name}: {problem}")
     backbone.layers.load_state_dict({key: conv[key] for key in own})
-    if len(conv) > len(own):
+    return None if len(conv) > len(own) else _fc_of_run(tensors, about, backbone, path)
+
+
+def _fc_of_run(
+    tensors: dict[str, torch.Tensor], about: dict[str, Any], backbone: Backbone, path: Path
+) -> FcLayers | None:
+    """The fc6 and fc7 in a classifier's file, where it has them."""
+    if "head.fc6.weight" not in tensors:
         return None
-    fc6, fc7 = (
-        _filled_linear(tensors[f"head.{fc}.weight"], tensors[f"head.{fc}.bias"])
-        if f"head.{fc}.weight" in tensors
-        else None
-        for fc in ("fc6", "fc7")
-    )
-    return FcLayers(tuple(about["levels"]), fc6, fc7) if fc6 is not None else None
+    levels = about.get("levels")
+    if not isinstance(levels, list) or not all(type(n) is int and n > 0 for n in levels):
+        raise WeightsError(f"{path}: damaged: expected the pyramid's levels in its header")
+    fc: list[nn.Linear] = []
+    width = spp_width(backbone.channels, levels)
+    for name in ("head.fc6", "head.fc7"):
+        own = {k: t for k, t in tensors.items() if k in (f"{name}.weight", f"{name}.bias")}
+        if own or not fc:
+            units = own[f"{name}.weight"].shape[0] if f"{name}.weight" in own else None
+            expected = {
+                f"{name}.weight": TensorType(torch.float32, (units, width)),
+                f"{name}.bias": TensorType(torch.float32, (units,)),
+            }
+            if problem := misfit(types_of(own), expected):
+                raise WeightsError(f"{path}: {problem}")
+            fc.append(_filled_linear(own[f"{name}.weight"], own[f"{name}.bias"]))
+            width = fc[-1].out_features
+    return FcLayers(tuple(levels), fc[0], fc[1] if len(fc) > 1 else None)
 
 
 def _filled_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:

@@ -17,7 +17,7 @@ from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledPicture
 from sppdet.features.memory import MapMemory
 from sppdet.items import ItemStore
-from sppdet.parallel import compute_type, ordered_map
+from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.run import Reporter
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, FeatureMaps, Picture
@@ -44,13 +44,14 @@ class MapSource:
         self.channels = backbone.channels
         self.device = next(backbone.layers.parameters()).device
         self._precision = compute_type(config.precision, self.device)
+        self.arithmetic = arithmetic(config.precision, self.device)
         self.fingerprint = fingerprint(
             "maps",
             VERSION,
             weights_digest(backbone.layers),
             scales,
             config.max_side,
-            config.precision,  # not the type that auto comes to: maps of a GPU serve on a CPU
+            self.arithmetic,
         )
         stored = config.store
         if stored == "auto":

@@ -13,6 +13,8 @@ import torch
 from sppdet.artifacts import fingerprint
 from sppdet.config import ProposalsConfig
 from sppdet.data.cache import PictureCache
+from sppdet.data.files import read_bytes
+from sppdet.errors import DataError
 from sppdet.items import ItemStore
 from sppdet.parallel import ordered_map
 from sppdet.proposals.recall import Coverage, coverage
@@ -29,9 +31,9 @@ class Proposer:
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
         cv2.setNumThreads(1)  # the pictures are searched in parallel, one thread each
-        self.fingerprint = fingerprint(
-            "proposals", VERSION, config.model_dump(), _state(config.path)
-        )
+        # stored boxes by their content: a folder may be moved, and its files touched
+        settings = config.model_dump(exclude={"path"})
+        self.fingerprint = fingerprint("proposals", VERSION, settings, _contents(config.path))
         self.store = ItemStore(folder, "proposals", self.fingerprint, _expected) if folder else None
 
     @cached_property
@@ -98,10 +100,20 @@ def _expected(_: Types) -> Types:
     return {"boxes": TensorType(torch.float32, (None, 4))}
 
 
-def _state(paths: list[Path] | None) -> str:
-    """What tells one state of files and folders of stored proposals from another."""
-    if not paths:
-        return ""
-    files = [f for p in paths if p.exists() for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
-    text = "".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _contents(paths: list[Path] | None) -> list[list[str]]:
+    """Name and digest of every file of stored proposals, path by path: the first that has an image's
+    boxes wins. 0.4 s for the 5,000 files of VOC 2007, 160 MB."""
+    return [_contents_of(path) for path in paths or ()]
+
+
+def _contents_of(path: Path) -> list[str]:
+    if not path.is_dir():
+        # one file's boxes have names of their own
+        return [f"{path.suffix} {_digest(path)}"] if path.exists() else []
+    files = sorted(file for file in path.rglob("*") if file.suffix in (".mat", ".npz"))
+    names = [file.relative_to(path).as_posix() for file in files]
+    return [f"{name} {_digest(file)}" for name, file in zip(names, files, strict=True)]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(read_bytes(path, DataError), digest_size=8).hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -31,7 +32,8 @@ class StoredProposals:
     - `.mat`: cells `images` (ids) and `boxes`, each (P, 4) [y1, x1, y2, x2], 1-based inclusive, as
       R-CNN and Fast R-CNN distribute them, one file a split;
     - `.npz`: one (P, 4) array per image id, xyxy, 0-based, half-open, original pixels;
-    - a folder: such `.mat` files, and one `<id>.npz` per picture with an array `boxes`.
+    - a folder: such `.mat` files, and one `<id>.npz` per picture with an array `boxes` (see
+      `file_name`).
 
     Raises:
         DataError: unreadable file, or a picture that none of them names (on look-up).
@@ -50,13 +52,31 @@ class StoredProposals:
         """The picture's first `max_boxes` boxes, clipped, distinct; those without area are left out."""
         entry = self._entries.get(image_id)
         for folder in self._folders:
-            file = folder / f"{image_id}.npz"
+            file = folder / file_name(image_id)
             # False, too, for names that no system takes, where Path's raises
             if entry is None and os.path.isfile(file):  # noqa: PTH113
                 entry = _read_npz(file).get("boxes")
         if entry is None:
             raise DataError(f"{self._where}: no proposals for picture {one_line(image_id, 80)}")
         return Proposals(_valid(entry, image_id, width, height)[:max_boxes])
+
+
+def file_name(image_id: str) -> str:
+    """The file of an image's proposals in a folder: `<id>.npz`, in a subfolder if the id has slashes.
+
+    `id-<32 hexadecimal digits of its BLAKE2b hash>.npz` where that is no file name, or would lead out
+    of the folder.
+    """
+    name = f"{image_id}.npz"
+    parts = PurePosixPath(name).parts
+    try:
+        fits = "\0" not in name and all(len(os.fsencode(part)) <= 255 for part in parts)
+    except UnicodeEncodeError:
+        fits = False
+    if not fits or name.startswith("/") or ".." in parts:
+        coded = image_id.encode(errors="surrogatepass")
+        name = f"id-{hashlib.blake2b(coded, digest_size=16).hexdigest()}.npz"
+    return name
 
 
 def _read_file(path: Path) -> dict[str, _Entry]:

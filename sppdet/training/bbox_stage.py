@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.artifacts import is_intact, read_checkpoint, write_tensors
 from sppdet.boxes import box_iou, encode_deltas
 from sppdet.config import BboxConfig, SvmConfig
 from sppdet.detection.detector import Regressors
@@ -44,7 +44,7 @@ def train_box_regressors(
     weights = torch.zeros((len(names), width, 4))
     biases = torch.zeros((len(names), 4))
     found = _find_examples(material, config)
-    there = [n for k, n in enumerate(names) if fingerprint_of(_path(material, k)) == made_by]
+    there = [n for k, n in enumerate(names) if is_intact(_path(material, k), made_by)]
     if there:
         material.reporter.say(f"bbox: going on after {', '.join(there)}")
     own = material.ranks.share(range(len(names)))
@@ -121,8 +121,8 @@ def _fitted(
     Its facts are the number of examples and the part of the squared deltas that it leaves.
     """
     path = _path(material, k)
-    if fingerprint_of(path) == made_by:
-        return read_tensors(path)[0]
+    if checkpoint := read_checkpoint(path, made_by):
+        return checkpoint[0]
     if not found:
         return {"facts": torch.zeros(2, dtype=torch.float64)}
     examples = _limit(found, config, rng=rng(material.seed, "box regression examples", k))

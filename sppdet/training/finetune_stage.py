@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.artifacts import read_checkpoint, write_tensors
 from sppdet.config import FinetuneConfig
 from sppdet.distributed import Ranks
 from sppdet.features.head import Head, standardise
@@ -47,8 +47,8 @@ def finetune(
         head, config, validation, seed=material.seed, ranks=ranks, mean_square=mean_square
     )
     path = material.state_path("finetune")
-    if fingerprint_of(path) == made_by:
-        state, about = read_tensors(path)
+    if checkpoint := read_checkpoint(path, made_by):
+        state, about = checkpoint
         tuner.restore(state, Progress(**about))
         material.reporter.say(
             f"finetune: going on after batch {tuner.progress.batch} of {config.batches}"

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.artifacts import read_checkpoint, write_tensors
 from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detector import Classifiers
 from sppdet.distributed import Tensors
@@ -96,8 +96,8 @@ def _mine(
     count = len(material.dataset) * config.passes
     path = material.state_path("svm")
     done = 0
-    if fingerprint_of(path) == made_by:
-        state, about = read_tensors(path)
+    if checkpoint := read_checkpoint(path, made_by):
+        state, about = checkpoint
         done = int(about["done"])
         material.reporter.say(f"svm: going on after picture {done} of {count}", "svm resumed")
         again = material.gather(
