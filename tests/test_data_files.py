@@ -162,6 +162,27 @@ def test_nul_byte_in_a_set_file(tmp_path: Path) -> None:
             read_voc_annotation(xml)
 
 
+def test_names_too_long_for_a_file(tmp_path: Path) -> None:
+    """They are of images and annotations that aren't there; asking for them isn't an error."""
+    name = "a" * 300
+    path = tmp_path / "ImageSets" / "Main" / "train.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{name} 1\n{name}b\nfine\n")
+    (tmp_path / "Annotations").mkdir()
+    xml = f"<annotation><filename>{name}</filename></annotation>"
+    (tmp_path / "Annotations" / "fine.xml").write_text(xml)
+    skips = Skips(stop=False)
+    (record,) = read_voc_set(tmp_path, "train", images=None, skips=skips)
+    assert record.path == tmp_path / "JPEGImages" / "fine.jpg" and len(skips.lines) == 2
+    with pytest.raises(AnnotationError, match=r"a\.txt: no such set"):
+        read_set_file(tmp_path, name)
+    coco = {"images": [{"id": 1, "file_name": name}], "categories": [], "annotations": []}
+    (tmp_path / "train.json").write_text(json.dumps(coco))
+    (entry,) = read_coco_annotations(tmp_path / "train.json", folders=(tmp_path,), skips=skips)
+    with pytest.raises(ImageError, match="File name too long"):
+        read_image(entry.path)
+
+
 def test_bytes_in_names_that_are_not_text(tmp_path: Path) -> None:
     """Names of files need not be UTF-8; such images are read all the same."""
     name = os.fsencode(tmp_path) + b"/\xff.png"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppdet.data.files import name_problem, read_json
+from sppdet.data.files import is_file, name_problem, read_json
 from sppdet.data.records import (
     FAR_PX,
     ImageRecord,
@@ -106,7 +106,7 @@ def coco_file(root: Path, set_name: str) -> Path:
     if set_name.endswith(".json"):
         candidates = [root / set_name]
     for path in candidates:
-        if path.is_file():
+        if is_file(path):
             return path
     there = [p.relative_to(root).as_posix() for p in sorted(root.glob("*.json"))]
     there += [p.relative_to(root).as_posix() for p in sorted(root.glob("annotations/*.json"))]
@@ -334,4 +334,4 @@ def _is_number(value: object) -> bool:
 
 def _find(file_name: str, folders: tuple[Path, ...]) -> Path:
     candidates = [folder / file_name for folder in folders]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    return next((path for path in candidates if is_file(path)), candidates[0])

@@ -80,6 +80,11 @@ def read_json(path: Path) -> Any:
         raise AnnotationError(f"{path}: not JSON: {error}") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for a name that no file can have, such as one too long."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long
+
+
 def name_problem(name: str) -> str:
     """Why `name`, as it stands in annotations, can't be that of a file or a class; "" if it can."""
     if "\0" in name:

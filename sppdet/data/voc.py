@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import defusedxml.ElementTree as SafeTree
 
 from sppdet.artifacts import write_text
-from sppdet.data.files import name_problem, read_bytes, read_text
+from sppdet.data.files import is_file, name_problem, read_bytes, read_text
 from sppdet.data.images import PICTURE_SUFFIXES
 from sppdet.data.records import (
     FAR_PX,
@@ -106,7 +106,7 @@ def read_set_file(root: Path, set_name: str) -> list[str]:
             can't be a file's.
     """
     path = root / "ImageSets" / "Main" / f"{set_name}.txt"
-    if not path.is_file():
+    if not is_file(path):
         raise AnnotationError(f"{path}: no such set; {_list_sets(path.parent)}")
     lines = [line.strip() for line in read_text(path).splitlines()]
     for number, line in enumerate(lines, start=1):
@@ -132,7 +132,7 @@ def voc_picture_path(folder: Path, name: str, filename: str = "") -> Path:
     candidates = [folder / f"{name}{suffix}" for suffix in suffixes]
     if base := re.split(r"[/\\]", filename)[-1]:  # some tools write a path of their machine
         candidates.append(folder / base)
-    return next((path for path in candidates if path.is_file()), default)
+    return next((path for path in candidates if is_file(path)), default)
 
 
 def write_voc_annotation(
@@ -255,7 +255,7 @@ def _whole_pixels(low: float, high: float) -> tuple[int, int]:
 
 def _first_column(line: str, root: Path) -> str:
     match = re.fullmatch(r"(.*\S)\s+(?:-1|0|1)", line)
-    if match is None or (root / "Annotations" / f"{line}.xml").is_file():  # "my photo 1"
+    if match is None or is_file(root / "Annotations" / f"{line}.xml"):  # "my photo 1"
         return line
     return match.group(1)
 

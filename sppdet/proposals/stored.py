@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from sppdet.boxes import empty_boxes
-from sppdet.data.files import read_bytes
+from sppdet.data.files import is_file, read_bytes
 from sppdet.errors import DataError, one_line
 from sppdet.proposals.matlab import MatlabError, Value, read_cells
 from sppdet.proposals.npz import NpzError, read_npz
@@ -53,8 +53,7 @@ class StoredProposals:
         entry = self._entries.get(image_id)
         for folder in self._folders:
             file = folder / file_name(image_id)
-            # False, too, for names that no system takes, where Path's raises
-            if entry is None and os.path.isfile(file):  # noqa: PTH113
+            if entry is None and is_file(file):
                 entry = _read_npz(file).get("boxes")
         if entry is None:
             raise DataError(f"{self._where}: no proposals for picture {one_line(image_id, 80)}")
@@ -80,7 +79,7 @@ def file_name(image_id: str) -> str:
 
 
 def _read_file(path: Path) -> dict[str, _Entry]:
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: no such file or folder of proposals")
     if path.suffix == ".mat":
         return _read_mat(path)

@@ -1,0 +1,1 @@
+"""Campaigns against the whole program: `scripts/fuzz` and `scripts/killtest`."""

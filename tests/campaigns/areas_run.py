@@ -1,0 +1,85 @@
+"""Areas of the other files of a run, which a crash, a disk or a person may have changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from campaigns.areas import JSON_TOKENS, Area, all_of, json_documents, placed
+from campaigns.mutation import WORDS
+from campaigns.workspace import Workspace
+from sppdet.data.cache import PictureCache
+from sppdet.detection.detector import Detector
+from sppdet.info import describe_run
+from sppdet.run import Reporter, run_lock
+
+
+def file_areas(space: Workspace) -> list[Area]:
+    run, image = space.run, sorted((space.voc / "fresh").iterdir())[0]
+    pictures = run / "pictures.json"
+    timings, sealed = run / "timings.json", run / "model" / "trained.json"
+    (metrics,) = run.glob("eval/**/metrics.json")
+    scores = space.classifier / "eval" / "classifier.json"
+    results = {
+        "test": {},
+        "results": [{"views": "full", "top1": 0.5, "top5": 1.0, "pictures": 4, "seconds": 0.1}],
+    }
+    scores.parent.mkdir(exist_ok=True)
+    scores.write_text(json.dumps(results))
+
+    def look() -> None:
+        cache = PictureCache.load(pictures)
+        cache.look(image)
+        cache.save(run / "pictures-again.json")
+
+    def time_a_stage() -> None:
+        with Reporter(run, quiet=True).stage("svm"):
+            pass
+        describe_run(run)
+
+    def area(path: Path, check: Callable[[bytes], str | None]) -> Area:
+        document = json.loads(path.read_bytes())
+        return Area(
+            f"run-{path.stem}",
+            ".json",
+            [path.read_bytes()],
+            check,
+            json_documents(document),
+            JSON_TOKENS,
+        )
+
+    config = run / "config.yaml"
+    return [
+        area(pictures, placed(pictures, look)),
+        area(timings, placed(timings, time_a_stage, name="")),
+        area(metrics, placed(metrics, lambda: describe_run(run))),
+        area(scores, placed(scores, lambda: describe_run(space.classifier))),
+        area(sealed, placed(sealed, lambda: Detector.load(run), name="run")),
+        Area(
+            "run-config", ".yaml", [config.read_bytes()],
+            placed(config, all_of(lambda: describe_run(run), lambda: Detector.load(run)), name="run"),
+            tokens=[
+                b"tiny", b"none", b"[1]", b"- 1", b"\x00", b"null", b"alexnet", b"-1", b"pool5",
+                b"fc6", b": ",
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def lock_area(space: Workspace) -> Area:
+    lock = space.run / ".lock"
+
+    def hold() -> None:
+        with run_lock(space.run):
+            pass
+
+    return Area(
+        "run-lock", ".lock", [b"1 2", b"99999999 3", b""], placed(lock, hold, name="run"),
+        st.tuples(st.sampled_from(WORDS), st.sampled_from(("", " ", " 1", " ?"))).map(
+            lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
+        ),
+        [b"9" * 5000, b"-", b" ", b"\xc2\xb2", b"\x00", b"1"], weight=0.3,
+    )  # fmt: skip
