@@ -271,14 +271,16 @@ class Workshop:
         ]
         return list(dict.fromkeys(files))
 
-    def run(self, module: str, code: str | None, *, cpu_limit: float) -> Outcome:
-        """The tests of a module with its source replaced by `code`, up to the first that fails."""
+    def run(
+        self, module: str, code: str | None, tests: Sequence[str], *, cpu_limit: float
+    ) -> Outcome:
+        """The tests with a module's source replaced by `code`, up to the first that fails."""
         # numba doesn't notice a change in another file than the function's own: a cache for each module
         cache = self.folder / "numba" / ("base" if code is None else module.replace("/", "."))
         if code is not None and not cache.exists() and (self.folder / "numba" / "base").exists():
             shutil.copytree(self.folder / "numba" / "base", cache)
         with self._replaced(self.package / module, code):
-            return _in_fork(self.tree, self.tests_of(module), cache, self.folder, cpu_limit)
+            return _in_fork(self.tree, tests, cache, self.folder, cpu_limit)
 
     @contextlib.contextmanager
     def _replaced(self, path: Path, code: str | None) -> Iterator[None]:
@@ -388,66 +390,93 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+class Results:
+    """What is known of mutants and of the tests without any, appended to files as it comes."""
+
+    def __init__(self, folder: Path, hints: Sequence[Path]) -> None:
+        self._path = folder / "results.jsonl"
+        self._plain = folder / "plain.jsonl"
+        self.of_mutants = {r["key"]: r for r in _lines(self._path)}
+        self.seconds: dict[str, float] = {r["tests"]: r["seconds"] for r in _lines(self._plain)}
+        earlier = [r for hint in hints for r in _lines(hint)]
+        self.hints: dict[str, str] = {r["key"]: r["test"].split()[-1] for r in earlier if r["test"]}
+
+    def add(self, mutant: Mutant, outcome: Outcome) -> None:
+        """Keep how a mutant's tests ended."""
+        self.of_mutants[mutant.key] = {**asdict(mutant), **asdict(outcome)}
+        _append(self._path, self.of_mutants[mutant.key])
+
+    def add_plain(self, tests: Sequence[str], seconds: float) -> None:
+        """Keep how long tests take without a mutant."""
+        self.seconds[" ".join(tests)] = seconds
+        _append(self._plain, {"tests": " ".join(tests), "seconds": seconds})
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a") as handle:
+        handle.write(json.dumps(record) + "\n")
+
+
+def tried(workshop: Workshop, mutant: Mutant, results: Results, *, cpu_limit: float) -> Outcome:
+    """Test a mutant: by the test that found it elsewhere, then by all tests of its module."""
+    code = mutated(workshop.sources, mutant)
+    hint = results.hints.get(mutant.key, "")
+    if hint and (workshop.tree / hint.split("::")[0]).exists():
+        outcome = workshop.run(mutant.module, code, [hint], cpu_limit=cpu_limit)
+        if outcome.status == "killed":
+            return outcome
+    tests = workshop.tests_of(mutant.module)
+    if " ".join(tests) not in results.seconds:
+        plain = workshop.run(mutant.module, None, tests, cpu_limit=900)
+        if plain.status != "survived":
+            raise SystemExit(f"{' '.join(tests)}: {plain.status} without a mutant: {plain.test}")
+        results.add_plain(tests, plain.cpu_seconds)
+    limit = results.seconds[" ".join(tests)] + cpu_limit
+    return workshop.run(mutant.module, code, tests, cpu_limit=limit)
+
+
 def main() -> None:
     """Run the mutants that have no result yet, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, prog="scripts/mutants")
-    parser.add_argument("--sample", type=int, default=40, help="mutants of each area")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--rev", help="a git revision; the working tree without it")
-    parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS))
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the copy and the results"
-    )
-    parser.add_argument(
-        "--cpu-limit", type=float, default=120.0, help="seconds beyond the unmutated tests'"
-    )
-    parser.add_argument(
-        "--again", action="store_true", help="test the survivors again, in a new copy"
-    )
+    add = parser.add_argument
+    add("--sample", type=int, default=40, help="mutants of each area")
+    add("--seed", type=int, default=0, help="of the sample")
+    add("--rev", help="a git revision; the working tree without it")
+    add("--areas", nargs="+", choices=AREAS, default=list(AREAS))
+    add("--out", type=Path, required=True, help="folder of the copy and of the results")
+    add("--cpu-limit", type=float, default=60.0, help="seconds beyond the unmutated tests'")
+    add("--again", action="store_true", help="copy the sources again and test the survivors again")
+    add("--hints", type=Path, nargs="+", default=[], help="results.jsonl of runs to learn from")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.again:
-        shutil.rmtree(given.out / "tree", ignore_errors=True)
-        shutil.rmtree(given.out / "numba", ignore_errors=True)
+        for name in ("tree", "sources", "numba", "plain.jsonl"):
+            path = given.out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     workshop = Workshop(given.out.resolve(), given.rev)
-    chosen = [
-        mutant
-        for mutant in sample(workshop.sources, count=given.sample, seed=given.seed)
-        if mutant.area in given.areas
-    ]
-    path = given.out / "results.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    results = {r["key"]: r for r in map(json.loads, lines)}
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # idle threads that spin cost most of the time
+    drawn = sample(workshop.sources, count=given.sample, seed=given.seed)
+    chosen = [mutant for mutant in drawn if mutant.area in given.areas]
+    results = Results(given.out, given.hints)
+    # idle threads that spin would cost most of the time
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for library in LIBRARIES:
         __import__(library)
-    needed: dict[tuple[str, ...], float] = {}
     for number, mutant in enumerate(chosen, start=1):
-        there = results.get(mutant.key)
-        if there and not (given.again and there["status"] == "survived"):
+        known = results.of_mutants.get(mutant.key)
+        if known and not (given.again and known["status"] == "survived"):
             continue
-        tests = tuple(workshop.tests_of(mutant.module))
-        if tests not in needed:
-            plain = workshop.run(mutant.module, None, cpu_limit=900)
-            if plain.status != "survived":
-                raise SystemExit(
-                    f"{' '.join(tests)}: {plain.status} without a mutant: {plain.test}"
-                )
-            needed[tests] = plain.cpu_seconds
-        code = mutated(workshop.sources, mutant)
-        outcome = workshop.run(mutant.module, code, cpu_limit=needed[tests] + given.cpu_limit)
-        results[mutant.key] = {**asdict(mutant), **asdict(outcome)}
-        with path.open("a") as handle:
-            handle.write(json.dumps(results[mutant.key]) + "\n")
+        outcome = tried(workshop, mutant, results, cpu_limit=given.cpu_limit)
+        results.add(mutant, outcome)
         where = f"{mutant.module}:{mutant.line} {mutant.operator}"
-        print(
-            f"{number}/{len(chosen)} {outcome.status} {where} ({outcome.cpu_seconds:.0f} s) {outcome.test}",
-            flush=True,
-        )
-    found = [results[mutant.key] for mutant in chosen if mutant.key in results]
-    survivors = [m for m in chosen if results.get(m.key, {}).get("status") == "survived"]
+        done = f"{number}/{len(chosen)} {outcome.status} {where}"
+        print(f"{done} ({outcome.cpu_seconds:.0f} s) {outcome.test}", flush=True)
+    found = [results.of_mutants[mutant.key] for mutant in chosen]
+    alive = {r["key"] for r in found if r["status"] == "survived"}
+    survivors = [mutant for mutant in chosen if mutant.key in alive]
     text = "\n".join(diff(workshop.sources, m, mutated(workshop.sources, m)) for m in survivors)
     (given.out / "survivors.diff").write_text(text)
     print(table(found))

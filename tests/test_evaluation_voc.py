@@ -248,6 +248,10 @@ def test_detections_that_do_not_fit_are_refused() -> None:
         evaluate_voc(dataset, {"a": make_detections([(2, 0.9, A)])}, metric="voc07")
     with pytest.raises(DataError, match="not finite"):
         evaluate_voc(dataset, {"a": make_detections([(1, math.nan, A)])}, metric="voc07")
+    two = Dataset("val", ("cat",), (make_image("a", [(1, A)]), make_image("b", [])))
+    with pytest.raises(DataError, match=r"'b': a label is not in 1..1"):
+        found = {"a": make_detections([]), "b": make_detections([(2, 0.9, A)])}
+        evaluate_voc(two, found, metric="voc07")
     one = make_detections([(1, 0.9, A)])
     other = Detections(one.boxes, one.scores, one.labels, ("dog",))
     with pytest.raises(DataError, match="label 1 is 'dog', expected 'cat'"):
