@@ -238,7 +238,8 @@ def detect(
 ) -> None:
     """Detect in pictures and folders of pictures."""
     from sppdet.detection.detector import Detector
-    from sppdet.detection.folder import detect_folder, parse_formats
+    from sppdet.detection.folder import detect_folder
+    from sppdet.detection.planning import parse_formats
 
     formats = parse_formats(save)
     if not math.isfinite(score):
@@ -258,9 +259,8 @@ def detect(
     )
     reporter.say(f"{result.detections} detections in {result.pictures} pictures; see {out}")
     if result.failed:
-        total = result.pictures + len(result.failed)
         raise SppdetError(
-            f"{len(result.failed)} of {total} pictures skipped; the first: {result.failed[0]}"
+            f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
         )
 
 

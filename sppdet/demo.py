@@ -16,7 +16,8 @@ from sppdet.data.crops import CropConfig, write_crops
 from sppdet.data.demo_set import GENERATOR_VERSION, make_demo_set
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
-from sppdet.detection.folder import FORMATS, detect_folder
+from sppdet.detection.folder import detect_folder
+from sppdet.detection.planning import FORMATS
 from sppdet.evaluation.report import metric_title
 from sppdet.pipeline import train
 from sppdet.run import Reporter

@@ -19,6 +19,7 @@ from sppdet.artifacts import (
 from sppdet.config import Config, Layer
 from sppdet.config_file import load_config
 from sppdet.data.cache import PictureCache
+from sppdet.detection.detector import VERSION as DETECTION_VERSION
 from sppdet.detection.detector import Classifiers, Detector, Regressors
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
@@ -253,10 +254,12 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
         _check_width(regressors, extractor, backbone.channels, config, files.bbox)
     if head is not None:
         extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
+    proposer = Proposer(config.proposals)
+    maps = MapSource(backbone, config.scales, config.features, PictureCache())
     return Detector(
         class_names=names,
-        proposer=Proposer(config.proposals),
-        maps=MapSource(backbone, config.scales, config.features, PictureCache()),
+        proposer=proposer,
+        maps=maps,
         extractor=extractor,
         classifiers=Classifiers(
             classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
@@ -267,4 +270,15 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
         ),
         config=config.detect,
         max_pixels=config.data.max_pixels,
+        made_by=fingerprint(
+            "detector",
+            DETECTION_VERSION,
+            files.fingerprint(),
+            proposer.fingerprint,
+            maps.fingerprint,
+            config.spp_levels,
+            config.features.canonical_size,
+            config.detect.model_dump(),
+            target.type,  # a GPU's sums are rounded otherwise
+        ),
     )

@@ -140,8 +140,8 @@ def held_run(folder: Path, ranks: Ranks, reporter: Reporter | None) -> Iterator[
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder/.lock`, so that no second process trains there at the same time.
+def run_lock(folder: Path, *, name: str = ".lock", doing: str = "training") -> Iterator[None]:
+    """Hold the file `name` in `folder`, so that no second process works there at the same time.
 
     The lock of a process that has been killed is taken over. Processes of other machines that share
     the folder are not seen.
@@ -149,10 +149,10 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: a living process holds it.
     """
-    path, own = folder / ".lock", _process(os.getpid())
+    path, own = folder / name, _process(os.getpid())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _take_lock(path, own)
+        handle = _take_lock(path, own, doing)
     except OSError as error:
         raise ArtifactError(f"{path}: can't be taken: {error.strerror}") from None
     try:
@@ -163,7 +163,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _take_lock(path: Path, own: str) -> TextIO:
+def _take_lock(path: Path, own: str, doing: str) -> TextIO:
     for _ in range(20):
         try:
             handle = path.open("x", encoding="ascii")
@@ -174,7 +174,7 @@ def _take_lock(path: Path, own: str) -> TextIO:
             holder = _content(path)
         if holder and holder == _process(int(holder.split()[0])):
             raise ArtifactError(
-                f"{path.parent}: process {holder.split()[0]} is training here; wait until it has "
+                f"{path.parent}: process {holder.split()[0]} is {doing} here; wait until it has "
                 f"ended, or remove {path} if that is something else"
             )
         time.sleep(0.05)  # an empty lock may be about to be written

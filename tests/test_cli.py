@@ -160,7 +160,7 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     ),
     "results below a file": (
         lambda settings, run, _: ["detect", run, settings.parent / "set/fresh", "--out", settings],
-        "small.yaml/detections.json: can't be written",
+        "small.yaml isn't a folder",
     ),
 }
 

@@ -18,7 +18,9 @@ from runs import CLASSES, CommandLine
 from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc_annotation
 from sppdet.detection.detector import Detector
-from sppdet.detection.folder import FORMATS, FolderResult, detect_folder, parse_formats
+from sppdet.detection.folder import FolderResult, detect_folder
+from sppdet.detection.journal import JOURNAL
+from sppdet.detection.planning import FORMATS, parse_formats
 from sppdet.errors import ConfigError
 from sppdet.run import Reporter
 
@@ -68,8 +70,8 @@ def test_a_folder_by_the_command_line(
     )
     broken = f"{pictures / 'a' / 'broken.jpg'}: can't be decoded as a picture"
     assert status == 1
-    assert err == f"error: 1 of 4 pictures skipped; the first: {broken}\n"
-    assert f"skipped: {broken}\n" in said
+    assert err == f"error: 1 of 4 images failed; the first: {broken}\n"
+    assert f"failed: {broken}\n" in said
 
     found = json.loads((out / "detections.json").read_text())
     names = ["a/deep er/turned.jpg", "a/lossless.PNG", "plain.jpg"]
@@ -125,7 +127,7 @@ def test_a_folder_by_the_command_line(
         assert (np.abs(drawn.astype(int) - picture) > 60).any()
     written = {p.name for p in out.iterdir()}
     files = {"detections.json", "detections.csv", "coco_results.json"}
-    assert written == {"images", "Annotations", *files}
+    assert written == {"images", "Annotations", JOURNAL, *files}
 
 
 def test_a_turned_picture_is_detected_in_as_it_is_shown(
@@ -148,7 +150,7 @@ def test_the_least_score_and_the_default_formats(
     )
     assert status == 0
     assert "0 detections in 3 pictures" in said
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["detections.json", "images"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [JOURNAL, "detections.json", "images"]
     found = json.loads((tmp_path / "detections.json").read_text())
     assert found["annotations"] == [] and len(found["images"]) == 3
 
@@ -203,36 +205,6 @@ def test_several_pictures_in_flight_change_nothing(
     one = detect(detector, [demo_root / "fresh"], tmp_path / "one")[1]
     monkeypatch.setattr("sppdet.detection.folder.in_flight", lambda device: 3)  # as with a GPU
     assert detect(detector, [demo_root / "fresh"], tmp_path / "three")[1] == one
-
-
-def test_pictures_are_not_overwritten(
-    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(demo_root / "fresh", tmp_path / "images")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()}
-    status, _, err = sppdet("detect", trained, tmp_path / "images", "--out", tmp_path)
-    assert status == 1 and "is one of the pictures to detect in" in err
-    assert {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()} == before
-
-
-def test_results_so_far_are_kept_when_the_work_ends_early(
-    detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    genuine, calls = Detector.detect, 0
-
-    def interrupted(self: Detector, *arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return genuine(self, *arguments, **named)
-
-    monkeypatch.setattr(Detector, "detect", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        detect(detector, [demo_root / "fresh"], tmp_path)
-    found = json.loads((tmp_path / "detections.json").read_text())
-    assert len(found["images"]) == 2 and found["annotations"]
-    assert len(list((tmp_path / "images").iterdir())) == 2
 
 
 def test_formats() -> None:

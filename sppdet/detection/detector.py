@@ -66,6 +66,7 @@ class Detector:
     regressors: Regressors | None
     config: DetectConfig
     max_pixels: int = MAX_PIXELS
+    made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
 
     @classmethod
     def load(cls, run: Path | str, *, device: str = "auto") -> Detector:

@@ -1,64 +1,74 @@
-"""The detector over files and folders of pictures, and the files that it leaves."""
+"""The detector over files and folders of images.
+
+Results are kept as soon as an image is done (see `journal`), the files about all images are put
+together at the end, and a call that is repeated does only what is left.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 
-from sppdet.artifacts import atomic_path, write_json, write_text
-from sppdet.data.images import find_images
-from sppdet.data.results import results_entry
+from sppdet.artifacts import fingerprint
+from sppdet.data.files import read_bytes
+from sppdet.data.names import escape_name
 from sppdet.data.voc import write_voc_annotation
 from sppdet.detection.detector import Detector
 from sppdet.detection.drawing import draw_detections
-from sppdet.errors import ConfigError, DataError, ImageError
+from sppdet.detection.joint import JointFiles
+from sppdet.detection.journal import JournalError
+from sppdet.detection.outputs import Outputs, is_of_one_file, open_outputs
+from sppdet.detection.planning import IMAGE_FILES, Format, Item, Plan, plan_images
+from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
 from sppdet.features.backbones import ScaledPicture
 from sppdet.parallel import in_flight, ordered_map
 from sppdet.run import Reporter
 from sppdet.types import Detections, Picture, Proposals
 
-Format = Literal["images", "json", "csv", "voc", "coco"]
-FORMATS: tuple[Format, ...] = ("images", "json", "csv", "voc", "coco")
-
-
-@dataclass(frozen=True)
-class _Found:
-    """One picture's detections, its size in pixels and its name among the results.
-
-    `stem` is what the files about it are called, without their suffixes.
-    """
-
-    name: str
-    stem: str
-    width: int
-    height: int
-    detections: Detections
+VERSION = 1  # raised when the same detections give other files
 
 
 @dataclass(frozen=True)
 class FolderResult:
-    """How many pictures and detections there were, and one line for each picture that failed."""
+    """The numbers of images, of those with results, and of detections; a line an image that failed.
 
+    An image whose detections were found, but not all of its files written, has results and failed.
+    """
+
+    images: int
     pictures: int
     detections: int
     failed: tuple[str, ...]
 
 
-def parse_formats(text: str) -> tuple[Format, ...]:
-    """The formats of `--save`, such as "images,json"."""
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
-    for part in chosen or [""]:
-        if part not in FORMATS:
-            raise ConfigError(f"--save{part and ' '}{part}: expected some of {', '.join(FORMATS)}")
-    return tuple(name for name in FORMATS if name in chosen)
+@dataclass(frozen=True)
+class _Failed:
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An image whose results are there already."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    made_by: str
+    picture: Picture
+    proposals: Proposals
+    scaled: ScaledPicture
+
+
+@dataclass(frozen=True)
+class _Found:
+    made_by: str
+    picture: Picture
+    detections: Detections
 
 
 def detect_folder(
@@ -71,178 +81,162 @@ def detect_folder(
     workers: int,
     reporter: Reporter,
 ) -> FolderResult:
-    """Detect in pictures and folders of pictures and write the results into `out`.
+    """Detect in images and folders of images and write the results into `out`.
 
-    A picture that can't be decoded is left out and named in the result. Results of the pictures
-    done so far are written whatever ends the work.
+    An image that can't be read, or whose files can't be written, ends nothing: it is named in the
+    result. What is done is kept whatever ends the work, and isn't done again by a call with the same
+    images, model and settings.
 
     Args:
         min_score: detections with a score >= this are kept.
-        workers: threads that decode and resize pictures and search for proposals.
+        workers: threads that decode and resize images and search for proposals.
+
+    Raises:
+        ImageError: a path doesn't exist, or there is no image.
+        ConfigError: `out` is searched for images, or something that sppdet hasn't written stands
+            where a result would be.
+        ArtifactError: results can't be written, for another reason than their names.
     """
     # what scores less has no say in NMS: nothing is computed for it
     settings = detector.config.model_copy(
         update={"min_score": max(min_score, detector.config.min_score)}
     )
-    detector = replace(detector, config=settings)
-    pictures = find_images(paths)
-    names = _names(pictures, paths)
-    stems = _stems(names)
-    if "images" in formats:
-        _refuse_overwriting(pictures, stems, out)
-    found: list[_Found] = []
-    failed: list[str] = []
+    plan = plan_images(paths)
+    if plan.left_out:
+        reporter.say(f"left out: {plan.left_out} images that detect has written")
+    with open_outputs(out, plan, formats) as outputs:
+        work = _Work(replace(detector, config=settings), plan, outputs, formats, reporter)
+        return work.run(workers)
 
-    def prepare(path: Path) -> tuple[Picture, Proposals, ScaledPicture] | ImageError:
-        try:
-            picture = detector.read(path)
-        except ImageError as error:
-            return error
-        return picture, detector.proposer.of(picture), detector.maps.scaled(picture)
 
-    def detect(
-        named: tuple[Path, tuple[Picture, Proposals, ScaledPicture] | ImageError],
-    ) -> tuple[Picture, Detections] | ImageError:
-        path, prepared = named
-        if isinstance(prepared, ImageError):
-            return prepared
-        picture, proposals, scaled = prepared
-        maps = detector.maps.compute(scaled)
-        return picture, detector.detect(maps, proposals, picture, path=str(path))
+@dataclass
+class _Work:
+    detector: Detector
+    plan: Plan
+    outputs: Outputs
+    formats: Sequence[Format]
+    reporter: Reporter
+    failed: list[str] = field(default_factory=list)
 
-    due = zip(pictures, ordered_map(prepare, pictures, workers=workers), strict=True)
-    done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
-    work = zip(names, stems, done, strict=True)
-    try:
-        for name, stem, result in reporter.track(work, total=len(pictures), label="detecting"):
-            if isinstance(result, ImageError):
-                failed.append(str(result))
-                reporter.say(f"skipped: {result}", "skipped")
+    def run(self, workers: int) -> FolderResult:
+        """Detect in all images; what fails is said and collected."""
+        items, journal = self.plan.items, self.outputs.journal
+        with_results: list[Item] = []
+        kept = 0
+        work = zip(items, self._detected(workers), strict=True)
+        for item, found in self.reporter.track(work, total=len(items), label="detecting"):
+            if isinstance(found, _Failed):
+                self._fail(found.problem)
                 continue
-            picture, detections = result
-            height, width = picture.shape[:2]
-            found.append(_Found(name, stem, width, height, detections))
-            _write_picture_files(found[-1], picture, out, formats)
-    finally:
-        _write_joint_files(found, detector.class_names, out, formats)
-    return FolderResult(len(found), sum(len(f.detections) for f in found), tuple(failed))
+            if isinstance(found, _Found):
+                self._write(item, found)
+            kept += isinstance(found, _Kept)
+            with_results.append(item)
+        if kept:
+            self.reporter.say(f"{kept} of {len(items)} images were done already")
+        JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
+        names = [item.name for item in with_results]
+        journal.compact(names)
+        entries = (journal.entry(name) for name in names)
+        detections = sum(entry.count for entry in entries if entry is not None)
+        return FolderResult(len(items), len(with_results), detections, tuple(self.failed))
+
+    def _detected(self, workers: int) -> Iterator[_Kept | _Found | _Failed]:
+        """What comes of every item, in order; memory holds a few of them."""
+        prepared = ordered_map(self._prepare, self.plan.items, workers=workers)
+        due = zip(self.plan.items, prepared, strict=True)
+        return ordered_map(self._detect, due, workers=in_flight(self.detector.maps.device))
+
+    def _prepare(self, item: Item) -> _Kept | _Prepared | _Failed:
+        try:
+            made_by = self._made_by(item)
+            if self.detector.made_by and self.outputs.is_done(item, made_by):
+                return _Kept()
+            picture = self.detector.read(item.path)
+            proposals = self.detector.proposer.of(picture)
+            return _Prepared(made_by, picture, proposals, self.detector.maps.scaled(picture))
+        except Exception as error:  # whatever is wrong with one image, the others are done
+            return _Failed(_describe(item, error))
+
+    def _made_by(self, item: Item) -> str:
+        """Name what an image's results depend on: its bytes, the model, the settings."""
+        digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
+        config = self.detector.config.model_dump()
+        return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
+
+    def _detect(self, due: tuple[Item, _Kept | _Prepared | _Failed]) -> _Kept | _Found | _Failed:
+        item, prepared = due
+        if not isinstance(prepared, _Prepared):
+            return prepared
+        try:
+            maps = self.detector.maps.compute(prepared.scaled)
+            found = self.detector.detect(maps, prepared.proposals, prepared.picture)
+            return _Found(prepared.made_by, prepared.picture, found)
+        except Exception as error:  # as above
+            return _Failed(_describe(item, error))
+
+    def _write(self, item: Item, found: _Found) -> None:
+        """Write an image's files, then its line in the journal, which says that they are there."""
+        files: dict[str, str] = {}
+        problems: list[str] = []
+        for kind in (kind for kind in self.formats if kind in IMAGE_FILES):
+            file = item.file(kind)
+            try:
+                with self.outputs.writing(file) as temporary:
+                    if kind == "images":
+                        _write_drawing(temporary, found)
+                    else:
+                        _write_annotation(temporary, item, found)
+                files[file] = self.outputs.digest(file)
+            except JournalError:
+                raise
+            except (ArtifactError, DataError) as error:
+                if isinstance(error, ArtifactError) and not is_of_one_file(error):
+                    raise
+                problems.append(str(error))
+        if problems:
+            self._fail(one_line(f"{item.path}: {'; '.join(problems)}"))
+        height, width = found.picture.shape[:2]
+        self.outputs.journal.add(
+            item.name, found.detections,
+            width=width, height=height, made_by=found.made_by, files=files,
+        )  # fmt: skip
+
+    def _fail(self, problem: str) -> None:
+        self.failed.append(problem)
+        self.reporter.say(f"failed: {problem}", "failed")
 
 
-def _names(pictures: Sequence[Path], paths: Sequence[Path]) -> list[str]:
-    """Each picture's path below the outermost folder that was given, or its file name.
-
-    Where two are the same, all are named by their paths below the folder that they share.
-    """
-    whole = [Path(os.path.abspath(path)) for path in pictures]
-    folders = [Path(os.path.abspath(path)) for path in paths if path.is_dir()]
-
-    def short(path: Path) -> str:
-        inside = [f for f in folders if path.is_relative_to(f)]
-        base = min(inside, key=lambda f: len(f.parts)) if inside else path.parent
-        return path.relative_to(base).as_posix()
-
-    names = [short(path) for path in whole]
-    if len({name.casefold() for name in names}) == len(names):
-        return names
-    shared = os.path.commonpath([path.parent for path in whole])
-    return [path.relative_to(shared).as_posix() for path in whole]
+def _describe(item: Item, error: Exception) -> str:
+    """One line that names the image."""
+    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        text = "not enough memory"
+    path = str(item.path)
+    return one_line(text if text.startswith(path) else f"{path}: {text}")
 
 
-def _stems(names: Sequence[str]) -> list[str]:
-    """The names without their suffixes, or with them where two would be the same without."""
-    stems = [Path(name).with_suffix("").as_posix() for name in names]
-    return stems if len({stem.casefold() for stem in stems}) == len(stems) else list(names)
-
-
-def _refuse_overwriting(pictures: Sequence[Path], stems: Sequence[str], out: Path) -> None:
-    """Drawn pictures must not take the place of those that they are drawn on."""
-    given = {os.path.abspath(path) for path in pictures}
-    for stem in stems:
-        target = out / "images" / f"{stem}.jpg"
-        if os.path.abspath(target) in given:
-            raise ConfigError(f"--out {out}: {target} is one of the pictures to detect in")
-
-
-def _write_picture_files(
-    found: _Found, picture: Picture, out: Path, formats: Sequence[Format]
-) -> None:
-    if "images" in formats:
-        drawn = draw_detections(picture, found.detections)
+def _write_drawing(path: Path, found: _Found) -> None:
+    height, width = found.picture.shape[:2]
+    try:
+        drawn = draw_detections(found.picture, found.detections)
         done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-        if not done:
-            raise DataError(f"{found.name}: can't be encoded as JPEG")
-        with atomic_path(out / "images" / f"{found.stem}.jpg") as temporary:
-            temporary.write_bytes(np.asarray(data).tobytes())
-    if "voc" in formats:
-        path = out / "Annotations" / f"{found.stem}.xml"
-        write_voc_annotation(
-            path,
-            filename=Path(found.name).name,
-            width=found.width,
-            height=found.height,
-            boxes=found.detections.boxes,
-            names=found.detections.names(),
+    except (cv2.error, MemoryError):
+        done = False
+    if not done:
+        raise DataError(
+            f"{width}x{height} pixels can't be encoded as JPEG, expected 65500 a side at most"
         )
+    path.write_bytes(np.asarray(data).tobytes())
 
 
-def _write_joint_files(
-    found: Sequence[_Found], class_names: Sequence[str], out: Path, formats: Sequence[Format]
-) -> None:
-    rows = _rows(found)
-    if "json" in formats:
-        images = [
-            {"id": i, "file_name": f.name, "path": f.detections.path, "width": f.width, "height": f.height}
-            for i, f in enumerate(found, start=1)
-        ]  # fmt: skip
-        categories = [{"id": k, "name": name} for k, name in enumerate(class_names, start=1)]
-        content = {"images": images, "categories": categories, "annotations": rows}
-        write_json(out / "detections.json", content)
-    if "coco" in formats:
-        entries = [
-            results_entry(
-                image_id=image_id,
-                file_name=one.name,
-                category_id=label,
-                category_name=name,
-                box=box,
-                score=score,
-            )
-            for image_id, one in enumerate(found, start=1)
-            for name, box, score, label in _columns(one.detections)
-        ]
-        write_json(out / "coco_results.json", entries)
-    if "csv" in formats:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2"])
-        for row in rows:
-            x, y, w, h = row["bbox"]
-            box = [f"{value:.2f}" for value in (x, y, x + w, y + h)]
-            writer.writerow([row["file_name"], row["class"], f"{row['score']:.6f}", *box])
-        write_text(out / "detections.csv", text.getvalue())
-
-
-def _rows(found: Sequence[_Found]) -> list[dict[str, Any]]:
-    """COCO-like annotations, each also with the picture's file and the class's name."""
-    rows: list[dict[str, Any]] = []
-    for image_id, one in enumerate(found, start=1):
-        for name, (x1, y1, x2, y2), score, label in _columns(one.detections):
-            rows.append(
-                {
-                    "id": len(rows) + 1,
-                    "image_id": image_id,
-                    "category_id": label,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "score": score,
-                    "file_name": one.name,
-                    "class": name,
-                }
-            )
-    return rows
-
-
-def _columns(found: Detections) -> Iterator[tuple[str, list[float], float, int]]:
-    """Class name, box, score and label of every detection."""
-    columns = (found.names(), found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
-    return zip(*columns, strict=True)
+def _write_annotation(path: Path, item: Item, found: _Found) -> None:
+    height, width = found.picture.shape[:2]
+    write_voc_annotation(
+        path,
+        filename=PurePosixPath(item.name).name,
+        width=width,
+        height=height,
+        boxes=found.detections.boxes,
+        names=[escape_name(name) for name in found.detections.names()],
+    )
