@@ -209,7 +209,7 @@ def digest_of(path: Path) -> str:
     """16 hexadecimal digits that name a file's content."""
     digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as handle:
-        while block := handle.read(2**20):
+        while block := handle.read(2**16):
             digest.update(block)
     return digest.hexdigest()
 
