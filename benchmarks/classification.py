@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import numpy as np
 
 from sppdet.classification.classifier import SppClassifier
@@ -34,9 +35,9 @@ from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import HeadConfig, available_cores
 from sppdet.config_file import load_settings
 from sppdet.data.images import read_image
+from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone
 from sppdet.features.head import build_head
-from sppdet.parallel import set_threads
 
 SMALL = Path(__file__).parent.parent / "configs" / "pretrain_small.yaml"
 TESTS: dict[str, dict[str, object]] = {

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import ParamSpec, TypeVar
 
+import before_torch  # noqa: F401
 import torch
 
 from sppdet.config import (
@@ -37,12 +38,12 @@ from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import find_images, read_image
 from sppdet.detection.detector import Classifiers, Detector, Regressors
 from sppdet.detection.folder import detect_folder
+from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
-from sppdet.parallel import set_threads
 from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
 

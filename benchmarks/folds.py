@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import numpy as np
 from accuracy import CONFIG, parser_of_paths
 from compare import interval, mean_ap
@@ -31,7 +32,7 @@ from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
-from sppdet.parallel import set_threads
+from sppdet.environment import set_threads
 from sppdet.proposals.stage import Proposer
 from sppdet.types import Dataset, Detections
 

@@ -19,11 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+import before_torch  # noqa: F401
+
 from sppdet.config import ProposalsConfig
 from sppdet.data.dataset import load_dataset
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import read_image
-from sppdet.parallel import set_threads
+from sppdet.environment import set_threads
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import selective_search
 from sppdet.types import AnnotatedImage, Boxes, Proposals

@@ -20,6 +20,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import cv2
 import numpy as np
 import torch
@@ -29,11 +30,12 @@ from sppdet.boxes import clip_boxes
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import find_images, read_image
+from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone, normalised
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
-from sppdet.parallel import multiplying_in, set_threads
+from sppdet.parallel import multiplying_in
 from sppdet.proposals.stage import Proposer
 from sppdet.types import Boxes, Picture
 

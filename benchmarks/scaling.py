@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import before_torch  # noqa: F401
 import cv2
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from sppdet.boxes import nms
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import find_images, read_image
+from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone
 from sppdet.features.regions import Extractor
-from sppdet.parallel import set_threads
 from sppdet.proposals.selective_search import selective_search
 from sppdet.types import Boxes, Picture
 

@@ -15,13 +15,14 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import numpy as np
 
 from sppdet.classification.classifier import SppClassifier, build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
 from sppdet.classification.views import View, score_crops
 from sppdet.config import BackboneConfig, HeadConfig, available_cores
-from sppdet.parallel import set_threads
+from sppdet.environment import set_threads
 from sppdet.types import Picture
 
 NETS = (

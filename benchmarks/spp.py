@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
+from sppdet.environment import set_threads
 from sppdet.features.spp import level_columns, spp_windows
-from sppdet.parallel import set_threads
 
 LEVELS = (6, 3, 2, 1)
 MAP_HEIGHT, MAP_WIDTH = 43, 65

@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import torch
 
 from sppdet import load_config
@@ -25,8 +26,8 @@ from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
+from sppdet.environment import set_threads
 from sppdet.evaluation.stage import evaluate_run
-from sppdet.parallel import set_threads
 from sppdet.run import Reporter
 
 

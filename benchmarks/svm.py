@@ -21,12 +21,14 @@ import time
 from pathlib import Path
 from statistics import NormalDist, median
 
+import before_torch  # noqa: F401
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
-from sppdet.parallel import ordered_map, set_threads
+from sppdet.environment import set_threads
+from sppdet.parallel import ordered_map
 from sppdet.training.dual import LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool
 from sppdet.training.svm import fit_by_liblinear, svm_objective

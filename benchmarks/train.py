@@ -17,6 +17,7 @@ import resource
 import sys
 from pathlib import Path
 
+import before_torch  # noqa: F401
 import cv2
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from sppdet.config import available_cores
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc_annotation, write_voc_annotation
-from sppdet.parallel import ordered_map, set_threads
+from sppdet.environment import set_threads
+from sppdet.parallel import ordered_map
 
 CONFIG = Path(__file__).parent.parent / "configs" / "voc07_alexnet_5scale.yaml"
 PICTURES, BATCHES = 5011, 300_000  # of VOC 2007's trainval, of the paper's schedule

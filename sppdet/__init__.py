@@ -2,23 +2,44 @@
 
 detector = sppdet.Detector.load("runs/mine")
 detections = detector("picture.jpg")
+
+Importing this package, or anything of it, changes no state of the process: no environment variable
+and no library's number of threads. What is offered here is loaded when it is first used, so that the
+command line can set variables before torch is imported.
 """
 
 from __future__ import annotations
 
-import os
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# torch's threads and those that search for proposals share the cores: one that waits must sleep,
-# not spin. Both have to be set before torch is imported; a value of the user's stands.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# large pages for torch's tensors on Linux: without them fresh memory costs as much as the work in it
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-from sppdet.config_file import load_config
-from sppdet.detection.detector import Detector
-from sppdet.errors import SppdetError
-from sppdet.pipeline import train
-from sppdet.types import Detections
 from sppdet.version import __version__
 
+if TYPE_CHECKING:
+    from sppdet.config_file import load_config
+    from sppdet.detection.detector import Detector
+    from sppdet.errors import SppdetError
+    from sppdet.pipeline import train
+    from sppdet.types import Detections
+
 __all__ = ["Detections", "Detector", "SppdetError", "__version__", "load_config", "train"]
+
+_MODULE_OF = {
+    "Detections": "sppdet.types",
+    "Detector": "sppdet.detection.detector",
+    "SppdetError": "sppdet.errors",
+    "load_config": "sppdet.config_file",
+    "train": "sppdet.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # from now on without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

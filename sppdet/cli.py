@@ -18,8 +18,8 @@ import typer
 
 from sppdet.config import available_cores
 from sppdet.config_file import load_config, load_settings
+from sppdet.environment import set_threads
 from sppdet.errors import ConfigError, SppdetError, one_line, printable
-from sppdet.parallel import set_threads
 from sppdet.run import Reporter
 from sppdet.signals import Stopped, stopping_signals
 from sppdet.version import __version__

@@ -1,4 +1,4 @@
-"""Threads: how many the libraries may use, and an ordered map with a bounded look-ahead."""
+"""Numeric types by device, and an ordered map in threads with a bounded look-ahead."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import TypeVar
 
-import cv2
 import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
 _STEP_S = 0.5
 _GRACE_S = 2.0  # for tasks at work to end in order; most take less
-
-
-def set_threads(count: int) -> None:
-    """Let torch use `count` threads, and OpenCV one a call (its callers run in parallel)."""
-    torch.set_num_threads(count)
-    cv2.setNumThreads(1)
 
 
 def has_bfloat16(device: torch.device) -> bool:

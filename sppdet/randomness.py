@@ -42,6 +42,11 @@ def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
+def keeping_torch_state() -> contextlib.AbstractContextManager[None]:
+    """Leave torch's generator of the CPU as it was: layers draw when they are made, even to be filled."""
+    return torch.random.fork_rng(devices=[])
+
+
 @contextlib.contextmanager
 def torch_stream(
     seed: int, purpose: str, *numbers: int, device: torch.device = _CPU

@@ -14,7 +14,7 @@ from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.randomness import torch_stream
+from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.weights import class_names_in, fill, read_weights, write_weights
 
 
@@ -91,11 +91,11 @@ def load_classifier(run: Path) -> SppClassifier:
     tensors, about = read_weights(path)
     names = class_names_in(about, path)
     backbone = conv_backbone(config.backbone.name, whole=True)
-    head: nn.Module = (
-        _linear(backbone, config.spp_levels, len(names))
-        if config.head is None
-        else empty_head(backbone, config.spp_levels, config.head, len(names))
-    )
+    if config.head is None:
+        with keeping_torch_state():
+            head: nn.Module = _linear(backbone, config.spp_levels, len(names))
+    else:
+        head = empty_head(backbone, config.spp_levels, config.head, len(names))
     classifier = SppClassifier(backbone, config.spp_levels, head, names)
     fill(classifier, tensors, path)
     return classifier.eval().requires_grad_(False)

@@ -24,7 +24,7 @@ from sppdet.features.graph import before_last_pooling, geometry_of
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.features.spp import spp_width
 from sppdet.parallel import multiplying_in
-from sppdet.randomness import torch_stream
+from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.resizing import resized
 from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
 from sppdet.types import FeatureMaps, Picture
@@ -175,7 +175,9 @@ def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False
 
 def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
     """The convolutional layers alone, to be filled with a run's own weights."""
-    return _backbone(name, _random_model(name), whole=whole, with_fc=False)
+    with keeping_torch_state():
+        model = _random_model(name)
+    return _backbone(name, model, whole=whole, with_fc=False)
 
 
 def _imagenet_model(name: str) -> nn.Module:

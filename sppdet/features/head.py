@@ -11,7 +11,7 @@ from sppdet.config import Config, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
 from sppdet.features.spp import level_columns, spp_width
-from sppdet.randomness import torch_stream
+from sppdet.randomness import keeping_torch_state, torch_stream
 
 FC8_DEVIATION = 0.01
 
@@ -74,7 +74,8 @@ class Head(nn.Module):
 
 def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, outputs: int) -> Head:
     """A head of the right shape, to be filled."""
-    return Head(spp_width(backbone.channels, levels), config.widths, outputs, config.dropout)
+    with keeping_torch_state():
+        return Head(spp_width(backbone.channels, levels), config.widths, outputs, config.dropout)
 
 
 def build_head(
@@ -146,8 +147,8 @@ def _thin(layer: nn.Linear, rank: int) -> nn.Sequential:
     with torch_stream(0, "truncated SVD"):
         # randomised: the exact decomposition of fc6 takes minutes
         u, s, v = torch.svd_lowrank(layer.weight, q=min(rank + 64, *layer.weight.shape), niter=4)
-    first = nn.Linear(layer.in_features, rank, bias=False)
-    second = nn.Linear(rank, layer.out_features)
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        second = nn.Linear(rank, layer.out_features)
     first.weight.copy_(s[:rank, None] * v[:, :rank].T)
     second.weight.copy_(u[:, :rank])
     second.bias.copy_(layer.bias)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import torch
 
 from sppdet.artifacts import fingerprint
@@ -30,7 +29,6 @@ class Proposer:
 
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
-        cv2.setNumThreads(1)  # the pictures are searched in parallel, one thread each
         # stored boxes by their content: a folder may be moved, and its files touched
         settings = config.model_dump(exclude={"path"})
         self.fingerprint = fingerprint("proposals", VERSION, settings, _contents(config.path))
