@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pictures import save_picture, shape_sets
 from PIL import Image
-from runs import contents, train_quietly, write_settings
+from runs import (
+    contents,
+    pretrain_quietly,
+    train_quietly,
+    write_classifier_settings,
+    write_settings,
+)
 
 import sppdet.pipeline
+from sppdet.classification.testing import classify_pictures
 from sppdet.data.cache import PictureCache
 from sppdet.data.demo_set import make_demo_set
+from sppdet.data.digests import FileDigests
 from sppdet.data.images import read_image
 from sppdet.errors import ImageError
 
@@ -30,6 +40,7 @@ def _bmp(path: Path, colour: tuple[int, int, int]) -> Path:
 def _replace_unseen(path: Path, data: bytes) -> None:
     """Other content of the same length and time of change, in place."""
     state = path.stat()
+    time.sleep(0.02)  # the kernel's clock for files is coarse
     assert len(data) == state.st_size
     path.write_bytes(data)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -65,6 +76,14 @@ def test_a_change_that_no_time_tells_of_is_seen_in_the_bytes(
     # what was stored would mislead every later run
     again = PictureCache.load(stored)
     assert again.read(path)[0, 0].tolist() == list(WHITE)
+
+
+def test_a_change_to_what_is_no_image_is_a_change(tmp_path: Path) -> None:
+    path, cache = _bmp(tmp_path / "a.bmp", GREY), PictureCache()
+    cache.look(path)
+    path.write_bytes(b"half")
+    with pytest.raises(ImageError, match="changed while it was in use"):
+        cache.look(path)
 
 
 def test_touched_or_copied_images_are_the_same(tmp_path: Path) -> None:
@@ -134,3 +153,46 @@ def test_no_model_is_made_of_two_states(
     for folder in (fresh / "store").iterdir():
         made = contents(run / "store" / folder.name)
         assert contents(folder).items() <= made.items()
+
+
+# -- classifiers ---------------------------------------------------------------------------------
+
+
+def test_a_classifier_is_not_trained_on_two_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image changes, in place and with its times restored, once the digests are known."""
+    root = shape_sets(tmp_path / "set", train=4, val=2)
+    settings = write_classifier_settings(tmp_path / "net.yaml", root)
+    path = root / "train" / "disc" / "000.png"
+    genuine = FileDigests.save
+
+    def save_then_change(digests: FileDigests, file: Path) -> None:
+        genuine(digests, file)
+        save_picture(path, np.ascontiguousarray(read_image(path)[::-1]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileDigests, "save", save_then_change)
+        with pytest.raises(ImageError, match=r"disc/000\.png: changed while it was in use"):
+            pretrain_quietly(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "model" / "last.safetensors").exists()
+    assert not (tmp_path / "run" / "digests.json").exists()
+    pretrain_quietly(settings, tmp_path / "run")
+    pretrain_quietly(settings, tmp_path / "fresh")
+    assert contents(tmp_path / "run" / "model") == contents(tmp_path / "fresh" / "model")
+
+
+def test_bounds_of_pixels_reach_every_command(tmp_path: Path) -> None:
+    root = shape_sets(tmp_path / "set", train=4, val=2)
+    for name in ("train", "val"):
+        save_picture(root / name / "disc" / "large.png", np.zeros((60, 50, 3), dtype=np.uint8))
+    settings = write_classifier_settings(tmp_path / "net.yaml", root)
+    with pytest.raises(ImageError, match="50x60 pixels, expected 2999 at most"):
+        pretrain_quietly(settings, tmp_path / "run", "data.max_pixels=2999")
+    bound = ("data.max_pixels=2999", "data.on_error=skip", "train.epochs=1")
+    said = pretrain_quietly(settings, tmp_path / "run", *bound)
+    assert said.count("large.png: 50x60 pixels") == 2
+    ((_, answer),) = classify_pictures(
+        tmp_path / "run", [root / "val" / "disc" / "large.png"], views="centre", device="cpu"
+    )
+    assert isinstance(answer, str) and "50x60 pixels, expected 2999 at most" in answer

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet import plain_yaml
 from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.data.headers import MAX_PIXELS
 from sppdet.setting_types import Count, Fraction, Section, SppLevels, none_of
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
@@ -38,6 +39,9 @@ class FolderConfig(Section):
     on_error: Literal["stop", "skip"] = "stop"
     """Handling of an image that can't be decoded. stop: end with an error; skip: leave it out and list
     it."""
+    max_pixels: Count = MAX_PIXELS
+    """Maximum number of pixels of an image; a larger one is refused before it is decoded. Each of the
+    `workers` needs up to 6 bytes of memory per pixel."""
 
     @model_validator(mode="after")
     def _both_from_one_folder(self) -> FolderConfig:
@@ -169,6 +173,9 @@ class ProbeDataConfig(Section):
     folder."""
     test_per_class: Count | None = 50
     """With format: folder, the maximum number of test images per class. null: all."""
+    max_pixels: Count = MAX_PIXELS
+    """Maximum number of pixels of an image; a larger one is refused before it is decoded. Each of the
+    `workers` needs up to 6 bytes of memory per pixel."""
 
 
 class ProbeConfig(Section):

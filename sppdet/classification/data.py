@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.data.digests import FileDigests, name_below
+from sppdet.data.headers import MAX_PIXELS
 from sppdet.data.images import find_images, read_image
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import normalised
@@ -43,6 +45,8 @@ class LabelledPictures:
     labels: NDArray[np.int64]  # (N,) 0..K-1
     skipped: tuple[str, ...] = ()
     folder: Path = Path()  # that `paths` are below
+    max_pixels: int = MAX_PIXELS
+    contents: FileDigests | None = None  # where given, `read` takes no others
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,6 +55,16 @@ class LabelledPictures:
         """Some of the pictures, by position."""
         paths = tuple(self.paths[row] for row in rows.tolist())
         return replace(self, name=name, paths=paths, labels=self.labels[rows])
+
+    def read(self, row: int) -> Picture:
+        """The image at a position, (H, W, 3) RGB.
+
+        Raises:
+            ImageError: see `read_image`; also where it isn't the image that `contents` knows.
+        """
+        path, contents = self.paths[row], self.contents
+        check = None if contents is None else partial(contents.check, path)
+        return read_image(path, max_pixels=self.max_pixels, check=check)
 
     def digest(self, digests: FileDigests, *, workers: int) -> str:
         """16 hexadecimal digits that name the classes and, in order, the images with their labels.
@@ -65,11 +79,14 @@ class LabelledPictures:
         return digest.hexdigest()
 
 
-def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> LabelledPictures:
+def read_folder(
+    folder: Path, class_names: Sequence[str] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> LabelledPictures:
     """The pictures below a folder whose folders are named by class, sorted by name.
 
     Args:
         class_names: of the training set; every folder must be one of them. None: those found.
+        max_pixels: of an image, for `LabelledPictures.read`.
 
     Raises:
         DataError: no such folder, no class, a class that is unknown or has no picture.
@@ -90,14 +107,17 @@ def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> Label
         paths += pictures
         labels += [names.index(name)] * len(pictures)
     numbers = np.array(labels, dtype=np.int64)
-    return LabelledPictures(folder.name, names, tuple(paths), numbers, folder=folder)
+    return LabelledPictures(
+        folder.name, names, tuple(paths), numbers, folder=folder, max_pixels=max_pixels
+    )
 
 
 def read_sets(
     config: FolderConfig, *, workers: int
 ) -> tuple[LabelledPictures, LabelledPictures | None]:
     """The training set and, where one is named, the validation set with the same classes."""
-    whole = read_folder(config.root / config.train)
+    bound = config.max_pixels
+    whole = read_folder(config.root / config.train, max_pixels=bound)
     if config.on_error == "skip":
         whole = _without_broken(whole, workers=workers)
     rest: LabelledPictures | None = None
@@ -108,7 +128,7 @@ def read_sets(
         if config.val == config.train:
             rest = remaining
         else:
-            rest = read_folder(config.root / config.val, whole.class_names)
+            rest = read_folder(config.root / config.val, whole.class_names, max_pixels=bound)
             if config.on_error == "skip":
                 rest = _without_broken(rest, workers=workers)
         rest, _ = split_classes(
@@ -140,14 +160,14 @@ def split_classes(
 
 
 def _without_broken(pictures: LabelledPictures, *, workers: int) -> LabelledPictures:
-    def problem(path: Path) -> str:
+    def problem(row: int) -> str:
         try:
-            read_image(path)
+            pictures.read(row)
         except ImageError as error:
             return str(error)
         return ""
 
-    problems = list(ordered_map(problem, pictures.paths, workers=workers))
+    problems = list(ordered_map(problem, range(len(pictures)), workers=workers))
     for label, name in enumerate(pictures.class_names):
         ours = [text for text, k in zip(problems, pictures.labels, strict=True) if k == label]
         if ours and all(ours):
@@ -200,7 +220,7 @@ def training_batches(
 
     def make(row: int) -> NDArray[np.float32]:
         drawn = rng(seed, "augmentation", epoch, row)
-        return augmented(read_image(pictures.paths[row]), config, size=size, rng=drawn)
+        return augmented(pictures.read(row), config, size=size, rng=drawn)
 
     rows_of_all = (row for rows in wanted for row in rows.tolist())
     ahead = 2 * max((len(rows) for rows in wanted), default=1)

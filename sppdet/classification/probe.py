@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,8 @@ class Features:
 
     def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
         """(N, D), a row a picture."""
-        pictures = ordered_map(read_image, paths, workers=workers)
+        read = partial(read_image, max_pixels=self._config.data.max_pixels)
+        pictures = ordered_map(read, paths, workers=workers)
         tracked = reporter.track(pictures, total=len(paths), label="features")
         return np.stack([self.of(picture) for picture in tracked])
 
@@ -193,8 +195,10 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
 
 def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
     data, workers = config.data, worker_count(config.workers)
-    settings = DataConfig(root=[data.root], train=[data.train], test=[data.test])
-    cache = PictureCache()
+    settings = DataConfig(
+        root=[data.root], train=[data.train], test=[data.test], max_pixels=data.max_pixels
+    )
+    cache = PictureCache(max_pixels=data.max_pixels)
     train = read_split(settings, "train", None, cache, workers=workers)
     test = read_split(settings, "test", train.class_names, cache, workers=workers)
     x, y = (

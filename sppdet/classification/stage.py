@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,6 @@ from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, si
 from sppdet.classification.views import centre_crop
 from sppdet.config import worker_count
 from sppdet.data.digests import FileDigests
-from sppdet.data.images import read_image
 from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import normalised
@@ -80,6 +79,9 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         data = [part.digest(digests, workers=worker_count(config.workers)) for part in sets]
         if ranks.is_first:
             digests.save(run / "digests.json")
+    # an image that changes from here on ends the training
+    training = replace(training, contents=digests)
+    validation = replace(validation, contents=digests) if validation else None
     made_by = _fingerprint(config, classifier, data)
     last, net = (run / "model" / f"{name}.safetensors" for name in ("last", "net"))
     if ranks.is_first:
@@ -191,7 +193,7 @@ class _Pretraining:
         rows = np.arange(len(pictures))[self.ranks.rank :: self.ranks.count]
 
         def make(row: int) -> NDArray[np.uint8]:
-            picture = read_image(pictures.paths[row])
+            picture = pictures.read(row)
             augment = config.augment
             return centre_crop(
                 picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]

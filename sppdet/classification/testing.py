@@ -80,7 +80,9 @@ def evaluate_classifier(
     results = []
     for views in test.views:
         ranks, seconds = [], 0.0
-        decoded = ordered_map(read_image, pictures.paths, workers=worker_count(config.workers))
+        decoded = ordered_map(
+            pictures.read, range(len(pictures)), workers=worker_count(config.workers)
+        )
         pairs = zip(decoded, pictures.labels.tolist(), strict=True)
         for picture, label in reporter.track(pairs, total=len(pictures), label=views):
             start = time.perf_counter()
@@ -127,7 +129,7 @@ def classify_pictures(
 
     def read(path: Path) -> NDArray[np.uint8] | str:
         try:
-            return read_image(path)
+            return read_image(path, max_pixels=config.data.max_pixels)
         except ImageError as error:
             return str(error)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from sppdet.artifacts import write_json
 from sppdet.data.files import read_bytes
 from sppdet.data.headers import MAX_PIXELS
-from sppdet.data.images import decode, read_image_bytes
+from sppdet.data.images import changed_image, decode, read_image_bytes
 from sppdet.errors import DataError, ImageError
 from sppdet.types import Picture
 
@@ -141,9 +141,7 @@ class PictureCache:
         """
         if self._file is not None:
             self._file.unlink(missing_ok=True)
-        return ImageError(
-            f"{path}: changed while it was in use; the same command starts again with its new content"
-        )
+        return changed_image(path)
 
 
 def _digest(data: bytes) -> str:

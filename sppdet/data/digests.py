@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sppdet.artifacts import read_json, write_text
 from sppdet.data.files import read_bytes
+from sppdet.data.images import changed_image
 from sppdet.errors import ArtifactError, ImageError
 from sppdet.parallel import ordered_map
 
@@ -34,12 +35,14 @@ class FileDigests:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._known: dict[str, tuple[State, str]] = {}
+        self._file: Path | None = None
 
     @classmethod
     def load(cls, path: Path, root: Path) -> FileDigests:
         """What `save` stored in `path`; nothing if there is no such file or, with a warning, if it
         is damaged."""
         digests = cls(root)
+        digests._file = path
         if not path.exists():
             return digests
         try:
@@ -80,9 +83,27 @@ class FileDigests:
         known = self._known.get(name)
         if known and known[0] == state:
             return known[1]
-        digest = hashlib.blake2b(read_bytes(path, ImageError), digest_size=8).hexdigest()
+        digest = _digest(read_bytes(path, ImageError))
         self._known[name] = (state, digest)
         return digest
+
+    def check(self, path: Path, data: bytes) -> None:
+        """Refuse the bytes of a file that aren't those whose digest `of` gave.
+
+        What is stored isn't trusted again then: the file's times may not tell of the change.
+
+        Raises:
+            ImageError: they are others.
+        """
+        known = self._known.get(name_below(path, self._root))
+        if known is not None and known[1] != _digest(data):
+            if self._file is not None:
+                self._file.unlink(missing_ok=True)
+            raise changed_image(path)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def name_below(path: Path, folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,12 @@ class Decoded:
     depth: str
 
 
-def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(
+    path: Path | str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    check: Callable[[bytes], None] | None = None,
+) -> Picture:
     """Read an image as annotation tools show it.
 
     The EXIF orientation is applied; grey, palette, CMYK and transparent images come out as 8-bit
@@ -56,6 +61,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Picture:
 
     Args:
         max_pixels: an image of more is refused, before it is decoded.
+        check: is called with the file's bytes before they are decoded; it may raise an error.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -64,7 +70,10 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Picture:
         ImageError: there is no such file, it has too many pixels, or it can't be decoded.
     """
     path = Path(path)
-    decoded = decode(read_image_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
+    data = read_image_bytes(path, max_pixels=max_pixels)
+    if check is not None:
+        check(data)
+    decoded = decode(data, path, max_pixels=max_pixels)
     if decoded.depth and decoded.depth not in _said:
         _said.add(decoded.depth)
         _log.warning(
@@ -76,6 +85,13 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Picture:
 def read_image_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of an image file, not more than `max_pixels` could need uncompressed."""
     return read_bytes(path, ImageError, max_bytes=8 * max_pixels + 2**26)
+
+
+def changed_image(path: Path) -> ImageError:
+    """The error of an image whose content isn't the one that the work began with."""
+    return ImageError(
+        f"{path}: changed while it was in use; the same command starts again with its new content"
+    )
 
 
 def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Decoded:
