@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
-from sppdet.artifacts import fingerprint, write_text
+from sppdet.artifacts import fingerprint, remove_leftovers, write_text
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.stage import pretrain
 from sppdet.config import Config, available_cores
@@ -14,10 +15,12 @@ from sppdet.data.cache import PictureCache
 from sppdet.data.crops import VERSION as CROPS_VERSION
 from sppdet.data.crops import CropConfig, write_crops
 from sppdet.data.demo_set import GENERATOR_VERSION, make_demo_set
+from sppdet.data.files import read_text
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
 from sppdet.detection.folder import detect_folder
 from sppdet.detection.planning import FORMATS
+from sppdet.errors import DataError
 from sppdet.evaluation.report import metric_title
 from sppdet.pipeline import train
 from sppdet.run import Reporter
@@ -25,6 +28,7 @@ from sppdet.run import Reporter
 SETTINGS = Path(__file__).with_name("demo.yaml")
 BACKBONE_SETTINGS = Path(__file__).with_name("demo_backbone.yaml")
 _ROUNDS = 4  # of crops a picture
+_UNFINISHED = "unfinished"
 
 
 def run_demo(
@@ -80,6 +84,22 @@ def run_demo(
     return result.mean_ap
 
 
+def _made_by(note: Path) -> str:
+    """What made the crops beside `note`; "" if there is nothing yet.
+
+    Raises:
+        DataError: something else than the demo's crops is there, which mustn't be removed.
+    """
+    folder = note.parent
+    remove_leftovers(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return ""
+    found = read_text(note, DataError) if folder.is_dir() and note.is_file() else ""
+    if found != _UNFINISHED and not re.fullmatch("[0-9a-f]{16}", found):
+        raise DataError(f"{folder}: wasn't made by the demo; expected another --out, or none")
+    return found
+
+
 def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: Reporter) -> None:
     """Train the small backbone as a classifier of crops of the training pictures."""
     dataset = read_split(config.data, "train", None, PictureCache(), workers=1)
@@ -98,8 +118,9 @@ def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: 
         "crops", CROPS_VERSION, GENERATOR_VERSION, vars(crops), config.seed, images
     )
     note = settings.data.root / "made_by.txt"
-    if not note.is_file() or note.read_text(encoding="utf-8") != made_by:
+    if _made_by(note) != made_by:
         shutil.rmtree(settings.data.root, ignore_errors=True)
+        write_text(note, _UNFINISHED)
         count = write_crops(dataset, settings.data.root, crops, rounds=_ROUNDS, seed=config.seed)
         write_text(note, made_by)
         reporter.say(f"backbone: {count} crops of the objects and the background")

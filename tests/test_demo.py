@@ -13,6 +13,7 @@ from runs import CommandLine
 from sppdet.artifacts import fingerprint_of, read_tensors
 from sppdet.data.demo_scene import CLASS_NAMES
 from sppdet.demo import run_demo
+from sppdet.errors import DataError
 from sppdet.features.nets import tiny
 from sppdet.model import read_run_config
 
@@ -77,3 +78,15 @@ def test_the_command(sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("sppdet.demo.run_demo", lambda out, *, seed: asked.append((out, seed)))
     assert sppdet("demo", "--out", tmp_path, "--seed", "5")[0] == 0
     assert asked == [(tmp_path, 5)]
+
+
+def test_nothing_but_the_demos_own_crops_is_removed(tmp_path: Path) -> None:
+    mine = tmp_path / "crops" / "holiday.jpg"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    with pytest.raises(DataError, match="crops: wasn't made by the demo"):
+        demo(tmp_path)
+    (tmp_path / "crops" / "made_by.txt").write_text("me")
+    with pytest.raises(DataError, match="crops: wasn't made by the demo"):
+        demo(tmp_path)
+    assert mine.read_bytes() == b"mine"

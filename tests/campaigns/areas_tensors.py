@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.data.cache import PictureCache
 from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
-from sppdet.errors import SppdetError
 from sppdet.features.backbones import load_backbone
 from sppdet.features.source import MapSource
 from sppdet.info import describe_run
@@ -55,10 +55,8 @@ def model_areas(space: Workspace) -> list[Area]:
             try:
                 changed, facts = _changed_tensors(data, tensors, about)
                 write_tensors(path, changed, made_by=made_by, about=facts)
-                try:
-                    files.seal(read_run_config(run), training_data="0" * 16)
-                except SppdetError:
-                    return None
+                seal = json.loads(kept[files.sealed]) | {"parts": files.fingerprint()}
+                files.sealed.write_text(json.dumps(seal))
 
                 def use() -> None:
                     found = Detector.load(run)(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 import unicodedata
 import warnings
@@ -60,5 +61,7 @@ def _place(error: BaseException) -> str:
 
 
 def kind_of(problem: str) -> str:
-    """What two failures of the same cause share: the text without what stands after the place."""
-    return problem.partition("]")[0] if "[" in problem else problem[:60]
+    """What failures of one cause share: the beginning of the text, and the place in the code."""
+    place = re.search(r"\[[\w.<>]+:[\w<>]+\]", problem)
+    beginning = re.split(r": | \[", problem)[0]
+    return f"{beginning} {place[0]}" if place else beginning
