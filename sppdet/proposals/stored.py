@@ -101,7 +101,8 @@ def _valid(entry: _Entry, image_id: str, width: int, height: int) -> Boxes:
         raise DataError(
             f"{where}: expected finite boxes of shape (P, 4), got {found.dtype} {found.shape}"
         )
-    boxes = found.astype(np.float64)
+    with np.errstate(over="ignore"):  # of long doubles; clipped below
+        boxes = found.astype(np.float64)
     if entry.by_matlab:
         boxes = boxes[:, [1, 0, 3, 2]] - np.array([1.0, 1.0, 0.0, 0.0])
     # clipped before the cast: a number may be larger than float32's largest

@@ -197,7 +197,8 @@ def detection_areas(space: Workspace) -> list[Area]:
         Area(
             "comp4", ".txt", ["\n".join(lines).encode()],
             reader(
-                comp4 / f"comp4_det_test_{names[0]}.txt", lambda: read_detections(comp4, dataset), name=comp4.name,
+                comp4 / f"comp4_det_test_{names[0]}.txt", lambda: read_detections(comp4, dataset),
+                name=comp4.name,  # what is wrong is counted over all files
             ),
             st.one_of(_lines(lines, [""]), st.lists(line, max_size=5).map(_joined)),
             [b"nan", b"inf", b"-1", b"1e999", b"\x00", b"\xff", b" ", b"\n", b"0x1", b"1_0"],

@@ -47,7 +47,7 @@ def proposal_areas(space: Workspace) -> list[Area]:
         ),
         Area(
             "npz-folder", ".npz", [_npz({"boxes": np.ones((3, 4), np.float32)})],
-            reader(folder / "a.npz", lambda: look_up(folder)), _arrays("boxes"),
+            reader(folder / "a.npz", lambda: look_up(folder), name=folder.name), _arrays("boxes"),
             [b"PK\x05\x06", b"\x93NUMPY"],
         ),
     ]  # fmt: skip
