@@ -188,7 +188,8 @@ def _content(path: Path) -> str:
         text = path.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError:
         return ""
-    return text if text.split(" ")[0].isdigit() else ""
+    number = text.split(" ")[0]
+    return text if number.isdigit() and len(number) < 20 else ""  # int refuses 5,000 digits
 
 
 def _process(pid: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -139,6 +140,21 @@ def test_other_settings_are_done_anew(
     assert "there already" in pretrain_quietly(
         classifier_settings, run_of_one_epoch, *QUICK, change
     )
+
+
+def test_a_moved_folder_is_the_same_data_and_a_changed_image_is_not(
+    classifier_settings: Path, run_of_one_epoch: Path, shape_root: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(shape_root, tmp_path / "elsewhere"))
+    there = (*QUICK, f"data.root={moved}")
+    assert "there already" in pretrain_quietly(classifier_settings, run_of_one_epoch, *there)
+    for path in (moved / "train").rglob("*.png"):
+        state, data = path.stat(), bytearray(path.read_bytes())
+        data[-1] ^= 1  # of the end mark, without which it is decoded all the same
+        path.write_bytes(data)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    said = pretrain_quietly(classifier_settings, run_of_one_epoch, *there)
+    assert "made by other settings or data; done anew" in said
 
 
 def test_another_dropout_is_done_anew(classifier_settings: Path, run_of_one_epoch: Path) -> None:
