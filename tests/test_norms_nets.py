@@ -26,7 +26,7 @@ def random_maps(*shape: int, scale: float = 50.0) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [2, 7, 16])
 def test_across_channels_equals_torchs_layer(size: int, k: float, channels: int) -> None:
     x = random_maps(2, channels, 4, 3)
-    for alpha, beta in ((1e-4, 0.75), (0.02, 0.75), (1e-3, 0.5)):
+    for alpha, beta in ((1e-4, 0.75), (0.02, 0.75), (1e-3, 0.5), (1e-3, 0.9)):
         ours, theirs = (
             layer(size, alpha, beta, k) for layer in (CrossChannelNorm, nn.LocalResponseNorm)
         )
@@ -46,7 +46,7 @@ def test_within_a_channel_against_unfolded_squares(size: int) -> None:
     x = random_maps(2, 3, 6, 5)
     squares = F.unfold(x * x, size, padding=size // 2).unflatten(1, (3, size * size))
     mean = squares.mean(dim=2).reshape(x.shape)
-    for beta in (0.75, 0.5):
+    for beta in (0.75, 0.5, 0.9):
         ours = WithinChannelNorm(size, 1e-2, beta)(x)
         torch.testing.assert_close(ours, x / (1 + 1e-2 * mean) ** beta, rtol=1e-5, atol=1e-5)
 
