@@ -31,6 +31,7 @@ from stages import (
     write_voc,
 )
 
+from sppdet.artifacts import write_tensors
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Detector
@@ -83,6 +84,33 @@ def test_it_learns(run: Path) -> None:
     metrics = json.loads((run / "eval" / "test" / "metrics.json").read_text())
     assert metrics["images"] == 6 and metrics["ground_truths"] == 9
     assert metrics["mAP"] > 0.9
+
+
+def test_a_pretrained_head_is_used_as_it_is_without_fine_tuning(root: Path, tmp_path: Path) -> None:
+    backbone = load_backbone("tiny", "none", seed=5)
+    head = empty_head(backbone, LEVELS, HeadConfig(widths=[24]), 7)
+    given = {f"conv.{k}": v for k, v in backbone.layers.state_dict().items()}
+    given |= {f"head.{k}": v for k, v in head.state_dict().items()}
+    about = {"net": "tiny", "levels": list(LEVELS)}
+    write_tensors(tmp_path / "net" / "model" / "net.safetensors", given, made_by="x", about=about)
+    settings = {
+        **COMMON,
+        "data": {"root": str(root), "train": "all"},
+        "backbone": {"name": "tiny", "weights": str(tmp_path / "net")},
+        "head": {"widths": [24]},
+        "finetune": "none",
+    }
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    train_quietly(path, tmp_path / "run", until="svm")
+    kept = tmp_path / "run" / "model" / "head.safetensors"
+    for name in ("fc6.weight", "fc6.bias"):
+        assert np.array_equal(load_file(kept)[name], given[f"head.{name}"].detach().numpy())
+    before = kept.stat().st_mtime_ns
+    train_quietly(path, tmp_path / "run", until="svm")
+    assert kept.stat().st_mtime_ns == before  # it is there already
+    train_quietly(path, tmp_path / "run", "head=none", until="svm")
+    assert not kept.exists()
 
 
 # -- detections ------------------------------------------------------------------------------------
