@@ -102,12 +102,17 @@ def main() -> None:
 
 def _call() -> None:
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            if sys.stdout is not None:  # which is closed where it is None
+                sys.stdout.flush()  # a full disk shows now at the latest
+            raise
     except BrokenPipeError:
-        # whoever read the output has gone; python would complain again on closing stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has gone
         raise SystemExit(1) from None
     except (SppdetError, OSError, MemoryError) as error:
+        _drop_output()
         if _State.debug:
             traceback.print_exc()
         text = "not enough memory" if isinstance(error, MemoryError) else error
@@ -117,6 +122,15 @@ def _call() -> None:
         if end.code == _INTERRUPTED:  # by typer, where Python itself has handled Ctrl-C
             raise Stopped(signal.SIGINT) from None
         raise
+
+
+def _drop_output() -> None:
+    """Send what can't be written to standard output nowhere: Python would fail again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_stopped(stop: Stopped) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +14,7 @@ from sppdet.artifacts import fingerprint, read_header, read_tensors, write_tenso
 from sppdet.errors import ArtifactError
 from sppdet.tensor_types import Types, misfit, not_finite, types_of
 
+T = TypeVar("T")
 _log = logging.getLogger("sppdet")
 
 
@@ -60,8 +62,14 @@ class ItemStore:
             _log.warning("%s (image %s): %s; it is made again", path, name, problem)
         return problem is None
 
-    def get(self, name: str, source: str) -> dict[str, torch.Tensor] | None:
-        """The verified tensors of an item; None if it is missing or, with a warning, damaged."""
+    def get(
+        self, name: str, source: str, build: Callable[[dict[str, torch.Tensor]], T]
+    ) -> T | None:
+        """What `build` makes of an item's verified tensors; None if it is missing or damaged.
+
+        Args:
+            build: may raise ValueError for values that can't be; a damaged item is said in a warning.
+        """
         if not self.has(name, source):
             return None
         path = self.path(name, source)
@@ -77,7 +85,11 @@ class ItemStore:
         if problem:
             _log.warning("%s (image %s): %s; it is made again", path, name, problem)
             return None
-        return tensors
+        try:
+            return build(tensors)
+        except ValueError as error:
+            _log.warning("%s (image %s): %s; it is made again", path, name, error)
+            return None
 
     def write(self, name: str, source: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Store an item made from the image with digest `source`.

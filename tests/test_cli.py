@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -389,3 +391,14 @@ def test_a_failed_download_is_one_line(
     monkeypatch.setattr("torchvision.datasets.VOCDetection", unreachable)
     status, _, err = sppdet("download", "voc2007", "--root", tmp_path)
     assert "VOC 2007 trainval: download failed" in error_of(status, err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device on this system")
+def test_an_output_that_takes_nothing(run_copy: Path) -> None:
+    """Python itself would end with status 120 and a complaint of its own."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sppdet", "info", str(run_copy)],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=300,
+        )  # fmt: skip
+    assert error_of(done.returncode, done.stderr) == "[Errno 28] No space left on device"

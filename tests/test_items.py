@@ -14,6 +14,7 @@ from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.errors import ArtifactError
 from sppdet.items import ItemStore
 from sppdet.tensor_types import TensorType, Types
+from sppdet.types import Proposals
 
 BOXES = torch.arange(8.0).view(2, 4)
 Change = Callable[[Path], object]
@@ -45,7 +46,7 @@ def test_items_are_of_their_image_and_settings(store: ItemStore, tmp_path: Path)
 @pytest.mark.parametrize("name", ["n" * 250, "ü" * 125, "a/b/../c", "sur\udcffrogate", "", "a\0b"])
 def test_any_id_has_a_file_and_stands_in_its_header(store: ItemStore, name: str) -> None:
     store.write(name, "digest", {"boxes": BOXES})
-    found = store.get(name, "digest")
+    found = store.get(name, "digest", dict)
     assert found is not None and torch.equal(found["boxes"], BOXES)
     (path,) = store.folder.iterdir()
     assert path == store.path(name, "digest") and len(path.name) == 32 + len(".safetensors")
@@ -92,7 +93,7 @@ def test_an_item_that_isnt_whole_is_not_there(
         (said,) = [record.getMessage() for record in caplog.records]
         assert said.startswith(f"{path} (image one): ") and why in said
         caplog.clear()
-        assert store.get("one", "digest") is None
+        assert store.get("one", "digest", dict) is None
         assert len(caplog.records) == 1
     store.write("one", "digest", {"boxes": BOXES})
     assert path.read_bytes() == whole and store.has("one", "digest")
@@ -106,12 +107,12 @@ def test_content_is_verified_where_it_is_read(
     path = store.path("one", "digest")
     path.write_bytes(path.read_bytes()[:-4] + torch.tensor(broken).numpy().tobytes())
     assert store.has("one", "digest")  # the header is what it was
-    assert store.get("one", "digest") is None
+    assert store.get("one", "digest", dict) is None
     assert "its content doesn't match its checksum" in caplog.text
     caplog.clear()
     boxes = torch.cat([BOXES, torch.full((1, 4), broken)])
     rewritten(path, boxes=boxes)
-    assert store.get("one", "digest") is None
+    assert store.get("one", "digest", dict) is None
     assert "tensor boxes has values that aren't finite; it is made again" in caplog.text
     with pytest.raises(ArtifactError, match=r"image one.*boxes has values that aren't finite"):
         store.write("one", "digest", {"boxes": boxes})
@@ -120,3 +121,15 @@ def test_content_is_verified_where_it_is_read(
 def test_a_store_refuses_what_it_would_not_read(store: ItemStore) -> None:
     with pytest.raises(ValueError, match=r"boxes is float64 \(2, 4\), expected float32 \(any, 4\)"):
         store.write("one", "digest", {"boxes": BOXES.double()})
+
+
+def test_values_that_cannot_be_are_damage(
+    store: ItemStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checksum that holds doesn't say that the values make sense."""
+    good = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    for boxes in (good, good.flip(1)):
+        store.write("one", "digest", {"boxes": boxes})
+        found = store.get("one", "digest", lambda t: Proposals(t["boxes"].numpy()))
+        assert (found is not None) == (boxes is good)
+    assert "has no area; it is made again" in caplog.text

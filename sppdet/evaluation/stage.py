@@ -245,8 +245,8 @@ def _store(store: ItemStore, image: AnnotatedImage, digest: str, found: Detectio
 def _stored(
     store: ItemStore, image: AnnotatedImage, digest: str, names: tuple[str, ...]
 ) -> Detections | None:
-    t = store.get(image.id, digest)
-    if t is None:
-        return None
-    boxes, scores, labels = (t[k].numpy() for k in ("boxes", "scores", "labels"))
-    return Detections(boxes, scores, labels, names, str(image.path))
+    def build(tensors: dict[str, torch.Tensor]) -> Detections:
+        boxes, scores, labels = (tensors[k].numpy() for k in ("boxes", "scores", "labels"))
+        return Detections(boxes, scores, labels, names, str(image.path))
+
+    return store.get(image.id, digest, build)

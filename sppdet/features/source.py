@@ -92,17 +92,19 @@ class MapSource:
         held = self._memory.get(f"{name}-{digest}") if self._memory else None
         if held is not None:
             return held
-        tensors = self.store.get(name, digest) if self.store else None
-        if tensors is None:
+        read = self.store.get(name, digest, self._from_tensors) if self.store else None
+        if read is None:
             made = self.compute(self._scaled_image(image, mirrored))
             self._keep(name, digest, made)
             return made
-        factors = tensors.pop("scale_factors").numpy()
-        maps = tuple(tensors[f"map{s}"].permute(2, 0, 1) for s in range(len(factors)))
-        read = FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
         if self._memory:
             self._memory.put(f"{name}-{digest}", read)
         return read
+
+    def _from_tensors(self, tensors: dict[str, torch.Tensor]) -> FeatureMaps:
+        factors = tensors["scale_factors"].numpy()
+        maps = tuple(tensors[f"map{s}"].permute(2, 0, 1) for s in range(len(factors)))
+        return FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
 
     def _expected(self, found: Types) -> Types:
         """The types of an item's tensors: as many maps as scale factors."""

@@ -49,9 +49,10 @@ class Proposer:
             ImageError: the image isn't the one that `pictures` knows.
         """
         digest = pictures.digest(image.path)
-        stored = self.store.get(image.id, digest) if self.store is not None else None
-        if stored is not None:
-            return Proposals(stored["boxes"].numpy())
+        if self.store is not None:
+            stored = self.store.get(image.id, digest, lambda t: Proposals(t["boxes"].numpy()))
+            if stored is not None:
+                return stored
         if self._config.engine == "stored":
             proposals = self._stored.look_up(
                 image.id,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import strategies as st
 
-from campaigns.areas import JSON_TOKENS, Area, all_of, json_documents, placed
-from campaigns.mutation import WORDS
+from campaigns.areas import JSON_TOKENS, Area, all_of, json_bytes, json_documents, placed
+from campaigns.mutation import WORDS, mutants
 from campaigns.workspace import Workspace
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Detector
+from sppdet.detection.folder import detect_folder
+from sppdet.detection.journal import JOURNAL, Journal
 from sppdet.info import describe_run
 from sppdet.run import Reporter, run_lock
 
@@ -67,6 +70,43 @@ def file_areas(space: Workspace) -> list[Area]:
             ],
         ),
     ]  # fmt: skip
+
+
+def journal_area(space: Workspace) -> Area:
+    """The journal of a folder of results."""
+    out = space.root / "fuzz-results"
+    detect_folder(
+        Detector.load(space.run), [space.voc / "fresh"], out, min_score=-1.5,
+        formats=("json", "voc"), workers=1, reporter=Reporter(quiet=True),
+    )  # fmt: skip
+    path = out / JOURNAL
+    lines = path.read_bytes().splitlines()
+    records = [json.loads(line) for line in lines]
+    names = [record["image"] for record in records if "image" in record]
+
+    def use() -> None:
+        journal = Journal(out)
+        try:
+            there = [name for name in names if journal.entry(name) is not None]
+            list(journal.results(there))
+            journal.compact(there)
+        finally:
+            journal.close()
+
+    def with_checks(changed: object) -> bytes:
+        """Lines whose checksums hold, whatever is in them."""
+        found = []
+        for record in changed if isinstance(changed, list) else [changed]:
+            rest = b'", ' + json_bytes(record)[1:]
+            check = hashlib.blake2b(rest, digest_size=8).hexdigest().encode()
+            found.append(b'{"check": "' + check + rest)
+        return b"\n".join([*found, b""])
+
+    plain = [{key: value for key, value in record.items() if key != "check"} for record in records]
+    return Area(
+        "journal", ".jsonl", [path.read_bytes(), with_checks(plain)], placed(path, use, name=""),
+        mutants([plain], most=2).map(with_checks), JSON_TOKENS,
+    )  # fmt: skip
 
 
 def lock_area(space: Workspace) -> Area:

@@ -9,7 +9,7 @@ from campaigns.areas_annotations import annotation_areas, detection_areas
 from campaigns.areas_arrays import proposal_areas, weight_areas
 from campaigns.areas_commands import command_area
 from campaigns.areas_images import folder_area, image_area
-from campaigns.areas_run import file_areas, lock_area
+from campaigns.areas_run import file_areas, journal_area, lock_area
 from campaigns.areas_settings import settings_areas
 from campaigns.areas_tensors import model_areas, store_areas
 from campaigns.workspace import Snapshot, Workspace, add_oddities
@@ -33,6 +33,7 @@ def make_areas(space: Workspace, scratch: Path) -> tuple[list[Area], Snapshot]:
         *model_areas(space),
         *store_areas(space),
         lock_area(space),
+        journal_area(space),
     ]
     add_oddities(space)
     kept = Snapshot(space.root)
