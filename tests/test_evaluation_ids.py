@@ -333,6 +333,35 @@ def test_detections_json(tmp_path: Path) -> None:
     assert CocoResults.read(path).class_names(IdMeaning()) == ["cat", "dog"]
 
 
+def test_images_without_a_detection_keep_their_names(tmp_path: Path) -> None:
+    names = ["1.jpg", "x/1.jpg", "2.jpg"]  # the split has the second one, not the first
+    content = {
+        "images": [{"id": key, "file_name": name} for key, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": k, "category_id": 1, "bbox": BOX, "score": 1} for k in (0, 2)],
+    }
+    path = write(tmp_path / "detections.json", content)
+    found = read_detections(path, a_set("r/x/1.jpg", "r/x/2.jpg"))
+    assert [len(one) for one in found.values()] == [0, 1]
+
+
+def test_a_path_is_of_the_folder_that_one_works_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "path": "x/1.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": BOX, "score": 1}],
+    }
+    path = write(tmp_path / "detections.json", content)
+    dataset = a_set(f"{tmp_path}/r/x/1.jpg", f"{tmp_path}/q/x/1.jpg")
+    with pytest.raises(DataError, match=r"could be r/x/1\.jpg or q/x/1\.jpg"):
+        read_detections(path, dataset)
+    (tmp_path / "q").mkdir()
+    monkeypatch.chdir(tmp_path / "q")
+    assert [len(one) for one in read_detections(path, dataset).values()] == [0, 1]
+
+
 GOOD = {"images": [{"id": 1, "file_name": "p.jpg"}], "categories": [{"id": 1, "name": "cat"}]}
 E1 = {"image_id": 1, "category_id": 1, "bbox": BOX, "score": 1}
 
