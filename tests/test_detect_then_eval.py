@@ -31,11 +31,11 @@ def named_by_number(demo_root: Path, root: Path) -> Path:
 
 
 def in_folders(voc: Path, root: Path) -> Path:
-    """The same as COCO, the names repeated in three folders, the ids neither positions nor names."""
+    """Six of them as COCO, names repeated in three folders, the ids neither positions nor names."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
-    for key, number in zip(rng.permutation(np.arange(3, 18)).tolist(), ORDER, strict=True):
+    for key, number in zip(rng.permutation(np.arange(3, 9)).tolist(), range(1, 7), strict=True):
         (picture,) = (voc / "JPEGImages").glob(f"{number}.*")
         name = f"{'xyz'[number % 3]}/{(number + 2) // 3}{picture.suffix}"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,8 @@ def test_detect_then_eval(
 
     assert sppdet("eval", run_copy, "--device", "cpu")[0] == 0
     wanted = metrics(run_copy / "eval" / "test")
-    assert wanted["images"] == 15 and wanted["detections"] > 100 and wanted["mAP"] > 0.02
+    assert wanted["images"] == (15 if layout == "voc" else 6)
+    assert wanted["detections"] > 100 and wanted["mAP"] > 0.02
     out = tmp_path / "found"
     command = ["detect", run_copy, searched, "--out", out, "--save", "coco,json", "--score", "-1.5"]
     status, _, err = sppdet(*command, "--device", "cpu")

@@ -75,15 +75,11 @@ def test_scores_of_all_layouts(light_run: Path) -> None:
 
 def test_a_damaged_seal_is_one_line(sppdet: CommandLine, light_run: Path) -> None:
     sealed = ModelFiles(light_run).sealed
-    for text in ("[]", "{}", "3", "null", '{"parts": 1}'):
+    for text in ("[]", "{}", "3", "null", '{"parts": 1}', "[" * 100_000, ""):
         sealed.write_text(text)
         assert ModelFiles(light_run).training_data() is None
         status, _, err = sppdet("eval", light_run)
         assert status == 1 and err.count("\n") == 1 and "have changed since it was trained" in err
-    for text in ("[" * 100_000, ""):
-        sealed.write_text(text)
-        status, _, err = sppdet("eval", light_run)
-        assert status == 1 and err.count("\n") == 1 and "damaged" in err
 
 
 def test_a_signature_names_the_data(trained: Path) -> None:
