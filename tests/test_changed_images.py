@@ -22,7 +22,7 @@ from runs import (
 
 import sppdet.pipeline
 from sppdet.classification.testing import classify_pictures
-from sppdet.data.cache import PictureCache
+from sppdet.data.cache import PictureCache, PictureInfo
 from sppdet.data.demo_set import make_demo_set
 from sppdet.data.digests import FileDigests
 from sppdet.data.images import read_image
@@ -138,7 +138,12 @@ def test_no_model_is_made_of_two_states(
     def after_a_change(*args: Any, **options: Any) -> Any:
         flipped = np.ascontiguousarray(read_image(path)[::-1])
         Image.fromarray(flipped).save(path)
+        if moment != "_svms":  # stages that read images see it in the bytes, whatever stat tells
+            patched.setattr(PictureCache, "look", known_before)
         return genuine(*args, **options)
+
+    def known_before(cache: PictureCache, path: Path) -> PictureInfo:
+        return cache._known[os.path.abspath(path)]
 
     with monkeypatch.context() as patched:
         patched.setattr(sppdet.pipeline, moment, after_a_change)
