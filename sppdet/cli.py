@@ -357,8 +357,11 @@ def classify(
 ) -> None:
     """Name the most probable classes of pictures."""
     from sppdet.artifacts import write_json
-    from sppdet.classification.testing import classify_pictures
+    from sppdet.classification.testing import check_answers_file, classify_pictures
+    from sppdet.data.names import escape_name
 
+    if json_file is not None:
+        check_answers_file(json_file)
     answers, failed = [], []
     for path, found in classify_pictures(run, paths, views=views, top=top, device=device):
         if isinstance(found, str):
@@ -367,7 +370,7 @@ def classify(
         best = ", ".join(f"{name} {score:.3f}" for name, score in found)
         print(printable(f"{path}: {best}"))
         classes = [{"class": name, "score": score} for name, score in found]
-        answers.append({"file": str(path), "classes": classes})
+        answers.append({"file": escape_name(str(path)), "classes": classes})
     if json_file is not None:
         write_json(json_file, answers)
     if failed:

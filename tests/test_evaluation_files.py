@@ -181,9 +181,9 @@ def test_class_file_names_differ() -> None:
 
 
 def test_curve_csv(tmp_path: Path) -> None:
-    dataset = Dataset("val", ("cat",), (make_image("a", [(1, A)]), make_image("b,c", [])))
+    dataset = Dataset("val", ("cat",), (make_image("=a", [(1, A)]), make_image("b,c", [])))
     found = {
-        "a": make_detections([(1, 0.5, A)]),
+        "=a": make_detections([(1, 0.5, A)]),
         "b,c": make_detections([(1, 0.75, (1, 2, 3.5, 4))]),
     }
     result = evaluate_voc(dataset, found, metric="voc07")
@@ -193,5 +193,5 @@ def test_curve_csv(tmp_path: Path) -> None:
     assert rows == [
         ["image", "score", "x1", "y1", "x2", "y2", "recall", "precision", "outcome"],
         ["b,c", "0.75", "1", "2", "3.5", "4", "0", "0", "fp"],
-        ["a", "0.5", "0", "0", "10", "10", "1", "0.5", "tp"],
+        ["'=a", "0.5", "0", "0", "10", "10", "1", "0.5", "tp"],
     ]

@@ -380,6 +380,21 @@ def test_a_broken_picture_among_others(
     assert len(json.loads((tmp_path / "x.json").read_text())) == 2
 
 
+@pytest.mark.parametrize("mine", ["no answers", "[1]", '{"file": 1}', '[{"file": "a"}]'])
+def test_answers_overwrite_answers_alone(
+    classified: Path, sppdet: CommandLine, tmp_path: Path, mine: str
+) -> None:
+    save_picture(tmp_path / "a.png", picture_of(40, 40))
+    file = tmp_path / "x.json"
+    command = ("classify", classified, tmp_path / "a.png", "--json", file, "--device", "cpu")
+    file.write_text(mine)
+    status, said, error = sppdet(*command)
+    assert (status, said) == (1, "") and "x.json: wasn't written by classify" in error
+    assert file.read_text() == mine
+    file.unlink()
+    assert [sppdet(*command)[0] for _ in range(2)] == [0, 0]
+
+
 def test_classify_refuses(classified: Path, sppdet: CommandLine, tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png", picture_of(40, 40))
     status, _, said = sppdet("classify", tmp_path, tmp_path / "a.png")

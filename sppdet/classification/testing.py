@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import write_json
+from sppdet.artifacts import read_json, write_json
 from sppdet.classification.classifier import (
     SppClassifier,
     load_classifier,
@@ -23,7 +24,7 @@ from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count
 from sppdet.config_file import check_config
 from sppdet.data.images import find_images, read_image
-from sppdet.errors import ConfigError, ImageError
+from sppdet.errors import ArtifactError, ConfigError, ImageError
 from sppdet.model import choose_device
 from sppdet.parallel import ordered_map
 from sppdet.run import Reporter
@@ -107,6 +108,29 @@ def evaluate_classifier(
         {"test": test.model_dump(), "results": [vars(result) for result in results]},
     )
     return results
+
+
+def check_answers_file(path: Path) -> None:
+    """Refuse to overwrite what isn't a file of answers that `classify --json` has written.
+
+    Raises:
+        ConfigError: something else stands there, or its folder can't be written into.
+    """
+    if os.path.lexists(path):
+        try:
+            answers = read_json(path) if path.is_file() else None
+        except ArtifactError:
+            answers = None
+        keys = {"file", "classes"}
+        if not isinstance(answers, list) or any(
+            not isinstance(answer, dict) or answer.keys() != keys for answer in answers
+        ):
+            raise ConfigError(
+                f"--json {path}: wasn't written by classify and isn't overwritten; expected another"
+            )
+    folder = path.parent
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"--json {path}: {folder} can't be written into")
 
 
 def classify_pictures(

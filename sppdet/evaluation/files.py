@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sppdet.artifacts import write_text
+from sppdet.data.csv_cells import text_cell
 from sppdet.errors import DataError
 from sppdet.evaluation.coco_results import CocoResults
 from sppdet.evaluation.comp4 import read_comp4
@@ -70,7 +71,8 @@ def write_curve_csv(path: Path, result: ClassResult, image_ids: Sequence[str]) -
     """Write one class's curve: a line a detection in descending score.
 
     Columns: image, score, x1, y1, x2, y2 (0-based, half-open), recall, precision, outcome (tp, fp,
-    ignored). Where the result has no outcomes (COCO): recall, precision, score.
+    ignored). Where the result has no outcomes (COCO): recall, precision, score. Images' ids are
+    written by `text_cell`.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -89,5 +91,5 @@ def write_curve_csv(path: Path, result: ClassResult, image_ids: Sequence[str]) -
         for name, box, score, recall, precision, outcome in zip(
             names, boxes, *curve, outcomes, strict=True
         ):
-            writer.writerow([name, score, *box, recall, precision, outcome])
+            writer.writerow([text_cell(name), score, *box, recall, precision, outcome])
     write_text(path, text.getvalue())
