@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+
 from sppdet.environment import set_variables
+from sppdet.signals import Stopped, stopping_signals
 
 
 def main() -> None:
     """Set the process up, then run the command."""
     set_variables()
-    from sppdet.cli import main as run  # which imports torch
+    with stopping_signals(_say_stopped):
+        try:
+            from sppdet.cli import main as run  # which imports torch and takes seconds
+        except Stopped as stop:
+            _say_stopped(stop)
+            raise SystemExit(stop.status) from None
+        run()
 
-    run()
+
+def _say_stopped(stop: Stopped) -> None:
+    """The last line of a program that was told to stop."""
+    cli = sys.modules.get("sppdet.cli")
+    say = getattr(cli, "say_stopped", None)  # missing while it is imported
+    if say is not None:
+        say(stop)
+    else:
+        print(stop, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -88,13 +88,13 @@ def main() -> None:
             )  # a terminal that can't show × still shows the rest
     _State.debug, _State.command = False, ""
     threads = set(threading.enumerate())
-    with stopping_signals(_say_stopped):
+    with stopping_signals(say_stopped):
         try:
             _call()
         except Stopped as stop:
             if _State.debug:
                 traceback.print_exc()
-            _say_stopped(stop)
+            say_stopped(stop)
             if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
                 os._exit(stop.status)  # Python would wait for what they are at
             raise SystemExit(stop.status) from None
@@ -133,7 +133,7 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say_stopped(stop: Stopped) -> None:
+def say_stopped(stop: Stopped) -> None:
     """The last line of a command that was told to stop; of several processes the first says it."""
     how = _AFTER_A_SIGNAL.get(_State.command)
     try:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -53,7 +54,7 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
         ),
         (
             ["eval", "--config", "c.yaml", "--detections", "d", "--out", "o"],
-            "sppdet.evaluation.stage.evaluate_files",
+            "sppdet.evaluation.from_files.evaluate_files",
             "nothing is kept; the same command starts again",
         ),
         (["info", "run"], "sppdet.info.describe_run", ""),
@@ -89,6 +90,22 @@ def test_other_processes_of_torchrun_say_nothing(
     monkeypatch.setattr("sppdet.info.describe_run", raised_within(signal.SIGINT))
     monkeypatch.setenv("RANK", "1")
     assert sppdet("info", "run") == (130, "", "")
+
+
+def test_a_signal_while_the_program_is_loaded(tmp_path: Path) -> None:
+    # in the place of a library that takes its time
+    (tmp_path / "cv2.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(20)\n"
+    )
+    package = str(Path(cli.__file__).parent.parent)
+    ended = subprocess.run(
+        [sys.executable, "-m", "sppdet", "info", "run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])},
+    )
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr == "stopped by SIGTERM\n"
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
