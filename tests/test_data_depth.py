@@ -195,6 +195,14 @@ def test_radiance_is_white_at_one() -> None:
     assert np.abs(decoded.pixels[1:].astype(int) - 128).max() <= 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_signalling_nan_is_black_without_a_warning() -> None:
+    values = np.full((3, 4), 0.5, dtype="<f4")
+    values.view("<u4")[2, 0] = 0x7F800001  # PFM begins at the bottom
+    found = decode(b"Pf\n4 3\n-1.0\n" + values.tobytes(), "deep.pfm").pixels
+    assert found[0, 0].tolist() == [0, 0, 0] and abs(int(found[1, 1, 0]) - 128) <= 1
+
+
 def test_pfm_in_unit_range() -> None:
     values = np.linspace(0, 1, 6 * 8 * 3).astype(np.float32).reshape(6, 8, 3)
     decoded = decode(written(".pfm", values), "deep")

@@ -181,7 +181,8 @@ def _eight_bits(values: NDArray[Any], header: Header) -> tuple[Picture, str]:
     result = np.empty(values.shape, dtype=np.uint8)
     for top in range(0, len(values), _BLOCK_ROWS):
         rows = slice(top, top + _BLOCK_ROWS)
-        block = np.nan_to_num(values[rows].astype(np.float64), posinf=white)
+        with np.errstate(invalid="ignore"):  # of a signalling NaN
+            block = np.nan_to_num(values[rows].astype(np.float64), posinf=white)
         if header.zero_is_white and not floating:
             block = white - block
         result[rows] = np.rint(np.clip(block * 255 / white, 0, 255))
