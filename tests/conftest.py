@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ from runs import (
 from sppdet import cli
 from sppdet.features.backbones import Backbone, load_backbone
 
+# a shell that starts the tests in the background has some of them ignored, and so would subprocesses
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        signal.signal(number, usual)
 torch.set_num_threads(2)
 cv2.setNumThreads(1)
 

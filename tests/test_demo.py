@@ -54,9 +54,8 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [image["file_name"] for image in found["images"]] == ["000013.jpg", "000014.jpg"]
     assert [category["name"] for category in found["categories"]] == sorted(CLASS_NAMES)
     files = {p.name for p in (tmp_path / "detections").iterdir()}
-    assert files == {
-        *("images", "Annotations", "detections.json", "detections.csv", "coco_results.json")
-    }
+    joint = ("detections.json", "detections.csv", "coco_results.json")
+    assert files == {"images", "Annotations", *joint, ".sppdet-detect.jsonl"}
     timings = json.loads((tmp_path / "run" / "timings.json").read_text())
     assert next(iter(timings)) == "pretrain" and list(timings)[-1] == "evaluate"
 

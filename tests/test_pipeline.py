@@ -327,7 +327,7 @@ def test_moved_pictures_are_the_same_and_changed_ones_are_not(
     after = times(run_copy)
     changed = {Path(p).name for p in before if after[p] != before[p]}
     assert changed == {f"{part}.safetensors" for part in PARTS}
-    added = {read_tensors(Path(p))[1]["id"] for p in after.keys() - before.keys()}
+    added = {read_tensors(run_copy / p)[1]["id"] for p in after.keys() - before.keys()}
     assert added == {"000002", "000002.mirrored"}
 
 

@@ -146,14 +146,15 @@ def test_difficult_objects_and_classes_without_examples(tiny: Backbone, tmp_path
 
 def test_examples_are_bounded(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
-    found = train(world, BboxConfig(ridge=1e-2, max_examples=5))
+    found = train(world, BboxConfig(ridge=1e-4, max_examples=5))
     assert {r["examples"] for r in world.events("bbox trained")} == {5}
     for k in range(len(NAMES)):
         examples = slow_examples(world, k + 1, 0.5)
         targets = np.array([slow_deltas(box, target) for _, box, target in examples])
         wrong = np.abs(predictions(world, found, k, examples) - targets).max(axis=1)
-        # those that were drawn are fitted nearly exactly, and the rest isn't
-        assert 5 <= (wrong < 0.03).sum() < len(examples)
+        # those that were drawn, windows that several share apart, are fitted nearly exactly, and
+        # the rest isn't
+        assert 3 <= (wrong < 0.03).sum() < len(examples)
 
 
 def test_an_interrupted_stage_goes_on_after_the_classes_that_are_finished(

@@ -81,7 +81,7 @@ def run(request: pytest.FixtureRequest, root: Path) -> Path:
 
 
 def test_it_learns(run: Path) -> None:
-    metrics = json.loads((run / "eval" / "test" / "metrics.json").read_text())
+    metrics = json.loads((run / "eval" / "test" / "voc07" / "metrics.json").read_text())
     assert metrics["images"] == 6 and metrics["ground_truths"] == 9
     assert metrics["mAP"] > 0.9
 
