@@ -269,7 +269,7 @@ def is_intact(path: Path, made_by: str) -> bool:
 def read_checkpoint(
     path: Path, made_by: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """What `read_tensors` gives of an unfinished stage's checkpoint with this fingerprint.
+    """Read an unfinished stage's checkpoint with this fingerprint, as `read_tensors` does.
 
     None if there is no such checkpoint or, with a warning, if it is damaged: the stage begins again.
     """
@@ -283,7 +283,7 @@ def read_checkpoint(
 
 
 def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """What the header says of the whole file; None if it isn't what `write_tensors` writes."""
+    """Read the facts in the header; None if they aren't as `write_tensors` writes them."""
     facts = json.loads((metadata or {}).get(HEADER_KEY, "null"))
     if not isinstance(facts, dict) or facts.keys() != {"fingerprint", "about", "crc32"}:
         return None

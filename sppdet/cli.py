@@ -70,7 +70,7 @@ _AFTER_A_SIGNAL = {
 
 
 class _State:
-    """What the command line knows of the call at work."""
+    """State of the command that is running."""
 
     debug = False
     command = ""
