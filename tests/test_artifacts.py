@@ -87,7 +87,8 @@ WAITING = """
 import os, sys, time; from pathlib import Path; from sppdet.artifacts import atomic_path
 name = "a" if os.fork() else "b"
 with atomic_path(Path(sys.argv[1]) / name) as temporary:
-    temporary.write_text("half"); print(name, os.getpid(), temporary, flush=True); time.sleep(300)
+    temporary.write_text("half"); line = f"{name} {os.getpid()} {temporary}\\n"
+    os.write(1, line.encode()); time.sleep(300)  # whole, also beside the other's and unbuffered
 """
 
 

@@ -26,7 +26,7 @@ from sppdet.data.names import unescape_name
 from sppdet.data.voc import read_voc_annotation
 from sppdet.detection.detector import Detector
 from sppdet.detection.folder import FolderResult, _Found, _Work, detect_folder
-from sppdet.detection.journal import JOURNAL, Journal
+from sppdet.detection.journal import _HEADER, JOURNAL, Journal, _line
 from sppdet.detection.planning import FORMATS, Format
 from sppdet.errors import ArtifactError, ConfigError, ImageError
 from sppdet.run import Reporter
@@ -431,6 +431,39 @@ def test_damaged_lines_are_done_again(
     detect(detector, [images], out, formats=["json"])
     assert len(calls) == 1 and "1 damaged lines" in caplog.text
     assert files_in(out) == written
+
+
+def _not_as_written() -> list[dict[str, Any]]:
+    entry: dict[str, Any] = {
+        "image": "a.jpg", "made_by": "m", "width": 9, "height": 9, "files": {},
+        "boxes": [[0, 0, 1, 1]], "scores": [0.5], "labels": [1],
+    }  # fmt: skip
+    wrong: dict[str, list[Any]] = {
+        "image": [1, ["a"]],
+        "made_by": [None],
+        "width": [0],
+        "height": ["9"],
+        "files": [1, [1], {"a": 1}],
+        "boxes": [1, [], [[1]], [1], [[0, 0, 1, "1"]]],
+        "scores": ["1", [None], [True], [1, 2]],
+        "labels": [[0], [1.0], {"a": 1}],
+    }
+    changes = [{key: value} for key, values in wrong.items() for value in values]
+    missing = [{k: v for k, v in entry.items() if k != key} for key in entry if key != "image"]
+    return [entry | change for change in changes] + missing + [{"file": 1, "digest": "d"}]
+
+
+@pytest.mark.parametrize("record", _not_as_written(), ids=repr)
+def test_lines_that_nothing_writes_are_damaged(
+    record: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checksum that holds doesn't say that the content makes sense."""
+    (tmp_path / JOURNAL).write_bytes(_line(_HEADER) + _line(record))
+    journal = Journal(tmp_path)
+    assert journal.entry("a.jpg") is None and not journal.claims
+    assert "1 damaged lines" in caplog.text
+    journal.compact([])
+    assert (tmp_path / JOURNAL).read_bytes() == _line(_HEADER)
 
 
 def test_detections_come_back_to_the_bit(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sppdet.boxes import box_iou, clip_boxes, decode_deltas
 from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
-from sppdet.errors import ImageError
+from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import Backbone, load_backbone
 from sppdet.features.geometry import choose_scales, project
 from sppdet.features.head import build_head
@@ -209,15 +209,30 @@ def test_regression_moves_what_nms_has_kept(
     np.testing.assert_allclose(after.boxes, expected, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shift", [500.0, 1e38, float("inf"), float("nan")])
 def test_a_box_moved_out_of_the_picture_stays(
-    tiny: Backbone, picture: Picture, proposals: Proposals
+    tiny: Backbone, picture: Picture, proposals: Proposals, shift: float
 ) -> None:
     plain = make_detector(tiny, config=DetectConfig(min_score=-1e9))
     maps = plain.maps.compute(plain.maps.scaled(picture))
     before = plain.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
-    away = with_biases(plain, [500.0, 0, 0, 0])
+    away = with_biases(plain, [shift, 0, 0, 0])
     after = away.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
     assert np.array_equal(before.boxes, after.boxes)
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan")])
+def test_scores_beyond_numbers_are_an_error(
+    tiny: Backbone, picture: Picture, proposals: Proposals, weight: float
+) -> None:
+    """NaN would be no detection, and infinity no JSON."""
+    detector = make_detector(tiny)
+    maps = detector.maps.compute(detector.maps.scaled(picture))
+    weights = torch.full_like(detector.classifiers.weights, weight)
+    wrong = replace(detector, classifiers=replace(detector.classifiers, weights=weights))
+    with pytest.raises(DataError, match="scores that aren't finite"):
+        wrong.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
 
 
 def test_no_proposals(tiny: Backbone, picture: Picture) -> None:

@@ -14,6 +14,7 @@ from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
 from sppdet.config import DetectConfig, Layer
 from sppdet.data.headers import MAX_PIXELS
 from sppdet.data.images import read_image
+from sppdet.errors import DataError
 from sppdet.features.regions import Extractor
 from sppdet.features.source import MapSource
 from sppdet.proposals.stage import Proposer
@@ -130,6 +131,8 @@ class Detector:
         pooled = self.extractor.pool(maps, windows.cells)
         features = self.extractor.layer(pooled, self.classifiers.layer)
         scores = self.classifiers.scores(features).cpu().numpy()[windows.index]  # [P, K]
+        if not np.isfinite(scores).all():
+            raise DataError("scores that aren't finite: are the model's weights the right ones?")
         chosen = [self._choose(proposals.boxes, scores[:, k]) for k in range(len(self.class_names))]
         counts = [len(rows) for rows in chosen]
         rows = np.concatenate(chosen)
@@ -138,7 +141,9 @@ class Detector:
         if self.regressors is not None and len(rows):
             used = torch.from_numpy(windows.index[rows]).to(pooled.device)
             deltas = self._deltas(self.regressors, pooled, used.split(counts))
-            kept = _clip_or_keep(decode_deltas(kept, deltas), kept, width=width, height=height)
+            with np.errstate(over="ignore"):  # a box beyond float32 stays where it was
+                moved = decode_deltas(kept, deltas)
+            kept = _clip_or_keep(moved, kept, width=width, height=height)
         kept_scores = scores[rows, labels - 1]
         order = np.argsort(-kept_scores, kind="stable")
         return Detections(kept[order], kept_scores[order], labels[order], self.class_names, path)
@@ -165,7 +170,8 @@ class Detector:
 def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:
     """The regressed boxes cut to the picture; one that leaves it stays where it was."""
     clipped = clip_boxes(moved, width=width, height=height)
-    lost = (clipped[:, 2] <= clipped[:, 0]) | (clipped[:, 3] <= clipped[:, 1])
+    # also one whose deltas aren't finite
+    lost = ~((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
     clipped[lost] = before[lost]
     return clipped
 

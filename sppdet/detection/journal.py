@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -80,12 +81,14 @@ class Journal:
 
     def _note(self, offset: int, record: Any) -> None:
         if "image" in record:
+            _check_image(record)
             files = record["files"]
             entry = Entry(offset, record["made_by"], len(record["scores"]), files)
             self._entries[record["image"]] = entry
             for file, digest in files.items():
                 self.claims[file].add(digest)
         elif "file" in record:
+            _check_texts(record["file"], record["digest"])
             self.claims[record["file"]].add(record["digest"])
 
     def entry(self, name: str) -> Entry | None:
@@ -225,8 +228,32 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     check = hashlib.blake2b(rest, digest_size=8).hexdigest().encode()
     if line[:_REST] != _START + check or not line.endswith(b"\n"):
         return None
-    record: dict[str, Any] = json.loads(line)
-    return record
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _check_image(record: dict[str, Any]) -> None:
+    """Refuse, by TypeError or KeyError, an image's line that has anything else than `add` writes."""
+    files, boxes, scores, labels = (record[key] for key in ("files", "boxes", "scores", "labels"))
+    if not isinstance(files, dict) or not all(isinstance(x, list) for x in (boxes, scores, labels)):
+        raise TypeError("not lists")
+    _check_texts(record["image"], record["made_by"], *files, *files.values())
+    whole = [record["width"], record["height"], *labels]
+    if not all(type(n) is int and n > 0 for n in whole):
+        raise TypeError("no whole numbers above 0")
+    numbers = [*scores, *(value for box in boxes for value in box)]
+    if not all(type(n) in (int, float) and abs(n) < math.inf for n in numbers):
+        raise TypeError("no finite numbers")
+    if not len(boxes) == len(scores) == len(labels) or any(len(box) != 4 for box in boxes):
+        raise TypeError("of several lengths")
+
+
+def _check_texts(*values: object) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("not text")
 
 
 def _line_at(handle: BinaryIO, offset: int) -> bytes:

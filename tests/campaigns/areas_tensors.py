@@ -63,7 +63,7 @@ def model_areas(space: Workspace) -> list[Area]:
                     if not np.isfinite(found.scores).all() or not np.isfinite(found.boxes).all():
                         raise ValueError("detections that aren't finite")
 
-                return judge(all_of(lambda: describe_run(run), use), "run")
+                return judge(all_of(lambda: describe_run(run), use))
             finally:
                 for kept_path, content in kept.items():
                     kept_path.write_bytes(content)
@@ -119,9 +119,9 @@ def _changed_tensors(
         elif change == 3:
             changed[name] = tensor.to(types[where % len(types)])
         elif change == 4:
-            changed[name] = torch.full_like(
-                tensor, float(("nan", "inf", "-inf", "1e38")[where % 4])
-            )
+            value = float(("nan", "inf", "-inf", "1e38")[where % 4])
+            if tensor.is_floating_point():
+                changed[name] = torch.full(tensor.shape, value).to(tensor.dtype)
         elif change == 5:
             changed[f"{name}x"] = changed.pop(name)
         elif change == 6:

@@ -19,10 +19,12 @@ from pathlib import Path
 from campaigns.areas_commands import problem_with_end
 from campaigns.fork import Child, Ended, command, name_of, start, warm_up
 from campaigns.workspace import Workspace, make_workspace
+from sppdet.detection.journal import JOURNAL
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LIMIT = 300.0  # seconds that a command may take
 _STARTING = 0.15  # seconds; a signal before the command line is at work has no line yet
+_INPUTS = ("set", "shapes")  # compared like all other files
 _MEANS = ("disk full", "read-only", "file size")
 _DIFFER = ("log.jsonl", "timings.json")  # times, and one line more for every call
 
@@ -94,9 +96,17 @@ class Bench:
             shutil.rmtree(folder)
 
     def renew(self) -> None:
-        """Make the place a fresh copy; times of change stay, as a cache looks at them."""
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self.template, self.place, symlinks=True)
+        """Make the place a fresh copy, but for the inputs, whose times and inodes caches look at."""
+        self.place.mkdir(exist_ok=True)
+        for path in self.template.iterdir():
+            target = self.place / path.name
+            if path.name in _INPUTS and target.exists():
+                continue
+            shutil.rmtree(target, ignore_errors=True)
+            if path.is_dir():
+                shutil.copytree(path, target, symlinks=True)
+            else:
+                shutil.copy2(path, target)
 
     def begin(
         self, what: Command, *, out: Path | None = None, limit: Callable[[], None] | None = None
@@ -132,7 +142,7 @@ class Bench:
         return [
             f"left {path.relative_to(self.place)}"
             for path in sorted(self.place.rglob(".*"))
-            if path.is_file()
+            if path.is_file() and path.name != JOURNAL  # which stays until the work is done
         ]
 
 
@@ -199,7 +209,7 @@ def _problems_with_kill(
     expected, lines = 128 + number, ended.err.splitlines()
     found = []
     if ended.status != expected:
-        found.append(f"{name_of(ended.status)}, expected exit status {expected}")
+        found.append(f"{name_of(ended.status)}, expected {expected}: {ended.err.strip():.300}")
     if len([line for line in lines if not line.startswith("warning: ")]) != 1:
         found.append(f"{len(lines)} lines on stderr: {'|'.join(lines):.300}")
     elif what.name in ("detect", "eval") and "training" in ended.err:
