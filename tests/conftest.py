@@ -32,7 +32,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
         signal.signal(number, usual)
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # more only wait for each other over maps as small as the tests'
 cv2.setNumThreads(1)
 
 
@@ -42,12 +42,11 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One thread for torch: more of them only wait for each other over maps as small as the tests'."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def two_threads() -> Iterator[None]:
+    """Two threads for torch, where work is shared out among threads."""
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +111,7 @@ def sppdet(
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         words = [str(argument) for argument in arguments]
         if words[:1] != ["--version"]:
-            words = ["--threads", "2", *words]
+            words = ["--threads", "1", *words]
         monkeypatch.setattr(sys, "argv", ["sppdet", *words])
         capfd.readouterr()
         status = 0

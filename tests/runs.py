@@ -65,11 +65,70 @@ def atomic_path(path):
     if moment == "after" and matches and seen == nth:
         os.kill(os.getpid(), signal.SIGKILL)
 
-sppdet.artifacts.atomic_path = atomic_path
+for module in list(sys.modules.values()):
+    if getattr(module, "atomic_path", None) is genuine:
+        module.atomic_path = atomic_path
 sys.argv[1:] = sys.argv[4:]
 from sppdet.cli import main
 main()
 """
+
+
+# Command lines in forks of one process, which imports everything once.
+FORKS = """
+import json, sys
+from pathlib import Path
+from campaigns.fork import start, warm_up
+from runs import KILLED
+warm_up()
+for line in sys.stdin:
+    folder, *arguments = json.loads(line)
+    def work():
+        sys.argv[1:] = arguments
+        exec(KILLED, {})
+    ended = start(work, Path(folder)).ended(300)
+    print(json.dumps([ended.status, ended.out, ended.err]), flush=True)
+"""
+
+
+class Forks:
+    """Run command lines with one thread, each in a fork, killed as by `KILLED`; needs Linux."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start the process that forks; `folder` is for the output of its children."""
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        self._folder = folder
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", FORKS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parent.communicate(timeout=60)
+
+    def run(
+        self, arguments: Sequence[str | Path], kill: tuple[str, int, str] = ("nothing", 0, "after")
+    ) -> tuple[int, str, str]:
+        """The exit status (negative for a signal), stdout and stderr of a command.
+
+        Args:
+            kill: pattern of a file, at which of those that match, before or after its renaming.
+        """
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        print(
+            json.dumps([str(part) for part in (self._folder, *kill, *arguments)]),
+            file=self._parent.stdin,
+            flush=True,
+        )
+        status, out, err = json.loads(self._parent.stdout.readline())
+        return status, out, err
 
 
 def small_set(folder: Path) -> Path:

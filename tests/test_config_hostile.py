@@ -170,9 +170,9 @@ def test_hostile_files(content: bytes, expected: str, tmp_path: Path) -> None:
     if not content.startswith((b"data", b"\xff", b"\0", b"# ")) and content:
         content = (b"" if b"\0" in content else LEAST.encode()) + content
     path.write_bytes(content)
-    message = one_line(message_of(path))
-    assert expected in message
+    message = message_of(path)
     assert message.startswith(str(tmp_path))
+    assert expected in one_line(message.replace(f"{tmp_path}/", ""))  # whose length is anyone's
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

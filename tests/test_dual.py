@@ -15,6 +15,8 @@ from sppdet.training.dual import Fit, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.svm import fit_by_liblinear, fit_svm, svm_objective
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 CPU = torch.device("cpu")
 TIGHT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=100_000)
 Vector = NDArray[np.float64]
@@ -247,12 +249,9 @@ def test_the_same_bits_wherever_the_pool_keeps_the_rows(threads: int) -> None:
 
     config = SvmConfig(C=1e-2)
     torch.set_num_threads(threads)
-    try:
-        first = solutions(moved=False)
-        assert solutions(moved=False) == first
-        assert solutions(moved=True) == first
-    finally:
-        torch.set_num_threads(2)
+    first = solutions(moved=False)
+    assert solutions(moved=False) == first
+    assert solutions(moved=True) == first
 
 
 def test_problems_solved_together_are_those_solved_alone() -> None:

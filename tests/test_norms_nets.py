@@ -15,6 +15,8 @@ from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.features.pyramid import SpatialPyramid
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def random_maps(*shape: int, scale: float = 50.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(sum(shape))

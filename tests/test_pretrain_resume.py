@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import KILLED, contents, log_of, pretrain_quietly
+from runs import Forks, contents, log_of, pretrain_quietly
 
 from sppdet.artifacts import read_tensors, write_tensors
 
@@ -22,23 +21,20 @@ KILLS = (
 PLAIN = ("train.epochs=2", "data.train_per_class=7", "data.val=null")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs forks as Linux has them")
 def test_killed_again_and_again(classifier_settings: Path, tmp_path: Path) -> None:
     pretrain_quietly(classifier_settings, tmp_path / "peace", *PLAIN)
     whole = contents(tmp_path / "peace" / "model")
     run = tmp_path / "run"
-    arguments = ["--threads", "2", "pretrain", str(classifier_settings), "--run", str(run)]
+    arguments = ["--threads", "1", "pretrain", str(classifier_settings), "--run", str(run)]
     for change in ("checkpoint_minutes=0", *PLAIN):
         arguments += ["--set", change]
     arguments += ["--device", "cpu"]
-    for pattern, nth, moment in KILLS:
-        ended = subprocess.run(
-            [sys.executable, "-c", KILLED, pattern, str(nth), moment, *arguments],
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == -signal.SIGKILL, (pattern, ended.stdout, ended.stderr)
-        assert (run / ".lock").exists() and not (run / "model" / "last.safetensors").exists()
+    with Forks(tmp_path / "forks") as forks:
+        for kill in KILLS:
+            status, out, err = forks.run(arguments, kill)
+            assert status == -signal.SIGKILL, (kill, out, err)
+            assert (run / ".lock").exists() and not (run / "model" / "last.safetensors").exists()
     assert list(run.glob("model/.tmp-*"))  # the last one was killed while it wrote
     said = pretrain_quietly(classifier_settings, run, *PLAIN)
     assert contents(run / "model") == whole

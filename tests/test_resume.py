@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import KILLED, contents, log_of, results, train_quietly
+from runs import Forks, contents, log_of, results, train_quietly
 
 KILLS = (
     ("store/proposals-*/*", 5, "after"),
@@ -21,28 +20,22 @@ KILLS = (
 )
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs forks as Linux has them")
 def test_a_run_that_is_killed_again_and_again(
-    settings: Path, trained: Path, tmp_path: Path
+    settings: Path, trained: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    command = ["--threads", "2", "train", str(settings), "--run", str(tmp_path)]
+    command = ["--threads", "1", "train", settings, "--run", tmp_path]
     command += ["--set", "checkpoint_minutes=0", "--device", "cpu"]
-    for pattern, nth, moment in KILLS:
-        ended = subprocess.run(
-            [sys.executable, "-c", KILLED, pattern, str(nth), moment, *command],
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == -signal.SIGKILL, (pattern, ended.stderr)
-        assert (tmp_path / ".lock").exists()
-        left = list(tmp_path.rglob(".tmp-*"))  # those of the calls before are gone
-        assert len(left) == (moment == "before")
-        assert not (tmp_path / "eval").exists()
-
-    ended = subprocess.run(
-        [sys.executable, "-m", "sppdet", *command], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
+        for kill in KILLS:
+            status, _, said = forks.run(command, kill)
+            assert status == -signal.SIGKILL, (kill, said)
+            assert (tmp_path / ".lock").exists()
+            left = list(tmp_path.rglob(".tmp-*"))  # those of the calls before are gone
+            assert len(left) == (kill[2] == "before")
+            assert not (tmp_path / "eval").exists()
+        status, _, said = forks.run(command)
+        assert status == 0, said
     assert results(tmp_path) == results(trained)
     assert not (tmp_path / "state").exists() and not (tmp_path / ".lock").exists()
     assert not list(tmp_path.rglob(".*"))

@@ -18,6 +18,8 @@ from sppdet.features.regions import find_windows, pool_windows
 from sppdet.features.spp import _by_roi_pool, level_columns, spp_width, spp_windows
 from sppdet.types import FeatureMaps
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 LEVELS = [(6, 3, 2, 1), (7, 3, 2, 1), (4, 3, 2, 1), (5,), (1, 2, 4, 8), (3, 6)]
 
 

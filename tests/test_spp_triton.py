@@ -34,7 +34,7 @@ rng = np.random.default_rng(0)
 for channels, height, width in ((5, 7, 8), (300, 2, 3)):
     corners = rng.integers(0, [width, height], (2, 3, 2))
     windows = np.hstack([corners.min(axis=0), corners.max(axis=0)])
-    for levels in ((6, 3), (2, 1)):
+    for levels in ((6, 3), (2, 1)) if channels == 5 else ((2,),):
         for dtype in (torch.float32, torch.float16):
             feature_map = torch.from_numpy(rng.normal(size=(channels, height, width))).to(dtype)
             if channels == 5:

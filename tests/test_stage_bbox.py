@@ -28,8 +28,6 @@ from sppdet.detection.detector import Regressors
 from sppdet.features.backbones import Backbone
 from sppdet.training.bbox_stage import train_box_regressors
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Example = tuple[int, Box, Box]  # position, proposal, target
 
 

@@ -34,8 +34,6 @@ from sppdet.training.finetune import Pool
 from sppdet.training.finetune_pools import PoolMaker
 from sppdet.training.finetune_stage import finetune
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ALL: dict[str, Any] = {"pool_windows": 2000, "positive_fraction": 0.5}  # every window is drawn
 
 

@@ -32,8 +32,6 @@ from sppdet.proposals.stage import Proposer
 from sppdet.run import Reporter
 from sppdet.types import FeatureMaps, Picture
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SEARCH = ProposalsConfig(image_width=128, min_size=12, max_boxes=60)
 
 

@@ -43,8 +43,6 @@ from sppdet.proposals.selective_search import selective_search
 from sppdet.run import Reporter
 from sppdet.types import Picture
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 COMMON: dict[str, Any] = {
     "backbone": {"name": "tiny", "weights": "none"},
     "proposals": {"image_width": 128, "min_size": 12, "max_boxes": 120},

@@ -32,8 +32,6 @@ from sppdet.detection.detector import Classifiers
 from sppdet.features.backbones import Backbone
 from sppdet.training.svm_stage import train_svms
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EXACT: dict[str, Any] = {"C": 0.1, "tolerance": 1e-6}
 Key = tuple[int, Window]
 

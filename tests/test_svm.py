@@ -26,6 +26,8 @@ from sppdet.training.svm import (
     svm_objective,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 EXACT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=200_000)
 
 

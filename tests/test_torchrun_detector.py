@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from runs import KILLED, contents, log_of, torchrun, train_quietly
 
 from sppdet.artifacts import read_json, read_tensors
@@ -37,10 +36,8 @@ builtins.print = slowly
 @pytest.fixture(scope="module")
 def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process with one thread."""
-    run, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("alone")
     train_quietly(settings, run, *CONFIG)
-    torch.set_num_threads(threads)
     return run
 
 
@@ -59,11 +56,8 @@ def assert_close(run: Path, alone: Path, parts: Sequence[str] = ("head", "svm", 
     assert scores[0]["mAP"] == pytest.approx(scores[1]["mAP"], abs=0.02)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_train_as_one(
-    processes: int, settings: Path, alone: Path, tmp_path: Path
-) -> None:
-    ended = torchrun(processes, "train", settings, "--run", tmp_path, "--device", "cpu", *MORE)
+def test_several_processes_train_as_one(settings: Path, alone: Path, tmp_path: Path) -> None:
+    ended = torchrun(2, "train", settings, "--run", tmp_path, "--device", "cpu", *MORE)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("the run is in") == 1  # one of them speaks
     assert_close(tmp_path, alone)
@@ -76,10 +70,7 @@ def test_several_processes_train_as_one(
 def test_several_processes_without_a_head(settings: Path, tmp_path: Path) -> None:
     without = ("--set", "head=none", "--set", "workers=1", "--set", "svm.tolerance=2e-5")
     runs = [tmp_path / "one", tmp_path / "three"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     train_quietly(settings, runs[0], *without[1::2])
-    torch.set_num_threads(threads)
     ended = torchrun(3, "train", settings, "--run", runs[1], "--device", "cpu", *without)
     assert ended.returncode == 0, ended.stderr
     assert_close(runs[1], runs[0], ("svm", "bbox"))
@@ -115,12 +106,9 @@ def test_a_process_that_is_killed_ends_all_and_training_goes_on(
     run = tmp_path / "run"
     command: list[str | Path] = ["train", settings, "--run", run, "--device", "cpu", *MORE]
     for rank, pattern, nth in (
-        (1, "store/proposals-*/*", 3),
-        (1, "store/maps-*/*", 4),
         (0, "state/finetune.safetensors", 1),
         (0, "state/svm.safetensors", 4),
         (1, "state/bbox-2.safetensors", 1),
-        (1, "store/detections-*/*", 2),
     ):
         kill = ("--", program, pattern, str(nth), "after", str(rank))
         ended = torchrun(2, *command, program=kill)
