@@ -24,18 +24,18 @@ KILLS = (
 def test_a_run_that_is_killed_again_and_again(
     settings: Path, trained: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    command = ["--threads", "1", "train", settings, "--run", tmp_path]
+    command = ["--threads", "1", "train", str(settings), "--run", str(tmp_path)]
     command += ["--set", "checkpoint_minutes=0", "--device", "cpu"]
     with Forks(tmp_path_factory.mktemp("forks")) as forks:
         for kill in KILLS:
-            status, _, said = forks.run(command, kill)
-            assert status == -signal.SIGKILL, (kill, said)
+            status, _, error = forks.run(command, kill)
+            assert status == -signal.SIGKILL, (kill, error)
             assert (tmp_path / ".lock").exists()
             left = list(tmp_path.rglob(".tmp-*"))  # those of the calls before are gone
             assert len(left) == (kill[2] == "before")
             assert not (tmp_path / "eval").exists()
-        status, _, said = forks.run(command)
-        assert status == 0, said
+        status, _, error = forks.run(command)
+        assert status == 0, error
     assert results(tmp_path) == results(trained)
     assert not (tmp_path / "state").exists() and not (tmp_path / ".lock").exists()
     assert not list(tmp_path.rglob(".*"))
