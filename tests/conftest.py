@@ -36,6 +36,12 @@ torch.set_num_threads(1)  # more only wait for each other over maps as small as 
 cv2.setNumThreads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: at the end one process would wait for them while others are idle."""
+    long = ("test_torchrun", "test_resume", "test_campaigns", "test_pretrain_resume")
+    items.sort(key=lambda item: not item.path.name.startswith(long))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
