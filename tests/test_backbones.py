@@ -188,6 +188,16 @@ def prefixed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"module.{k}": v for k, v in state.items()}
 
 
+def test_a_file_by_another_pickle_protocol_is_one_line(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """torch warns of it, in several lines, before it fails."""
+    torch.save({"0.weight": torch.ones(3)}, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(WeightsError, match="not a plain file of tensors"):
+        load_backbone("tiny", str(tmp_path / "w.pth"))
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize("form", ["whole", "convolutions", "module", "half"])
 def test_weights_from_a_file(
