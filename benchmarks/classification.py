@@ -33,11 +33,11 @@ from sppdet.classification.stage import pretrain
 from sppdet.classification.testing import evaluate_classifier
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import HeadConfig, available_cores
-from sppdet.config_file import load_settings
-from sppdet.data.images import read_image
-from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone
 from sppdet.features.head import build_head
+from sppdet.io.images import read_image
+from sppdet.io.settings import load_settings
+from sppdet.runs.environment import set_threads
 
 SMALL = Path(__file__).parent.parent / "configs" / "pretrain_small.yaml"
 TESTS: dict[str, dict[str, object]] = {

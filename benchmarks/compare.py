@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from sppdet import load_config
-from sppdet.data.cache import PictureCache
-from sppdet.data.splits import read_split
-from sppdet.evaluation.files import read_detections
 from sppdet.evaluation.voc import evaluate_voc
+from sppdet.io.detection_files import read_detections
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.splits import read_split
 from sppdet.types import Dataset, Detections
 
 

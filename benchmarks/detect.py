@@ -33,19 +33,19 @@ from sppdet.config import (
     ProposalsConfig,
     available_cores,
 )
-from sppdet.data.cache import PictureCache
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import find_images, read_image
+from sppdet.demo.set import make_demo_set
 from sppdet.detection.detector import Classifiers, Detector, Regressors
-from sppdet.detection.folder import detect_folder
-from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
-from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
+from sppdet.folders.folder import detect_folder
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.images import find_images, read_image
+from sppdet.runs.environment import set_threads
+from sppdet.runs.run import Reporter
+from sppdet.stages.maps import MapSource
+from sppdet.stages.proposals import Proposer
 
 P = ParamSpec("P")
 T = TypeVar("T")

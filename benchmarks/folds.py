@@ -29,11 +29,11 @@ from compare import interval, mean_ap
 
 from sppdet import Detector, load_config, train
 from sppdet.config import Config
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
-from sppdet.environment import set_threads
-from sppdet.proposals.stage import Proposer
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.images import read_image
+from sppdet.io.splits import read_split
+from sppdet.runs.environment import set_threads
+from sppdet.stages.proposals import Proposer
 from sppdet.types import Dataset, Detections
 
 SIDES = ("plain", "changed")

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from sppdet.config import available_cores
-from sppdet.environment import set_threads
 from sppdet.features.backbones import load_backbone
+from sppdet.runs.environment import set_threads
 
 NETS = ("squeezenet1_1", "alexnet", "zf5_detector", "resnet18")
 FOUR = "four at once"

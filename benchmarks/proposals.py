@@ -22,12 +22,12 @@ from typing import Literal
 import before_torch  # noqa: F401
 
 from sppdet.config import ProposalsConfig
-from sppdet.data.dataset import load_dataset
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import read_image
-from sppdet.environment import set_threads
+from sppdet.demo.set import make_demo_set
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import read_image
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.environment import set_threads
 from sppdet.types import AnnotatedImage, Boxes, Proposals
 
 ENGINES: tuple[Literal["opencv", "sppdet"], ...] = ("opencv", "sppdet")

@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import find_images, read_image
-from sppdet.environment import set_threads
+from sppdet.demo.set import make_demo_set
 from sppdet.features.backbones import load_backbone, normalised
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
+from sppdet.io.images import find_images, read_image
 from sppdet.parallel import multiplying_in
-from sppdet.proposals.stage import Proposer
+from sppdet.runs.environment import set_threads
+from sppdet.stages.proposals import Proposer
 from sppdet.types import Boxes, Picture
 
 LEVELS = (6, 3, 2, 1)

@@ -26,12 +26,12 @@ import torch
 
 from sppdet.boxes import nms
 from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import find_images, read_image
-from sppdet.environment import set_threads
+from sppdet.demo.set import make_demo_set
 from sppdet.features.backbones import load_backbone
 from sppdet.features.regions import Extractor
+from sppdet.io.images import find_images, read_image
 from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.environment import set_threads
 from sppdet.types import Boxes, Picture
 
 LEVELS = (6, 3, 2, 1)

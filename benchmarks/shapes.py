@@ -22,7 +22,7 @@ from sppdet.classification.classifier import SppClassifier, build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
 from sppdet.classification.views import View, score_crops
 from sppdet.config import BackboneConfig, HeadConfig, available_cores
-from sppdet.environment import set_threads
+from sppdet.runs.environment import set_threads
 from sppdet.types import Picture
 
 NETS = (

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
-from sppdet.environment import set_threads
 from sppdet.features.spp import level_columns, spp_windows
+from sppdet.runs.environment import set_threads
 
 LEVELS = (6, 3, 2, 1)
 MAP_HEIGHT, MAP_WIDTH = 43, 65

@@ -22,13 +22,13 @@ import torch
 
 from sppdet import load_config
 from sppdet.config import available_cores
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
 from sppdet.detection.detector import Detector
-from sppdet.environment import set_threads
-from sppdet.evaluation.stage import evaluate_run
-from sppdet.run import Reporter
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.images import read_image
+from sppdet.io.splits import read_split
+from sppdet.runs.environment import set_threads
+from sppdet.runs.run import Reporter
+from sppdet.stages.evaluate import evaluate_run
 
 
 def main() -> None:

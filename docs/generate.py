@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from sppdet import plain_yaml
 from sppdet.classification.config import PretrainConfig, ProbeConfig
-from sppdet.cli import app
+from sppdet.cli.app import app
 from sppdet.config import Config
+from sppdet.io import plain_yaml
 from sppdet.setting_types import Section
 
 FOLDER = Path(__file__).parent

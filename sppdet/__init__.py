@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from sppdet.version import __version__
 
 if TYPE_CHECKING:
-    from sppdet.config_file import load_config
     from sppdet.detection.detector import Detector
     from sppdet.errors import SppdetError
-    from sppdet.pipeline import train
+    from sppdet.io.settings import load_config
+    from sppdet.stages.pipeline import train
     from sppdet.types import Detections
 
 __all__ = ["Detections", "Detector", "SppdetError", "__version__", "load_config", "train"]
@@ -28,8 +28,8 @@ _MODULE_OF = {
     "Detections": "sppdet.types",
     "Detector": "sppdet.detection.detector",
     "SppdetError": "sppdet.errors",
-    "load_config": "sppdet.config_file",
-    "train": "sppdet.pipeline",
+    "load_config": "sppdet.io.settings",
+    "train": "sppdet.stages.pipeline",
 }
 
 

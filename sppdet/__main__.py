@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from sppdet.environment import set_variables
-from sppdet.signals import Stopped, stopping_signals
+from sppdet.runs.environment import set_variables
+from sppdet.runs.signals import Stopped, stopping_signals
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     set_variables()
     with stopping_signals(_say_stopped):
         try:
-            from sppdet.cli import main as run  # which imports torch and takes seconds
+            from sppdet.cli.app import main as run  # which imports torch and takes seconds
         except Stopped as stop:
             _say_stopped(stop)
             raise SystemExit(stop.status) from None
@@ -22,7 +22,7 @@ def main() -> None:
 
 def _say_stopped(stop: Stopped) -> None:
     """The last line of a program that was told to stop."""
-    cli = sys.modules.get("sppdet.cli")
+    cli = sys.modules.get("sppdet.cli.app")
     say = getattr(cli, "say_stopped", None)  # missing while it is imported
     if say is not None:
         say(stop)

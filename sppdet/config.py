@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from sppdet import plain_yaml
-from sppdet.data.headers import MAX_PIXELS
 from sppdet.errors import ConfigError
+from sppdet.io import plain_yaml
+from sppdet.io.headers import MAX_PIXELS
 from sppdet.setting_types import (
     ClassName,
     Count,

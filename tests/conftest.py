@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import shape_sets
+
 from runs import (
     CommandLine,
     pretrain_quietly,
@@ -22,8 +23,7 @@ from runs import (
     write_classifier_settings,
     write_settings,
 )
-
-from sppdet import cli
+from sppdet.cli import app as cli
 from sppdet.features.backbones import Backbone, load_backbone
 
 # a shell that starts the tests in the background has some of them ignored, and so would subprocesses

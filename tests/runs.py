@@ -17,10 +17,10 @@ from rich.console import Console
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.stage import pretrain
 from sppdet.config import Config
-from sppdet.config_file import load_config, load_settings
-from sppdet.data.demo_set import make_demo_set
-from sppdet.pipeline import Stage, train
-from sppdet.run import Reporter
+from sppdet.demo.set import make_demo_set
+from sppdet.io.settings import load_config, load_settings
+from sppdet.runs.run import Reporter
+from sppdet.stages.pipeline import Stage, train
 from sppdet.types import EvalResult
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -49,9 +49,9 @@ SMALL_CLASSIFIER: dict[str, Any] = {
 # whole under its temporary name, or once it has its own.
 KILLED = """
 import contextlib, os, signal, sys
-import sppdet.artifacts
+import sppdet.runs.artifacts
 pattern, nth, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-genuine, seen = sppdet.artifacts.atomic_path, 0
+genuine, seen = sppdet.runs.artifacts.atomic_path, 0
 
 @contextlib.contextmanager
 def atomic_path(path):
@@ -69,7 +69,7 @@ for module in list(sys.modules.values()):
     if getattr(module, "atomic_path", None) is genuine:
         module.atomic_path = atomic_path
 sys.argv[1:] = sys.argv[4:]
-from sppdet.cli import main
+from sppdet.cli.app import main
 main()
 """
 

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pictures import SHAPES, save_picture
-from runs import log_of
 
+from runs import log_of
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.cache import PictureCache
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
-from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
-from sppdet.training.material import Material
+from sppdet.io.image_cache import PictureCache
+from sppdet.runs.run import Reporter
+from sppdet.stages.maps import MapSource
+from sppdet.stages.material import Material
+from sppdet.stages.proposals import Proposer
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Picture
 
 NAMES = tuple(SHAPES)

@@ -13,16 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
-from runs import CommandLine, write_settings
 from safetensors.torch import save_file
 from samples import random_picture
 from torch import nn
 
-from sppdet.artifacts import read_tensors, write_tensors
+from runs import CommandLine, write_settings
 from sppdet.classification.classifier import SppClassifier, build_classifier, save_classifier
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig
-from sppdet.config_file import check_config
 from sppdet.errors import WeightsError
 from sppdet.features import backbones
 from sppdet.features.backbones import Backbone, conv_backbone, load_backbone, to_input
@@ -30,6 +28,8 @@ from sppdet.features.graph import geometry_of
 from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.features.regions import Extractor
+from sppdet.io.settings import check_config
+from sppdet.runs.artifacts import read_tensors, write_tensors
 
 GEOMETRY: list[tuple[str, int, float, int]] = [
     ("alexnet", 16, 15.5, 256),

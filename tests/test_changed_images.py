@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from pictures import save_picture, shape_sets
 from PIL import Image
+
+import sppdet.stages.pipeline
 from runs import (
     contents,
     pretrain_quietly,
@@ -19,14 +21,12 @@ from runs import (
     write_classifier_settings,
     write_settings,
 )
-
-import sppdet.pipeline
 from sppdet.classification.testing import classify_pictures
-from sppdet.data.cache import PictureCache, PictureInfo
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.digests import FileDigests
-from sppdet.data.images import read_image
+from sppdet.demo.set import make_demo_set
 from sppdet.errors import ImageError
+from sppdet.io.digests import FileDigests
+from sppdet.io.image_cache import PictureCache, PictureInfo
+from sppdet.io.images import read_image
 
 GREY, WHITE = (90, 90, 90), (255, 255, 255)
 
@@ -133,7 +133,7 @@ def test_no_model_is_made_of_two_states(
     run, settings = tmp_path / "run", tmp_path / "settings.yaml"
     write_settings(settings, root, data={"root": str(root), "train": "trainval"}, head="none")
     path = root / "JPEGImages" / "000003.jpg"
-    genuine: Callable[..., Any] = getattr(sppdet.pipeline, moment)
+    genuine: Callable[..., Any] = getattr(sppdet.stages.pipeline, moment)
 
     def after_a_change(*args: Any, **options: Any) -> Any:
         flipped = np.ascontiguousarray(read_image(path)[::-1])
@@ -146,7 +146,7 @@ def test_no_model_is_made_of_two_states(
         return cache._known[os.path.abspath(path)]
 
     with monkeypatch.context() as patched:
-        patched.setattr(sppdet.pipeline, moment, after_a_change)
+        patched.setattr(sppdet.stages.pipeline, moment, after_a_change)
         with pytest.raises(ImageError, match=r"000003\.jpg: changed while it was in use"):
             train_quietly(settings, run)
     assert not (run / "model" / "trained.json").exists()

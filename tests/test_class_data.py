@@ -21,8 +21,8 @@ from sppdet.classification.data import (
     split_classes,
     training_batches,
 )
-from sppdet.data.images import read_image
 from sppdet.errors import DataError, ImageError
+from sppdet.io.images import read_image
 from sppdet.randomness import rng
 from sppdet.types import Picture
 

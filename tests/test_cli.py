@@ -14,12 +14,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from runs import CommandLine, contents, log_of, write_settings
 
-from sppdet.artifacts import read_tensors
+from runs import CommandLine, contents, log_of, write_settings
 from sppdet.config import ProposalsConfig
-from sppdet.config_file import load_config
-from sppdet.proposals.stored import StoredProposals, file_name
+from sppdet.io.settings import load_config
+from sppdet.io.stored_proposals import StoredProposals, file_name
+from sppdet.runs.artifacts import read_tensors
 from sppdet.version import __version__
 
 COMMANDS = {
@@ -208,7 +208,7 @@ def test_an_interruption_is_one_line(
     def interrupted(_: Path) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sppdet.info.describe_run", interrupted)
+    monkeypatch.setattr("sppdet.cli.info.describe_run", interrupted)
     assert sppdet("info", trained) == (130, "", "interrupted\n")
 
 

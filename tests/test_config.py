@@ -10,8 +10,8 @@ import yaml
 
 from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.config import Config, FinetuneConfig
-from sppdet.config_file import check_config, load_config, load_settings
 from sppdet.errors import ConfigError
+from sppdet.io.settings import check_config, load_config, load_settings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 LEAST = {"data": {"root": "/data", "train": "trainval"}}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import CommandLine
 
-from sppdet import plain_yaml
+from runs import CommandLine
 from sppdet.config import Config
-from sppdet.config_file import check_config, load_config
 from sppdet.errors import ConfigError, one_line
+from sppdet.io import plain_yaml
+from sppdet.io.settings import check_config, load_config
 
 LEAST = "data: {root: d, train: t}\n"
 

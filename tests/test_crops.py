@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from runs import contents
 
+from runs import contents
 from sppdet.boxes import box_iou
-from sppdet.data import crops
-from sppdet.data.crops import BACKGROUND, CropConfig, cut_crop, draw_crops, write_crops
-from sppdet.data.dataset import load_dataset
-from sppdet.data.images import read_image
+from sppdet.classification import crops
+from sppdet.classification.crops import BACKGROUND, CropConfig, cut_crop, draw_crops, write_crops
 from sppdet.errors import DataError
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import read_image
 from sppdet.randomness import rng
 from sppdet.types import Boxes, Dataset
 

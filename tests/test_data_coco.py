@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sppdet.data.coco import (
+from sppdet.errors import AnnotationError
+from sppdet.io.coco import (
     coco_file,
     read_coco_annotations,
     read_coco_ids,
     read_coco_set,
     to_coco,
 )
-from sppdet.data.records import Skips
-from sppdet.errors import AnnotationError
+from sppdet.io.records import Skips
 from sppdet.types import AnnotatedImage, Dataset
 
 STOP = Skips(stop=True)

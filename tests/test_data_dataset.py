@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.data.cache import PictureCache
-from sppdet.data.dataset import load_dataset
-from sppdet.data.images import decode
 from sppdet.errors import AnnotationError, DataError, ImageError
+from sppdet.io.dataset import load_dataset
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.images import decode
 from sppdet.types import Dataset
 
 Item = tuple[str, int, int, int, int]  # name, xmin, ymin, xmax, ymax, 1-based inclusive
@@ -265,7 +265,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(path).name)
         return decode(data, path, **bounds)
 
-    monkeypatch.setattr("sppdet.data.cache.decode", count)
+    monkeypatch.setattr("sppdet.io.image_cache.decode", count)
     return names
 
 

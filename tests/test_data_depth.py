@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import sppdet.data.images
-from sppdet.data.images import decode, read_image
+import sppdet.io.images
 from sppdet.errors import ImageError
+from sppdet.io.images import decode, read_image
 
 
 def written(suffix: str, values: NDArray[Any]) -> bytes:
@@ -271,7 +271,7 @@ def test_half_floats_are_refused_in_a_line() -> None:
 def test_it_is_said_once_a_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sppdet.data.images, "_said", set())
+    monkeypatch.setattr(sppdet.io.images, "_said", set())
     paths = []
     for k, maximum in enumerate((4000, 4001, 1000)):
         paths.append(tmp_path / f"{k}.png")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torchvision import datasets
 
-from sppdet.data.download import download_voc
 from sppdet.errors import DataError
+from sppdet.io.download import download_voc
 
 
 def _make(root: Path, year: str, image_set: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sppdet.data.headers import exif_orientation, read_header
-from sppdet.data.images import decode
+from sppdet.io.headers import exif_orientation, read_header
+from sppdet.io.images import decode
 from sppdet.types import Picture
 
 PLAIN = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")

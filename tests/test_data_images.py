@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.data.images import find_images, read_image
 from sppdet.errors import ImageError
+from sppdet.io.images import find_images, read_image
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:

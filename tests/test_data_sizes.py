@@ -13,11 +13,11 @@ from PIL import Image
 from samples import random_boxes
 
 from sppdet.config import DataConfig
-from sppdet.data.dataset import load_dataset
-from sppdet.data.images import turn
-from sppdet.data.records import stated_size
-from sppdet.data.sizes import compare_sizes, one_factor, repaired_boxes, turned_boxes
-from sppdet.data.splits import read_split
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import turn
+from sppdet.io.records import stated_size
+from sppdet.io.splits import read_split
+from sppdet.io.stated_sizes import compare_sizes, one_factor, repaired_boxes, turned_boxes
 from sppdet.types import Boxes, Dataset
 
 NONE = np.zeros((0, 4), dtype=np.float32)
@@ -220,7 +220,7 @@ def test_contradictions_are_said_and_boxes_stay(
 def test_repaired_boxes_lie_on_the_objects(
     root: Path, format: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from sppdet.data.images import read_image
+    from sppdet.io.images import read_image
 
     with caplog.at_level(logging.WARNING, logger="sppdet"):
         dataset = _load(root, format, repair=True)

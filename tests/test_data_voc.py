@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sppdet.data.voc import (
+from sppdet.errors import AnnotationError
+from sppdet.io.voc import (
     read_set_file,
     read_voc_annotation,
     voc_picture_path,
     write_voc_annotation,
 )
-from sppdet.errors import AnnotationError
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CommandLine
 
-from sppdet.artifacts import fingerprint_of, read_tensors
-from sppdet.data.demo_scene import CLASS_NAMES
-from sppdet.demo import run_demo
+from runs import CommandLine
+from sppdet.demo.run import run_demo
+from sppdet.demo.scene import CLASS_NAMES
 from sppdet.errors import DataError
 from sppdet.features.nets import tiny
-from sppdet.model import read_run_config
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
+from sppdet.stages.model import read_run_config
 
 SMALLER = (
     *("scales=[120,200]", "proposals.image_width=200", "proposals.max_boxes=120", "workers=2"),
@@ -74,7 +74,7 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_command(sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[Path, int]] = []
-    monkeypatch.setattr("sppdet.demo.run_demo", lambda out, *, seed: asked.append((out, seed)))
+    monkeypatch.setattr("sppdet.demo.run.run_demo", lambda out, *, seed: asked.append((out, seed)))
     assert sppdet("demo", "--out", tmp_path, "--seed", "5")[0] == 0
     assert asked == [(tmp_path, 5)]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sppdet.data.dataset import load_dataset
-from sppdet.data.demo_scene import CLASS_NAMES, CLASSES, DIFFICULT_BELOW, DemoObject, draw_scene
-from sppdet.data.demo_set import MANIFEST, make_demo_set
-from sppdet.data.images import read_image
-from sppdet.data.voc import read_voc_annotation
+from sppdet.demo.scene import CLASS_NAMES, CLASSES, DIFFICULT_BELOW, DemoObject, draw_scene
+from sppdet.demo.set import MANIFEST, make_demo_set
 from sppdet.errors import DataError
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import read_image
+from sppdet.io.voc import read_voc_annotation
 from sppdet.types import Dataset
 
 

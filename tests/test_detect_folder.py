@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from runs import CLASSES, CommandLine
 
-from sppdet.data.images import read_image
-from sppdet.data.voc import read_voc_annotation
+from runs import CLASSES, CommandLine
 from sppdet.detection.detector import Detector
-from sppdet.detection.folder import FolderResult, detect_folder
-from sppdet.detection.journal import JOURNAL
-from sppdet.detection.planning import FORMATS, parse_formats
 from sppdet.errors import ConfigError
-from sppdet.run import Reporter
+from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.journal import JOURNAL
+from sppdet.folders.planning import FORMATS, parse_formats
+from sppdet.io.images import read_image
+from sppdet.io.voc import read_voc_annotation
+from sppdet.runs.run import Reporter
 
 LEAST = -1.2  # a score that this little training reaches
 
@@ -203,7 +203,7 @@ def test_several_pictures_in_flight_change_nothing(
     detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = detect(detector, [demo_root / "fresh"], tmp_path / "one")[1]
-    monkeypatch.setattr("sppdet.detection.folder.in_flight", lambda device: 3)  # as with a GPU
+    monkeypatch.setattr("sppdet.folders.folder.in_flight", lambda device: 3)  # as with a GPU
     assert detect(detector, [demo_root / "fresh"], tmp_path / "three")[1] == one
 
 

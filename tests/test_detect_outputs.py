@@ -19,17 +19,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from runs import CommandLine
 
-from sppdet.artifacts import atomic_path
-from sppdet.data.names import unescape_name
-from sppdet.data.voc import read_voc_annotation
+from runs import CommandLine
 from sppdet.detection.detector import Detector
-from sppdet.detection.folder import FolderResult, _Found, _Work, detect_folder
-from sppdet.detection.journal import _HEADER, JOURNAL, Journal, _line
-from sppdet.detection.planning import FORMATS, Format
 from sppdet.errors import ArtifactError, ConfigError, ImageError
-from sppdet.run import Reporter
+from sppdet.folders.folder import FolderResult, _Found, _Work, detect_folder
+from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
+from sppdet.folders.planning import FORMATS, Format
+from sppdet.io.names import unescape_name
+from sppdet.io.voc import read_voc_annotation
+from sppdet.runs.artifacts import atomic_path
+from sppdet.runs.run import Reporter
 from sppdet.types import Detections
 
 LEAST = -1.2  # a score that this little training reaches
@@ -331,12 +331,13 @@ def test_results_so_far_are_kept_when_the_work_ends_early(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import sppdet.classification.stage, sppdet.detection.folder
-from sppdet.detection import journal, outputs
-from sppdet.cli import main
+import sppdet.classification.stage, sppdet.folders.folder
+from sppdet.folders import journal
+from sppdet.folders import outputs
+from sppdet.cli.app import main
 from contextlib import contextmanager, suppress
-from sppdet.artifacts import atomic_path as genuine
-from sppdet.detection.journal import Journal
+from sppdet.runs.artifacts import atomic_path as genuine
+from sppdet.folders.journal import Journal
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -580,7 +581,7 @@ def test_an_image_that_is_deleted_meanwhile(
 
     monkeypatch.setattr(Detector, "detect", deleting)
     monkeypatch.setattr(
-        "sppdet.detection.folder.ordered_map", lambda f, items, workers: map(f, items)
+        "sppdet.folders.folder.ordered_map", lambda f, items, workers: map(f, items)
     )
     result, _ = detect(detector, [images], tmp_path / "out")
     assert result.pictures == 2 and result.failed == (f"{last}: no such file",)
@@ -624,7 +625,7 @@ def test_a_full_disk_ends_the_work_and_loses_nothing(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("sppdet.detection.outputs.atomic_path", full)
+        patch.setattr("sppdet.folders.outputs.atomic_path", full)
         with pytest.raises(ArtifactError, match="no space"):
             detect(detector, [images], out, formats=["images", "json"])
     assert len(calls) == 3

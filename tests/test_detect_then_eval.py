@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from runs import CommandLine
 
-from sppdet.data.voc import read_voc_annotation
+from runs import CommandLine
+from sppdet.io.voc import read_voc_annotation
 
 ORDER = [4, 15, 2, 11, 1, 9, 14, 3, 10, 6, 13, 5, 8, 12, 7]  # neither by number nor by name
 
@@ -78,7 +78,7 @@ def use_data(run: Path, data: dict[str, Any]) -> None:
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them takes longer than all else here."""
-    monkeypatch.setattr("sppdet.evaluation.stage.write_curves", lambda *_: None)
+    monkeypatch.setattr("sppdet.stages.evaluate.write_curves", lambda *_: None)
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])

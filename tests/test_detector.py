@@ -15,17 +15,17 @@ from samples import random_boxes, random_picture
 
 from sppdet.boxes import box_iou, clip_boxes, decode_deltas
 from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.cache import PictureCache
 from sppdet.detection.detector import Classifiers, Detector, Regressors
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import Backbone, load_backbone
 from sppdet.features.geometry import choose_scales, project
 from sppdet.features.head import build_head
 from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
 from sppdet.features.spp import spp_windows
+from sppdet.io.image_cache import PictureCache
 from sppdet.parallel import compute_type
-from sppdet.proposals.stage import Proposer
+from sppdet.stages.maps import MapSource
+from sppdet.stages.proposals import Proposer
 from sppdet.types import Boxes, FeatureMaps, Picture, Proposals
 
 NAMES = ("cat", "dog", "zebra")

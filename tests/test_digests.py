@@ -13,13 +13,13 @@ from pictures import shape_sets
 
 from sppdet.classification.data import read_folder
 from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.data.digests import FileDigests
 from sppdet.errors import ImageError
 from sppdet.features.backbones import Backbone
-from sppdet.features.source import MapSource
+from sppdet.io.digests import FileDigests
+from sppdet.io.image_cache import PictureCache
 from sppdet.parallel import arithmetic
-from sppdet.proposals.stage import Proposer
+from sppdet.stages.maps import MapSource
+from sppdet.stages.proposals import Proposer
 
 
 def digests_of(root: Path, cache: FileDigests | None = None) -> dict[str, str]:
@@ -57,7 +57,7 @@ def test_unchanged_files_are_not_read_again(
         read.append(path.name)
         return path.read_bytes()
 
-    monkeypatch.setattr("sppdet.data.digests.read_bytes", noted)
+    monkeypatch.setattr("sppdet.io.digests.read_bytes", noted)
     assert digests_of(root, FileDigests.load(stored, root)) == first and not read
     root.rename(tmp_path / "moved")
     root = tmp_path / "moved"

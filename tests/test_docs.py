@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sppdet import plain_yaml
 from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.config import Config
-from sppdet.config_file import check_config
+from sppdet.io import plain_yaml
+from sppdet.io.settings import check_config
 from sppdet.setting_types import Section
 
 ROOT = Path(__file__).parent.parent

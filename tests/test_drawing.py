@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sppdet.detection.drawing import class_colour, draw_detections
+from sppdet.folders.drawing import class_colour, draw_detections
 from sppdet.types import Detections, Picture
 
 NAMES = ("cat", "dog", "owl", "yak")

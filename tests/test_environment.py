@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sppdet
-from sppdet.environment import set_variables
+from sppdet.runs.environment import set_variables
 
 # what other libraries do when they are imported is theirs, hence first; Numba's first answer starts its
 # threads, and sets those of torch

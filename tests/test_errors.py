@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from runs import CommandLine, log_of
 
+from runs import CommandLine, log_of
 from sppdet.errors import one_line, printable
-from sppdet.run import Reporter
+from sppdet.runs.run import Reporter
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from rich.console import Console
 from sppdet.config import DataConfig
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
-from sppdet.evaluation.report import metric_title, print_table, write_curves, write_metrics
-from sppdet.evaluation.stage import write_scores
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.run import Reporter
+from sppdet.runs.run import Reporter
+from sppdet.stages.evaluate import write_scores
+from sppdet.stages.report import metric_title, print_table, write_curves, write_metrics
 from sppdet.types import EvalResult
 
 NAMES = ("a", "$x_1$ [bold]", "../c:d", "_none")

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
+from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.training.finetune import (
     FineTuner,
     Pool,

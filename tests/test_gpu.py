@@ -12,9 +12,9 @@ from rich.console import Console
 
 from sppdet import Detector, load_config, train
 from sppdet.boxes import box_iou
-from sppdet.data.images import find_images
 from sppdet.features.spp import spp_windows
-from sppdet.run import Reporter
+from sppdet.io.images import find_images
+from sppdet.runs.run import Reporter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

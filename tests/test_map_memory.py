@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppdet.features.memory import MapMemory
+from sppdet.stages.map_memory import MapMemory
 from sppdet.types import FeatureMaps
 
 CPU = torch.device("cpu")
@@ -71,9 +71,9 @@ def test_room_by_what_a_group_may_use(
     used: str,
     cached: str,
 ) -> None:
-    monkeypatch.setattr("sppdet.features.memory._CGROUP", tmp_path)
-    monkeypatch.setattr("sppdet.features.memory._GROUPS", tmp_path / "groups")
-    monkeypatch.setattr("sppdet.features.memory.local_processes", lambda: 2)
+    monkeypatch.setattr("sppdet.stages.map_memory._CGROUP", tmp_path)
+    monkeypatch.setattr("sppdet.stages.map_memory._GROUPS", tmp_path / "groups")
+    monkeypatch.setattr("sppdet.stages.map_memory.local_processes", lambda: 2)
     (tmp_path / "groups").write_text(f"9:cpu:/other\n{group}\n")
     assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))
     where = tmp_path / folder
@@ -89,7 +89,7 @@ def test_room_by_what_a_group_may_use(
 
 def test_room_by_what_the_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = tmp_path / "meminfo"
-    monkeypatch.setattr("sppdet.features.memory._MEMORY", system)
+    monkeypatch.setattr("sppdet.stages.map_memory._MEMORY", system)
     system.write_text("MemTotal: 9 kB\nMemFree: 0 kB\nMemAvailable: 1 kB\n")
     memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 1,024 bytes
     assert not memory.put("a", maps_of(205)) and memory.put("b", maps_of(204))

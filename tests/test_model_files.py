@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from runs import contents, results, train_quietly
 
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
+from runs import contents, results, train_quietly
 from sppdet.detection.detector import Classifiers
 from sppdet.errors import ArtifactError, ConfigError, TrainingError, WeightsError
 from sppdet.features.backbones import load_backbone
-from sppdet.model import ModelFiles, load_detector, read_run_config, save_classifiers
-from sppdet.run import Reporter, read_timings
+from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.runs.run import Reporter, read_timings
+from sppdet.stages.model import ModelFiles, load_detector, read_run_config, save_classifiers
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors, dict[str, Any]], object]

@@ -13,22 +13,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from runs import CLASSES, contents, log_of, results, train_quietly, write_settings
 
-from sppdet.artifacts import fingerprint_of, read_tensors
+from runs import CLASSES, contents, log_of, results, train_quietly, write_settings
+from sppdet.cli.info import describe_run
 from sppdet.config import Config
-from sppdet.config_file import load_config
-from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import ScaledPicture
-from sppdet.features.memory import MapMemory
-from sppdet.features.source import MapSource
-from sppdet.info import describe_run
-from sppdet.model import read_run_config
-from sppdet.pipeline import STAGES, Stage
-from sppdet.processes import place
-from sppdet.run import run_lock
+from sppdet.io.images import read_image
+from sppdet.io.settings import load_config
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
+from sppdet.runs.processes import place
+from sppdet.runs.run import run_lock
+from sppdet.stages.map_memory import MapMemory
+from sppdet.stages.maps import MapSource
+from sppdet.stages.model import read_run_config
+from sppdet.stages.pipeline import STAGES, Stage
 from sppdet.types import FeatureMaps
 
 PARTS = {"head", "svm", "bbox"}
@@ -86,7 +86,7 @@ def test_log_and_timings(trained: Path) -> None:
 
 
 def test_a_log_has_no_nan(tmp_path: Path) -> None:
-    from sppdet.run import Reporter
+    from sppdet.runs.run import Reporter
 
     Reporter(tmp_path).log("evaluated", mean_ap=float("nan"), count=3)
     assert log_of(tmp_path)[0]["mean_ap"] is None and log_of(tmp_path)[0]["count"] == 3
@@ -107,11 +107,11 @@ def test_only_a_random_head_is_fitted_to_the_windows(
 ) -> None:
     fitted: list[int] = []
     monkeypatch.setattr(
-        "sppdet.training.finetune_stage.standardise", lambda _, pooled: fitted.append(len(pooled))
+        "sppdet.stages.finetune.standardise", lambda _, pooled: fitted.append(len(pooled))
     )
     train_quietly(settings, run_copy, "finetune.batches=5", until="finetune")
     assert len(fitted) == 1 and fitted[0] > 100
-    monkeypatch.setattr("sppdet.pipeline.pretrained_fc", lambda *_: "some")
+    monkeypatch.setattr("sppdet.stages.pipeline.pretrained_fc", lambda *_: "some")
     train_quietly(settings, run_copy, "finetune.batches=6", until="finetune")
     assert len(fitted) == 1
 
@@ -176,7 +176,7 @@ def test_where_maps_are_changes_nothing(
     stored: range,
 ) -> None:
     monkeypatch.setattr(
-        "sppdet.pipeline.MapMemory.by_what_is_free",
+        "sppdet.stages.pipeline.MapMemory.by_what_is_free",
         lambda device: MapMemory(device, device_room=0, host_room=room),
     )
     store = tmp_path / "store"  # with proposals alone
@@ -344,7 +344,7 @@ def test_a_second_training_in_the_folder_is_refused(settings: Path, tmp_path: Pa
 
 def test_another_process_holds_the_lock_until_it_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from sppdet.run import run_lock\n"
+        "import sys, time; from pathlib import Path; from sppdet.runs.run import run_lock\n"
         "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+
 from runs import (
     CommandLine,
     contents,
@@ -23,8 +24,6 @@ from runs import (
     pretrain_quietly,
     write_classifier_settings,
 )
-
-from sppdet.artifacts import fingerprint_of, read_tensors
 from sppdet.classification import config as settings_types
 from sppdet.classification.classifier import (
     build_classifier,
@@ -34,11 +33,12 @@ from sppdet.classification.classifier import (
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.trainer import Trainer
 from sppdet.classification.views import centre_crop
-from sppdet.config_file import load_settings
-from sppdet.data.images import read_image
 from sppdet.errors import ArtifactError, TrainingError
 from sppdet.features.backbones import normalised
 from sppdet.features.nets import tiny
+from sppdet.io.images import read_image
+from sppdet.io.settings import load_settings
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
 
 # for runs that only have to happen
 QUICK = ("train.epochs=1", "data.train_per_class=3", "data.val_per_class=1")
@@ -251,7 +251,7 @@ def test_a_rate_that_is_too_great(classifier_settings: Path, tmp_path: Path) -> 
 
 
 def test_two_at_once(classifier_settings: Path, tmp_path: Path, sppdet: CommandLine) -> None:
-    from sppdet.run import run_lock
+    from sppdet.runs.run import run_lock
 
     with run_lock(tmp_path):
         status, _, said = sppdet("pretrain", classifier_settings, "--run", tmp_path)

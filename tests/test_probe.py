@@ -13,10 +13,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from pictures import painted, save_picture
-from runs import CLASSES, CommandLine
 from samples import random_picture
 from sklearn.svm import LinearSVC
 
+from runs import CLASSES, CommandLine
 from sppdet.classification import probe as probing
 from sppdet.classification.classifier import load_classifier
 from sppdet.classification.config import ProbeConfig
@@ -24,12 +24,12 @@ from sppdet.classification.data import LabelledPictures, split_classes
 from sppdet.classification.probe import Features, picture_labels, probe
 from sppdet.classification.views import centre_crop
 from sppdet.config import DataConfig
-from sppdet.config_file import check_config
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
 from sppdet.errors import ConfigError, DataError
 from sppdet.features.backbones import load_backbone, to_input
-from sppdet.run import Reporter
+from sppdet.io.images import read_image
+from sppdet.io.settings import check_config
+from sppdet.io.splits import read_split
+from sppdet.runs.run import Reporter
 from sppdet.types import AnnotatedImage, Dataset
 
 CPU = torch.device("cpu")

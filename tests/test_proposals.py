@@ -19,13 +19,13 @@ from samples import random_boxes, random_picture
 
 from sppdet.boxes import box_iou
 from sppdet.config import ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
 from sppdet.errors import DataError
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.images import read_image
+from sppdet.io.stored_proposals import StoredProposals, file_name
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
-from sppdet.proposals.stage import Proposer
-from sppdet.proposals.stored import StoredProposals, file_name
+from sppdet.stages.proposals import Proposer
 from sppdet.types import AnnotatedImage, Boxes, Picture, Proposals
 
 CONFIG = ProposalsConfig(image_width=150, min_size=8)

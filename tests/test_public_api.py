@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import sppdet
-from sppdet import cli, config_file, errors, pipeline, types, version
+from sppdet import errors, types, version
+from sppdet.cli import app as cli
 from sppdet.detection import detector
+from sppdet.io import settings as config_file
+from sppdet.stages import pipeline
 
 
 def test_public_names() -> None:
@@ -47,7 +50,7 @@ def test_the_module_is_the_command_line() -> None:
         [sys.executable, "-m", "sppdet", "--version"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, f"sppdet {version.__version__}\n")
-    assert cli.main.__module__ == "sppdet.cli"
+    assert cli.main.__module__ == "sppdet.cli.app"
 
 
 def test_the_detector_as_the_package_shows_it(trained: Path, demo_root: Path) -> None:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from samples import random_picture
 
 from sppdet.classification.config import AugmentConfig, ProbeConfig
+from sppdet.classification.crops import CropConfig, cut_crop
 from sppdet.classification.data import augmented
 from sppdet.classification.probe import Features
 from sppdet.classification.views import centre_crop
 from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.data.crops import CropConfig, cut_crop
 from sppdet.features.backbones import Backbone
 from sppdet.proposals import sppdet_engine
 from sppdet.proposals.modes import Mode

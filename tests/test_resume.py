@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from runs import Forks, contents, log_of, results, train_quietly
 
 KILLS = (

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from runs import CommandLine
 
-from sppdet import cli, signals
+from runs import CommandLine
+from sppdet.cli import app as cli
 from sppdet.parallel import ordered_map
-from sppdet.signals import STOPPING, Stopped, stopping_signals
+from sppdet.runs import signals
+from sppdet.runs.signals import STOPPING, Stopped, stopping_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill only ends processes here")
 
@@ -40,8 +41,8 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
 @pytest.mark.parametrize(
     ("arguments", "function", "how"),
     [
-        (["train", "c.yaml"], "sppdet.cli.load_config", GOES_ON),
-        (["pretrain", "c.yaml"], "sppdet.cli.load_settings", GOES_ON),
+        (["train", "c.yaml"], "sppdet.cli.app.load_config", GOES_ON),
+        (["pretrain", "c.yaml"], "sppdet.cli.app.load_settings", GOES_ON),
         (
             ["detect", "run", "a", "--out", "b"],
             "sppdet.detection.detector.Detector.load",
@@ -49,15 +50,15 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
         ),
         (
             ["eval", "run"],
-            "sppdet.evaluation.stage.evaluate_run",
+            "sppdet.stages.evaluate.evaluate_run",
             "the detections so far are kept; the same command does the rest",
         ),
         (
             ["eval", "--config", "c.yaml", "--detections", "d", "--out", "o"],
-            "sppdet.evaluation.from_files.evaluate_files",
+            "sppdet.stages.evaluate_files.evaluate_files",
             "nothing is kept; the same command starts again",
         ),
-        (["info", "run"], "sppdet.info.describe_run", ""),
+        (["info", "run"], "sppdet.cli.info.describe_run", ""),
     ],
 )
 def test_a_signal_is_one_line(
@@ -87,7 +88,7 @@ def test_every_command_says_how_to_go_on() -> None:
 def test_other_processes_of_torchrun_say_nothing(
     sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppdet.info.describe_run", raised_within(signal.SIGINT))
+    monkeypatch.setattr("sppdet.cli.info.describe_run", raised_within(signal.SIGINT))
     monkeypatch.setenv("RANK", "1")
     assert sppdet("info", "run") == (130, "", "")
 

@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
+
+from sppdet.config import BboxConfig, Layer, SvmConfig
+from sppdet.detection.detector import Regressors
+from sppdet.features.backbones import Backbone
+from sppdet.stages.bbox import train_box_regressors
 from stages import (
     NAMES,
     Box,
@@ -22,11 +27,6 @@ from stages import (
     small_head,
     until_done,
 )
-
-from sppdet.config import BboxConfig, Layer, SvmConfig
-from sppdet.detection.detector import Regressors
-from sppdet.features.backbones import Backbone
-from sppdet.training.bbox_stage import train_box_regressors
 
 Example = tuple[int, Box, Box]  # position, proposal, target
 

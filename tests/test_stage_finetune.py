@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+from sppdet.config import FinetuneConfig, HeadConfig
+from sppdet.features.backbones import Backbone
+from sppdet.features.head import Head, build_head
+from sppdet.stages.finetune import finetune
+from sppdet.training.finetune import Pool
+from sppdet.training.finetune_pools import PoolMaker
 from stages import (
     LEVELS,
     NAMES,
@@ -26,13 +33,6 @@ from stages import (
     slow_pool,
     slow_window,
 )
-
-from sppdet.config import FinetuneConfig, HeadConfig
-from sppdet.features.backbones import Backbone
-from sppdet.features.head import Head, build_head
-from sppdet.training.finetune import Pool
-from sppdet.training.finetune_pools import PoolMaker
-from sppdet.training.finetune_stage import finetune
 
 ALL: dict[str, Any] = {"pool_windows": 2000, "positive_fraction": 0.5}  # every window is drawn
 

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from pictures import save_picture
+
 from runs import contents
+from sppdet.config import FeaturesConfig, ProposalsConfig
+from sppdet.features.backbones import Backbone
+from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.run import Reporter
+from sppdet.stages.map_memory import MapMemory
+from sppdet.stages.maps import MapSource
+from sppdet.stages.proposals import Proposer
+from sppdet.types import FeatureMaps, Picture
 from stages import (
     CANONICAL,
     SCALES,
@@ -22,15 +31,6 @@ from stages import (
     scenes,
     slow_iou,
 )
-
-from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.features.backbones import Backbone
-from sppdet.features.memory import MapMemory
-from sppdet.features.source import MapSource
-from sppdet.proposals.selective_search import selective_search
-from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
-from sppdet.types import FeatureMaps, Picture
 
 SEARCH = ProposalsConfig(image_width=128, min_size=12, max_boxes=60)
 

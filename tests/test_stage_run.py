@@ -12,8 +12,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import train_quietly
 from safetensors.numpy import load_file
+
+from runs import train_quietly
+from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.detection.detector import Detector
+from sppdet.features.backbones import load_backbone
+from sppdet.features.head import Head, empty_head
+from sppdet.io.image_cache import PictureCache
+from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.artifacts import write_tensors
+from sppdet.runs.run import Reporter
+from sppdet.stages.evaluate import evaluate_run
+from sppdet.stages.maps import MapSource
+from sppdet.types import Picture
 from stages import (
     CANONICAL,
     LEVELS,
@@ -30,18 +42,6 @@ from stages import (
     slow_nms,
     write_voc,
 )
-
-from sppdet.artifacts import write_tensors
-from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.detection.detector import Detector
-from sppdet.evaluation.stage import evaluate_run
-from sppdet.features.backbones import load_backbone
-from sppdet.features.head import Head, empty_head
-from sppdet.features.source import MapSource
-from sppdet.proposals.selective_search import selective_search
-from sppdet.run import Reporter
-from sppdet.types import Picture
 
 COMMON: dict[str, Any] = {
     "backbone": {"name": "tiny", "weights": "none"},

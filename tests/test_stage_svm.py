@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
+
+from sppdet.config import Layer, SvmConfig
+from sppdet.detection.detector import Classifiers
+from sppdet.features.backbones import Backbone
+from sppdet.stages.svm import train_svms
 from stages import (
     NAMES,
     Box,
@@ -26,11 +31,6 @@ from stages import (
     small_head,
     until_done,
 )
-
-from sppdet.config import Layer, SvmConfig
-from sppdet.detection.detector import Classifiers
-from sppdet.features.backbones import Backbone
-from sppdet.training.svm_stage import train_svms
 
 EXACT: dict[str, Any] = {"C": 0.1, "tolerance": 1e-6}
 Key = tuple[int, Window]

@@ -18,8 +18,8 @@ import pytest
 import scipy.io
 
 from sppdet.errors import DataError, one_line
-from sppdet.proposals.matlab import MatlabError, read_cells
-from sppdet.proposals.stored import StoredProposals
+from sppdet.io.matlab import MatlabError, read_cells
+from sppdet.io.stored_proposals import StoredProposals
 
 IDS = ("000012", "a/b", "日本 é")
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.svm import SVC
 
-from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
+from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
 from sppdet.training.svm import (

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import log_of, pretrain_quietly, torchrun, write_classifier_settings
 
-from sppdet.artifacts import fingerprint_of, read_tensors
+from runs import log_of, pretrain_quietly, torchrun, write_classifier_settings
 from sppdet.classification.classifier import build_classifier
 from sppdet.classification.config import PretrainConfig
-from sppdet.config_file import load_settings
+from sppdet.io.settings import load_settings
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
 
 
 @pytest.fixture(scope="module")

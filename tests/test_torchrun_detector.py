@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs import KILLED, contents, log_of, torchrun, train_quietly
 
-from sppdet.artifacts import read_json, read_tensors
+from runs import KILLED, contents, log_of, torchrun, train_quietly
+from sppdet.runs.artifacts import read_json, read_tensors
 
 TOLERANCE = {"head": 1e-4, "svm": 5e-3, "bbox": 1e-3}  # of the largest weight
 # checkpoints at every pool and picture, a dropout that acts, SVMs close to their optimum

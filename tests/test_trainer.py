@@ -17,10 +17,10 @@ from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import TrainConfig
 from sppdet.classification.data import Batch
 from sppdet.classification.trainer import Trainer, batches_of_epoch, size_of_epoch
-from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
+from sppdet.runs.distributed import Ranks
 
 
 def small_classifier(*, dropout: float = 0.0, normalised: bool = False) -> SppClassifier:

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 from pictures import painted, save_picture
-from runs import CommandLine
 from samples import random_picture
 from torch import nn
 
+from runs import CommandLine
 from sppdet.classification import config as settings_types
 from sppdet.classification import testing
 from sppdet.classification.classifier import SppClassifier, load_classifier
 from sppdet.classification.config import ViewSet
 from sppdet.classification.views import View, centre_crop, score_crops, score_maps, views_of
-from sppdet.data.images import read_image
 from sppdet.features.backbones import Backbone, load_backbone, normalised, to_input
 from sppdet.features.head import Head
+from sppdet.io.images import read_image
 from sppdet.types import Picture
 
 NAMES = ("a", "b", "c", "d")

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from sppdet.classification.config import PretrainConfig
-from sppdet.config_file import load_settings
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
+from sppdet.io.settings import load_settings
 from sppdet.randomness import keeping_torch_state, torch_stream
-from sppdet.weights import class_names_in, fill, read_weights, write_weights
+from sppdet.runs.weights import class_names_in, fill, read_weights, write_weights
 
 
 class SppClassifier(nn.Module):

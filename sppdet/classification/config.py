@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from sppdet import plain_yaml
 from sppdet.config import BackboneConfig, HeadConfig
-from sppdet.data.headers import MAX_PIXELS
+from sppdet.io import plain_yaml
+from sppdet.io.headers import MAX_PIXELS
 from sppdet.setting_types import Count, Fraction, Section, SppLevels, none_of
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]

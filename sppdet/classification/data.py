@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.classification.config import AugmentConfig, FolderConfig
-from sppdet.data.digests import FileDigests, name_below
-from sppdet.data.headers import MAX_PIXELS
-from sppdet.data.images import find_images, read_image
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import normalised
+from sppdet.io.digests import FileDigests, name_below
+from sppdet.io.headers import MAX_PIXELS
+from sppdet.io.images import find_images, read_image
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to

@@ -15,14 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import write_json
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
 from sppdet.config import DataConfig, worker_count
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
 from sppdet.errors import ConfigError, DataError
 from sppdet.evaluation.voc import (
     average_precision,
@@ -33,10 +29,14 @@ from sppdet.evaluation.voc import (
 from sppdet.features.backbones import Backbone, load_backbone, to_input
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.model import choose_device
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.images import read_image
+from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
 from sppdet.resizing import resized_to
-from sppdet.run import Reporter
+from sppdet.runs.artifacts import write_json
+from sppdet.runs.run import Reporter
+from sppdet.stages.model import choose_device
 from sppdet.types import Dataset, Picture
 
 Matrix = NDArray[np.float32]

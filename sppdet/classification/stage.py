@@ -12,14 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import (
-    fingerprint,
-    fingerprint_of,
-    is_intact,
-    read_checkpoint,
-    write_tensors,
-    write_text,
-)
 from sppdet.classification.classifier import (
     SppClassifier,
     build_classifier,
@@ -35,14 +27,22 @@ from sppdet.classification.data import (
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
 from sppdet.config import worker_count
-from sppdet.data.digests import FileDigests
-from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import normalised
-from sppdet.features.source import weights_digest
-from sppdet.model import choose_device
+from sppdet.io.digests import FileDigests
 from sppdet.parallel import ordered_map
-from sppdet.run import Reporter, held_run
+from sppdet.runs.artifacts import (
+    fingerprint,
+    fingerprint_of,
+    is_intact,
+    read_checkpoint,
+    write_tensors,
+    write_text,
+)
+from sppdet.runs.distributed import Ranks, joined_ranks
+from sppdet.runs.run import Reporter, held_run
+from sppdet.stages.maps import weights_digest
+from sppdet.stages.model import choose_device
 
 _VALIDATION_BATCH = 32  # pictures
 

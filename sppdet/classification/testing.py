@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import read_json, write_json
 from sppdet.classification.classifier import (
     SppClassifier,
     load_classifier,
@@ -22,12 +21,13 @@ from sppdet.classification.config import TestConfig, ViewSet
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count
-from sppdet.config_file import check_config
-from sppdet.data.images import find_images, read_image
 from sppdet.errors import ArtifactError, ConfigError, ImageError
-from sppdet.model import choose_device
+from sppdet.io.images import find_images, read_image
+from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
-from sppdet.run import Reporter
+from sppdet.runs.artifacts import read_json, write_json
+from sppdet.runs.run import Reporter
+from sppdet.stages.model import choose_device
 from sppdet.types import Picture
 
 

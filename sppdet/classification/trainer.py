@@ -15,11 +15,11 @@ from torch import nn
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import TrainConfig
 from sppdet.classification.data import Batch
-from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.head import share_batch
 from sppdet.parallel import has_bfloat16
 from sppdet.randomness import rng, torch_stream
+from sppdet.runs.distributed import Ranks
 
 VERSION = 4  # raised when the same settings give other weights
 _DROP_FACTOR = 0.1

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
 from sppdet.config import DetectConfig, Layer
-from sppdet.data.headers import MAX_PIXELS
-from sppdet.data.images import read_image
 from sppdet.errors import DataError
 from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
-from sppdet.proposals.stage import Proposer
+from sppdet.io.headers import MAX_PIXELS
+from sppdet.io.images import read_image
+from sppdet.stages.maps import MapSource
+from sppdet.stages.proposals import Proposer
 from sppdet.types import Boxes, Detections, FeatureMaps, Picture, Proposals, Scores
 
 VERSION = 1  # raised when the same model gives other detections
@@ -76,7 +76,7 @@ class Detector:
         Raises:
             ArtifactError: not a run, or its training isn't finished.
         """
-        from sppdet.model import load_detector
+        from sppdet.stages.model import load_detector
 
         return load_detector(Path(run), device=device)
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.data.coco import to_coco
 from sppdet.errors import DataError
 from sppdet.evaluation.inputs import FlatDetections, flatten_detections
 from sppdet.evaluation.voc import mean_of_known, warn_uncounted
+from sppdet.io.coco import to_coco
 from sppdet.types import ClassResult, Dataset, Detections, EvalResult
 
 COCO_NUMBERS = (

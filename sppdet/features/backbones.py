@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sppdet.artifacts import read_tensors
 from sppdet.config import FeaturesConfig
 from sppdet.errors import ArtifactError, ConfigError, WeightsError
 from sppdet.features.geometry import scale_factors_of
@@ -27,7 +26,8 @@ from sppdet.features.spp import spp_width
 from sppdet.parallel import multiplying_in
 from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.resizing import resized
-from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
+from sppdet.runs.artifacts import read_tensors
+from sppdet.runs.tensor_types import TensorType, misfit, not_finite, types_of
 from sppdet.types import FeatureMaps, Picture
 
 VERSION = 4  # raised when the same weights give other maps, or these are stored otherwise

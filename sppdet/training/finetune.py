@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sppdet.config import FinetuneConfig
-from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head, share_batch
 from sppdet.parallel import has_bfloat16
 from sppdet.randomness import rng, torch_stream
+from sppdet.runs.distributed import Ranks
 from sppdet.training.sampling import IGNORED, draw
 from sppdet.types import Labels
 

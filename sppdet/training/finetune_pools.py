@@ -11,8 +11,8 @@ from sppdet.boxes import flip_boxes
 from sppdet.config import FinetuneConfig
 from sppdet.features.regions import find_windows
 from sppdet.randomness import rng
+from sppdet.stages.material import Material
 from sppdet.training.finetune import Pool, draw_windows, pool_of
-from sppdet.training.material import Material
 from sppdet.training.sampling import IGNORED, label_boxes
 from sppdet.types import Boxes, Labels
 

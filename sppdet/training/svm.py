@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
-from sppdet.distributed import Ranks, Tensors
 from sppdet.errors import TrainingError
 from sppdet.randomness import rng
+from sppdet.runs.distributed import Ranks, Tensors
 from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 

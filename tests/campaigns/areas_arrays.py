@@ -20,7 +20,7 @@ from campaigns.mutation import WORDS, mutants
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.features.backbones import load_backbone
-from sppdet.proposals.stored import StoredProposals
+from sppdet.io.stored_proposals import StoredProposals
 
 
 def proposal_areas(space: Workspace) -> list[Area]:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from campaigns.areas import JSON_TOKENS, Area, all_of, json_bytes, json_documents, placed
 from campaigns.mutation import WORDS, mutants
 from campaigns.workspace import Workspace
-from sppdet.data.cache import PictureCache
+from sppdet.cli.info import describe_run
 from sppdet.detection.detector import Detector
-from sppdet.detection.folder import detect_folder
-from sppdet.detection.journal import JOURNAL, Journal
-from sppdet.info import describe_run
-from sppdet.run import Reporter, run_lock
+from sppdet.folders.folder import detect_folder
+from sppdet.folders.journal import JOURNAL, Journal
+from sppdet.io.image_cache import PictureCache
+from sppdet.runs.run import Reporter, run_lock
 
 
 def file_areas(space: Workspace) -> list[Area]:

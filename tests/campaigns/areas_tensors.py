@@ -15,15 +15,15 @@ from campaigns.areas import JSON_TOKENS, Area, all_of, placed
 from campaigns.areas_arrays import tensor_documents
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.data.cache import PictureCache
-from sppdet.data.splits import read_split
+from sppdet.cli.info import describe_run
 from sppdet.detection.detector import Detector
 from sppdet.features.backbones import load_backbone
-from sppdet.features.source import MapSource
-from sppdet.info import describe_run
-from sppdet.model import ModelFiles, read_run_config
-from sppdet.proposals.stage import Proposer
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.splits import read_split
+from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.stages.maps import MapSource
+from sppdet.stages.model import ModelFiles, read_run_config
+from sppdet.stages.proposals import Proposer
 from sppdet.types import AnnotatedImage
 
 

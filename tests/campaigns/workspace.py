@@ -15,16 +15,16 @@ import numpy as np
 import torch
 import yaml
 from pictures import shape_sets
+
 from runs import (
     pretrain_quietly,
     train_quietly,
     write_classifier_settings,
     write_settings,
 )
-
-from sppdet.data.coco import to_coco
-from sppdet.data.dataset import load_dataset
-from sppdet.data.demo_set import make_demo_set
+from sppdet.demo.set import make_demo_set
+from sppdet.io.coco import to_coco
+from sppdet.io.dataset import load_dataset
 
 # less than the tests' settings: a whole training in about two seconds
 QUICK = {

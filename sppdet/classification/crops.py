@@ -1,0 +1,162 @@
+"""Crops of a detection set's objects and background, in folders named by class.
+
+They train a backbone as a classifier (`sppdet pretrain`) where there are no other weights. A crop
+shows a window and a little around it, unwarped, at the image scale at which the detector would see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.boxes import box_iou, clip_boxes
+from sppdet.errors import DataError
+from sppdet.features.backbones import PIXEL_MEAN
+from sppdet.features.geometry import choose_scales, scale_factors_of
+from sppdet.io.images import read_image
+from sppdet.randomness import rng
+from sppdet.resizing import resized
+from sppdet.runs.artifacts import atomic_path
+from sppdet.types import AnnotatedImage, Boxes, Dataset, Picture
+
+VERSION = 3  # raised when the same arguments give other crops
+BACKGROUND = "background"  # the folder of crops without an object
+
+_OBJECTS, _BACKGROUNDS = 3, 1  # crops a picture and round
+_POSITIVE_IOU = 0.6  # of a jittered box with its object, at least
+_BACKGROUND_IOU = 0.3  # of a background box with every object, less than this
+_TRIES = 20
+_ZOOM = 0.15  # greatest change of a crop's scale, logarithmic
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How windows are seen: as by the detector with the same `scales` and `canonical_size`."""
+
+    scales: tuple[int, ...]
+    """Shorter sides of the resized pictures, in pixels, ascending."""
+    canonical_size: int
+    """The scale is chosen at which a window's area is nearest to the square of this."""
+    side: int
+    """Width and height of a crop, in resized pixels."""
+    max_side: int
+    """Cap on the longer side of a resized picture."""
+
+
+def write_crops(
+    dataset: Dataset, folder: Path, config: CropConfig, *, rounds: int, seed: int
+) -> int:
+    """Cut crops of every picture into `folder/CLASS/*.png`; returns how many there are.
+
+    A round takes up to three crops around objects of a picture (jittered, IoU >= 0.6, difficult ones
+    left out) and one of background (IoU < 0.3 with every object).
+
+    Raises:
+        DataError: a class is called background.
+        ImageError: a picture can't be read.
+    """
+    names = (BACKGROUND, *dataset.class_names)
+    if len(set(names)) < len(names):
+        raise DataError(f"{dataset.name}: a class is called {BACKGROUND}")
+    count = 0
+    for position, image in enumerate(dataset.images):
+        picture = read_image(image.path)
+        drawn = rng(seed, "crops", position)
+        for number, (crop, label) in enumerate(
+            pair for _ in range(rounds) for pair in draw_crops(image, picture, config, rng=drawn)
+        ):
+            path = folder / names[label] / f"{image.id}-{number:03}.png"
+            _, encoded = cv2.imencode(".png", np.ascontiguousarray(crop[:, :, ::-1]))
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(encoded.tobytes())
+            count += 1
+    return count
+
+
+def draw_crops(
+    image: AnnotatedImage, picture: Picture, config: CropConfig, *, rng: np.random.Generator
+) -> Iterator[tuple[Picture, int]]:
+    """(crop, label) for up to three objects of `image` and up to one place of background.
+
+    Args:
+        picture: (H, W, 3) RGB.
+    """
+    size = picture.shape[1], picture.shape[0]
+    usable = np.flatnonzero(~image.difficult)
+    for row in rng.permutation(usable)[:_OBJECTS].tolist():
+        box = _near_object(image.gt_boxes[row : row + 1], size, rng)
+        yield cut_crop(picture, box, config, rng=rng), int(image.gt_labels[row])
+    for _ in range(_BACKGROUNDS):
+        background = _background(image.gt_boxes, size, rng)
+        if background is not None:
+            yield cut_crop(picture, background, config, rng=rng), 0
+
+
+def _jitter(box: Boxes, rng: np.random.Generator, *, shift: float, zoom: float) -> Boxes:
+    """(1, 4) moved by up to `shift` of its size, each side changed by up to exp(±`zoom`)."""
+    sides = box[:, 2:] - box[:, :2]
+    centre = (box[:, :2] + box[:, 2:]) / 2 + sides * rng.uniform(-shift, shift, (1, 2))
+    half = sides / 2 * np.exp(rng.uniform(-zoom, zoom, (1, 2)))
+    return np.hstack([centre - half, centre + half]).astype(np.float32)
+
+
+def _near_object(target: Boxes, size: tuple[int, int], rng: np.random.Generator) -> Boxes:
+    """A box near `target`, clipped to the picture; `target` itself if no try comes near enough."""
+    for _ in range(_TRIES):
+        box = clip_boxes(_jitter(target, rng, shift=0.2, zoom=0.25), width=size[0], height=size[1])
+        if box_iou(box, target)[0, 0] >= _POSITIVE_IOU:
+            return box
+    return target
+
+
+def _background(objects: Boxes, size: tuple[int, int], rng: np.random.Generator) -> Boxes | None:
+    """A box anywhere, or beside, inside or around an object; None if no try is far enough."""
+    shorter = min(size)
+    for _ in range(_TRIES):
+        if len(objects) and rng.random() < 0.3:
+            row = int(rng.integers(len(objects)))
+            box = _jitter(objects[row : row + 1], rng, shift=0.8, zoom=1.0)
+        else:
+            sides = shorter * np.exp(rng.uniform(np.log(0.1), np.log(0.8))) * np.ones((1, 2))
+            sides *= np.exp(rng.uniform(-0.4, 0.4, (1, 2)))
+            corner = rng.random((1, 2)) * np.maximum(np.array([size]) - sides, 0)
+            box = np.hstack([corner, corner + sides]).astype(np.float32)
+        box = clip_boxes(box, width=size[0], height=size[1])
+        big_enough = (box[:, 2:] - box[:, :2]).min() >= 0.06 * shorter
+        if big_enough and not (box_iou(box, objects) >= _BACKGROUND_IOU).any():
+            return box
+    return None
+
+
+def cut_crop(
+    picture: Picture, box: Boxes, config: CropConfig, *, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """(side, side, 3) around `box` at the scale that the detector would choose, give or take `_ZOOM`.
+
+    Args:
+        picture: (H, W, 3) RGB.
+        box: (1, 4) original pixels, with area.
+
+    Returns:
+        Beyond the picture it has the mean colour, which the networks see as 0.
+    """
+    height, width = picture.shape[:2]
+    factors = scale_factors_of(config.scales, width=width, height=height, max_side=config.max_side)
+    chosen = choose_scales(box, factors, canonical_area=config.canonical_size**2)
+    factor = float(factors[chosen[0]]) * math.exp(rng.uniform(-_ZOOM, _ZOOM))
+    # warpAffine doesn't smooth where it shrinks
+    smaller, larger_by = (resized(picture, factor), 1.0) if factor < 1 else (picture, factor)
+    centre = (box[0, :2] + box[0, 2:]).astype(np.float64) / 2 * factor
+    origin = centre - config.side / 2  # resized pixels
+    # pixel i spans [i, i + 1), but warpAffine counts from pixel centres
+    offset = 0.5 * larger_by - origin - 0.5
+    matrix = np.array([[larger_by, 0, offset[0]], [0, larger_by, offset[1]]])
+    mean = tuple(255 * value for value in PIXEL_MEAN)
+    pixels = cv2.warpAffine(smaller, matrix, (config.side, config.side), borderValue=mean)
+    return np.asarray(pixels, dtype=np.uint8)

@@ -1,0 +1,242 @@
+"""The detector over files and folders of images.
+
+Results are kept as soon as an image is done (see `journal`), the files about all images are put
+together at the end, and a call that is repeated does only what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from sppdet.detection.detector import Detector
+from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
+from sppdet.features.backbones import ScaledPicture
+from sppdet.folders.drawing import draw_detections
+from sppdet.folders.joint import JointFiles
+from sppdet.folders.journal import JournalError
+from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
+from sppdet.folders.planning import IMAGE_FILES, Format, Item, Plan, plan_images
+from sppdet.io.files import read_bytes
+from sppdet.io.names import escape_name
+from sppdet.io.voc import write_voc_annotation
+from sppdet.parallel import in_flight, ordered_map
+from sppdet.runs.artifacts import fingerprint
+from sppdet.runs.run import Reporter
+from sppdet.types import Detections, Picture, Proposals
+
+VERSION = 1  # raised when the same detections give other files
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """The numbers of images, of those with results, and of detections; a line an image that failed.
+
+    An image whose detections were found, but not all of its files written, has results and failed.
+    """
+
+    images: int
+    pictures: int
+    detections: int
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An image whose results are there already."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    made_by: str
+    picture: Picture
+    proposals: Proposals
+    scaled: ScaledPicture
+
+
+@dataclass(frozen=True)
+class _Found:
+    made_by: str
+    picture: Picture
+    detections: Detections
+
+
+def detect_folder(
+    detector: Detector,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    min_score: float,
+    formats: Sequence[Format],
+    workers: int,
+    reporter: Reporter,
+) -> FolderResult:
+    """Detect in images and folders of images and write the results into `out`.
+
+    An image that can't be read, or whose files can't be written, ends nothing: it is named in the
+    result. What is done is kept whatever ends the work, and isn't done again by a call with the same
+    images, model and settings.
+
+    Args:
+        min_score: detections with a score >= this are kept.
+        workers: threads that decode and resize images and search for proposals.
+
+    Raises:
+        ImageError: a path doesn't exist, or there is no image.
+        ConfigError: `out` is searched for images, or something that sppdet hasn't written stands
+            where a result would be.
+        ArtifactError: results can't be written, for another reason than their names.
+    """
+    # what scores less has no say in NMS: nothing is computed for it
+    settings = detector.config.model_copy(
+        update={"min_score": max(min_score, detector.config.min_score)}
+    )
+    plan = plan_images(paths)
+    if plan.left_out:
+        reporter.say(f"left out: {plan.left_out} images that detect has written")
+    with open_outputs(out, plan, formats) as outputs:
+        work = _Work(replace(detector, config=settings), plan, outputs, formats, reporter)
+        return work.run(workers)
+
+
+@dataclass
+class _Work:
+    detector: Detector
+    plan: Plan
+    outputs: Outputs
+    formats: Sequence[Format]
+    reporter: Reporter
+    failed: list[str] = field(default_factory=list)
+
+    def run(self, workers: int) -> FolderResult:
+        """Detect in all images; what fails is said and collected."""
+        items, journal = self.plan.items, self.outputs.journal
+        with_results: list[Item] = []
+        kept = 0
+        work = zip(items, self._detected(workers), strict=True)
+        for item, found in self.reporter.track(work, total=len(items), label="detecting"):
+            if isinstance(found, _Failed):
+                self._fail(found.problem)
+                continue
+            if isinstance(found, _Found):
+                self._write(item, found)
+            kept += isinstance(found, _Kept)
+            with_results.append(item)
+        if kept:
+            self.reporter.say(f"{kept} of {len(items)} images were done already")
+        JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
+        names = [item.name for item in with_results]
+        journal.compact(names)
+        entries = (journal.entry(name) for name in names)
+        detections = sum(entry.count for entry in entries if entry is not None)
+        return FolderResult(len(items), len(with_results), detections, tuple(self.failed))
+
+    def _detected(self, workers: int) -> Iterator[_Kept | _Found | _Failed]:
+        """What comes of every item, in order; memory holds a few of them."""
+        prepared = ordered_map(self._prepare, self.plan.items, workers=workers)
+        due = zip(self.plan.items, prepared, strict=True)
+        return ordered_map(self._detect, due, workers=in_flight(self.detector.maps.device))
+
+    def _prepare(self, item: Item) -> _Kept | _Prepared | _Failed:
+        try:
+            made_by = self._made_by(item)
+            if self.detector.made_by and self.outputs.is_done(item, made_by):
+                return _Kept()
+            picture = self.detector.read(item.path)
+            proposals = self.detector.proposer.of(picture)
+            return _Prepared(made_by, picture, proposals, self.detector.maps.scaled(picture))
+        except Exception as error:  # whatever is wrong with one image, the others are done
+            return _Failed(_describe(item, error))
+
+    def _made_by(self, item: Item) -> str:
+        """Name what an image's results depend on: its bytes, the model, the settings."""
+        digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
+        config = self.detector.config.model_dump()
+        return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
+
+    def _detect(self, due: tuple[Item, _Kept | _Prepared | _Failed]) -> _Kept | _Found | _Failed:
+        item, prepared = due
+        if not isinstance(prepared, _Prepared):
+            return prepared
+        try:
+            maps = self.detector.maps.compute(prepared.scaled)
+            found = self.detector.detect(maps, prepared.proposals, prepared.picture)
+            return _Found(prepared.made_by, prepared.picture, found)
+        except Exception as error:  # as above
+            return _Failed(_describe(item, error))
+
+    def _write(self, item: Item, found: _Found) -> None:
+        """Write an image's files, then its line in the journal, which says that they are there."""
+        files: dict[str, str] = {}
+        problems: list[str] = []
+        for kind in (kind for kind in self.formats if kind in IMAGE_FILES):
+            file = item.file(kind)
+            try:
+                with self.outputs.writing(file) as temporary:
+                    if kind == "images":
+                        _write_drawing(temporary, found)
+                    else:
+                        _write_annotation(temporary, item, found)
+                files[file] = self.outputs.digest(file)
+            except JournalError:
+                raise
+            except (ArtifactError, DataError) as error:
+                if isinstance(error, ArtifactError) and not is_of_one_file(error):
+                    raise
+                problems.append(str(error))
+        if problems:
+            self._fail(one_line(f"{item.path}: {'; '.join(problems)}"))
+        height, width = found.picture.shape[:2]
+        self.outputs.journal.add(
+            item.name, found.detections,
+            width=width, height=height, made_by=found.made_by, files=files,
+        )  # fmt: skip
+
+    def _fail(self, problem: str) -> None:
+        self.failed.append(problem)
+        self.reporter.say(f"failed: {problem}", "failed")
+
+
+def _describe(item: Item, error: Exception) -> str:
+    """One line that names the image."""
+    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        text = "not enough memory"
+    path = str(item.path)
+    return one_line(text if text.startswith(path) else f"{path}: {text}")
+
+
+def _write_drawing(path: Path, found: _Found) -> None:
+    height, width = found.picture.shape[:2]
+    try:
+        drawn = draw_detections(found.picture, found.detections)
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    except (cv2.error, MemoryError):
+        done = False
+    if not done:
+        raise DataError(
+            f"{width}x{height} pixels can't be encoded as JPEG, expected 65500 a side at most"
+        )
+    path.write_bytes(np.asarray(data).tobytes())
+
+
+def _write_annotation(path: Path, item: Item, found: _Found) -> None:
+    height, width = found.picture.shape[:2]
+    write_voc_annotation(
+        path,
+        filename=PurePosixPath(item.name).name,
+        width=width,
+        height=height,
+        boxes=found.detections.boxes,
+        names=[escape_name(name) for name in found.detections.names()],
+    )

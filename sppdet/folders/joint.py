@@ -1,0 +1,122 @@
+"""The files about all images of a call, put together from the journal image by image."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from sppdet.folders.journal import Result
+from sppdet.folders.outputs import Outputs
+from sppdet.folders.planning import JOINT_FILES, Format, Item
+from sppdet.io.coco_entry import results_entry
+from sppdet.io.csv_cells import text_cell
+from sppdet.io.names import escape_name
+
+
+class JointFiles:
+    """Writes detections.json, detections.csv and coco_results.json; one image is held at a time.
+
+    Args:
+        items: the images that have results, in order; they are numbered from 1.
+    """
+
+    def __init__(self, outputs: Outputs, items: Sequence[Item], class_names: Sequence[str]) -> None:
+        self._outputs = outputs
+        self._items = items
+        self._class_names = class_names
+
+    def write(self, formats: Sequence[Format]) -> None:
+        """Write the files of `formats`."""
+        writers: dict[Format, Callable[[TextIO], None]] = {
+            "json": self._write_json,
+            "csv": self._write_csv,
+            "coco": self._write_coco,
+        }
+        for kind in formats:
+            if kind in writers:
+                with self._outputs.writing(JOINT_FILES[kind]) as temporary:
+                    _write(temporary, writers[kind])
+
+    def _results(self) -> Iterator[tuple[int, Item, Result]]:
+        results = self._outputs.journal.results(item.name for item in self._items)
+        for number, (item, result) in enumerate(zip(self._items, results, strict=True), start=1):
+            yield number, item, result
+
+    def _rows(self) -> Iterator[tuple[int, Item, list[float], float, int]]:
+        """Number of the image, image, box, score and label of every detection."""
+        for number, item, result in self._results():
+            for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
+                yield number, item, box, score, label
+
+    def _write_json(self, out: TextIO) -> None:
+        out.write('{"images": ')
+        _write_list(out, self._image_entries())
+        out.write(',\n"categories": ')
+        names = enumerate(self._class_names, start=1)
+        _write_list(out, ({"id": label, "name": name} for label, name in names))
+        out.write(',\n"annotations": ')
+        _write_list(out, self._annotations())
+        out.write("}\n")
+
+    def _image_entries(self) -> Iterator[dict[str, Any]]:
+        for number, item, result in self._results():
+            yield {
+                "id": number,
+                "file_name": item.name,
+                "path": escape_name(item.path.as_posix()),
+                "width": result.width,
+                "height": result.height,
+            }
+
+    def _annotations(self) -> Iterator[dict[str, Any]]:
+        """COCO's annotations, each also with the image's name and the class's."""
+        for number, (image_id, item, box, score, label) in enumerate(self._rows(), start=1):
+            x1, y1, x2, y2 = box
+            yield {
+                "id": number,
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "score": score,
+                "file_name": item.name,
+                "class": self._class_names[label - 1],
+            }
+
+    def _write_coco(self, out: TextIO) -> None:
+        entries = (
+            results_entry(
+                image_id=image_id,
+                file_name=item.name,
+                category_id=label,
+                category_name=self._class_names[label - 1],
+                box=box,
+                score=score,
+            )
+            for image_id, item, box, score, label in self._rows()
+        )
+        _write_list(out, entries)
+        out.write("\n")
+
+    def _write_csv(self, out: TextIO) -> None:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2"])
+        for _, item, box, score, label in self._rows():
+            texts = [text_cell(item.name), text_cell(escape_name(self._class_names[label - 1]))]
+            writer.writerow([*texts, f"{score:.6f}", *(f"{side:.2f}" for side in box)])
+
+
+def _write(path: Path, write: Callable[[TextIO], None]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as out:
+        write(out)
+
+
+def _write_list(out: TextIO, entries: Iterator[dict[str, Any]]) -> None:
+    """A JSON list with an entry a line."""
+    out.write("[")
+    for number, entry in enumerate(entries):
+        out.write((",\n" if number else "\n") + json.dumps(entry, allow_nan=False))
+    out.write("]")

@@ -1,0 +1,205 @@
+"""The folder of results: nothing that sppdet hasn't written is overwritten there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sppdet.errors import ArtifactError, ConfigError, DataError
+from sppdet.folders.journal import Journal, digest_of
+from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, Format, Item, Plan
+from sppdet.runs.artifacts import atomic_path
+from sppdet.runs.run import run_lock
+
+# what may be wrong with one file's name or place; anything else, such as a full disk, is wrong for all
+_OF_ONE_FILE = {
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.ELOOP),
+}
+
+
+class Outputs:
+    """The results of one call in the folder that it holds; see `open_outputs`."""
+
+    def __init__(self, folder: Path, formats: Sequence[Format]) -> None:
+        self.folder = folder
+        self.journal = Journal(folder)
+        self._kinds = [kind for kind in formats if kind in IMAGE_FILES]
+        self._joint = [JOINT_FILES[kind] for kind in formats if kind in JOINT_FILES]
+        self._present: dict[str, str] = {}  # digests of the files that stood there at the beginning
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse to begin where a file stands in the way.
+
+        Raises:
+            ConfigError: a file that sppdet hasn't written, or that was changed since, and the way out.
+        """
+        inputs = {_identity(item.path) for item in items} - {None}
+        files = (item.file(kind) for item in items for kind in self._kinds)
+        for file in (*self._joint, *files):
+            try:
+                digest = self._digest(file, inputs)
+            except DataError as problem:
+                raise ConfigError(f"{problem}; expected another --out") from None
+            if digest is not None:
+                self._present[file] = digest
+
+    def is_done(self, item: Item, made_by: str) -> bool:
+        """Whether an image's detections and files are there already, made by `made_by`."""
+        entry = self.journal.entry(item.name)
+        if entry is None or entry.made_by != made_by:
+            return False
+        files = (item.file(kind) for kind in self._kinds)
+        return all(entry.files.get(f, "") == self._present.get(f) for f in files)
+
+    @contextlib.contextmanager
+    def writing(self, file: str) -> Iterator[Path]:
+        """Yield a temporary path; the file gets its name, and its claim, when the block succeeds.
+
+        Raises:
+            DataError: something that sppdet hasn't written stands there.
+            ArtifactError: it can't be written; see `is_of_one_file`.
+        """
+        with atomic_path(self.folder / file) as temporary:
+            yield temporary
+            self._digest(file, set())
+            digest = digest_of(temporary)
+            self.journal.claim(file, digest)
+            self._present[file] = digest
+
+    def digest(self, file: str) -> str:
+        """The digest of a file that was written in this call."""
+        return self._present[file]
+
+    def _digest(self, file: str, inputs: set[tuple[int, int] | None]) -> str | None:
+        """The digest of what stands at a file's place; None if nothing does.
+
+        Raises:
+            DataError: sppdet hasn't written it.
+        """
+        path = self.folder / file
+        try:
+            state = path.lstat()
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise DataError(f"{path}: there is a file where a folder must be") from None
+        except OSError:  # a name that is too long, perhaps; writing tells
+            return None
+        if (state.st_dev, state.st_ino) in inputs:
+            raise DataError(f"{path} is one of the images to detect in")
+        claims = self.journal.claims.get(file)
+        if not claims or not stat.S_ISREG(state.st_mode):
+            raise DataError(f"{path}: wasn't written by sppdet and isn't overwritten")
+        try:
+            digest = digest_of(path)
+        except OSError as error:
+            raise DataError(f"{path}: can't be read: {error.strerror}") from None
+        if digest not in claims:
+            raise DataError(f"{path}: has changed since sppdet wrote it and isn't overwritten")
+        return digest
+
+
+@contextlib.contextmanager
+def open_outputs(folder: Path, plan: Plan, formats: Sequence[Format]) -> Iterator[Outputs]:
+    """Hold the folder `folder` for the results of `plan`, made if it isn't there.
+
+    Raises:
+        ConfigError: it is a file, it is searched for images, or a file stands in the way that sppdet
+            hasn't written.
+        ArtifactError: it can't be made, or another process writes there.
+    """
+    tops = [IMAGE_FILES[kind][0] for kind in formats if kind in IMAGE_FILES]
+    _check_place(folder, tops, plan)
+    _check_links(folder, tops, plan, formats)
+    _make(folder)
+    with run_lock(folder, name=".sppdet-detect.lock", doing="writing"):
+        outputs = Outputs(folder, formats)
+        try:
+            outputs.check(plan.items)
+            for top in tops:
+                _make(folder / top)
+            yield outputs
+        finally:
+            outputs.journal.close()
+
+
+def is_of_one_file(error: ArtifactError) -> bool:
+    """Whether a failure to write says something of that file alone: its name, or what is there."""
+    cause = error.__cause__ or error.__context__
+    return isinstance(cause, OSError) and cause.errno in _OF_ONE_FILE
+
+
+def _check_place(folder: Path, tops: Sequence[str], plan: Plan) -> None:
+    """Refuse a folder of results that is searched, or whose results would be."""
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            if not path.is_dir():
+                raise ConfigError(f"--out {folder}: {path} isn't a folder")
+            break
+    out = _real(folder)
+    for searched in plan.searched:
+        place = _real(searched)
+        # results below a searched folder are left out of the search, but not what else is there
+        inside = [i.path for i in plan.items if out.is_relative_to(place) and _is_in(i.path, out)]
+        if out == place or inside:
+            which = f" ({inside[0]})" if inside and out != place else ""
+            raise ConfigError(
+                f"--out {folder}: is searched for images{which}; expected a folder of its own"
+            )
+        for top in tops:
+            target = _real(folder / top)
+            ours = target.is_relative_to(out) and out.is_relative_to(place)
+            if place.is_relative_to(target) or (target.is_relative_to(place) and not ours):
+                raise ConfigError(
+                    f"--out {folder}: {folder / top} is searched for images; "
+                    "expected a folder of its own"
+                )
+
+
+def _check_links(folder: Path, tops: Sequence[str], plan: Plan, formats: Sequence[Format]) -> None:
+    """Refuse links below the folders of the images' files, which would lead out of them."""
+    real = {top: _real(folder / top) for top in tops}
+    seen: set[str] = set()
+    for item in plan.items:
+        for kind in formats:
+            if kind not in IMAGE_FILES:
+                continue
+            parent = item.file(kind).rpartition("/")[0]
+            if parent not in seen:
+                seen.add(parent)
+                top, _, rest = parent.partition("/")
+                if _real(folder / parent) != Path(os.path.normcase(real[top] / rest)):
+                    raise ConfigError(
+                        f"{folder / parent}: leads elsewhere by a link; expected another --out"
+                    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ArtifactError(f"{folder}: can't be written into: {error.strerror}") from None
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.normcase(os.path.realpath(path)))
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return _real(path.parent).is_relative_to(folder)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from all others, whatever its name; None if it isn't there."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    return (state.st_dev, state.st_ino) if state.st_ino else None

@@ -1,0 +1,282 @@
+"""Data sets: annotations read, joined, checked against their pictures and given labels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.boxes import clip_boxes
+from sppdet.errors import DataError, ImageError
+from sppdet.io.coco import read_coco_set
+from sppdet.io.image_cache import PictureCache, PictureInfo
+from sppdet.io.records import (
+    ImageRecord,
+    Skips,
+    number_repeats,
+    safe_id,
+    shorten,
+)
+from sppdet.io.stated_sizes import EXPLAINED, REPAIRABLE, Conflict, compare_sizes, repaired_boxes
+from sppdet.io.voc import read_voc_set
+from sppdet.types import AnnotatedImage, Dataset
+
+_log = logging.getLogger("sppdet")
+_CLIP_TOLERANCE_PX = 0.01  # a box that reaches out by no more is rounding and not counted
+
+
+def load_dataset(
+    *,
+    format: Literal["voc", "coco"],
+    roots: Sequence[Path],
+    sets: Sequence[str | None],
+    images: Path | None,
+    class_names: Sequence[str] | None,
+    on_error: Literal["stop", "skip"],
+    read_pictures: bool,
+    workers: int = 1,
+    known: PictureCache | None,
+    repair_sizes: bool = False,
+) -> Dataset:
+    """Read one split, from one root or several.
+
+    Pictures come in the order of the roots and of their set files; pictures without objects stay.
+    With `read_pictures` every picture is decoded once, or found unchanged in `known`: sizes come
+    from there and never from the annotations, and boxes are clipped to them. Sizes that annotations
+    state and that contradict their images are counted in warnings, and so are images that aren't
+    8-bit. Without it no picture need exist, sizes are 0 and boxes stay as annotated.
+
+    Args:
+        format: of the annotations, in all roots.
+        roots: folders in the VOC layout, or that `coco_file` knows.
+        sets: a set of each root; None where the root has no part in this split.
+        images: folder of the pictures; None where the format has it.
+        class_names: the classes in the order of their labels; objects of others are left out with a
+            warning. None takes the classes that occur, sorted.
+        on_error: "stop" raises the first error; "skip" leaves out a box that can't be used or a
+            picture that can't be read, and lists it in `Dataset.skipped`.
+        read_pictures: whether pictures are read.
+        workers: threads that decode.
+        known: the pictures read before; it is added to, and saved by the caller.
+        repair_sizes: move the boxes of images whose annotations state another size into the images,
+            where it is certain how; see `sizes`. Needs `read_pictures`.
+
+    Returns:
+        The data set; its name is made of those of roots and sets ("VOC2007-trainval").
+
+    Raises:
+        AnnotationError: an annotation can't be read, or a box has no area.
+        ImageError: a picture is missing or can't be decoded.
+        DataError: no set, picture or class is left, or a class name is given twice.
+    """
+    if len(roots) != len(sets):
+        raise DataError(f"{len(sets)} sets for {len(roots)} roots, expected one for each")
+    skips = Skips(stop=on_error == "stop")
+    used = [(root, name, k) for k, (root, name) in enumerate(zip(roots, sets, strict=True)) if name]
+    split = "+".join(safe_id(f"{_root_name(root)}-{name}") for root, name, _ in used)
+    parts = [_read_set(format, root, name, images, skips) for root, name, _ in used]
+    records = _join(parts, _prefixes(roots, [position for *_, position in used]))
+    if not records:
+        raise DataError(f"{split or 'no set is named'}: no pictures")
+    if class_names is not None:
+        records = _of_classes(records, frozenset(class_names))
+    records = [_usable(record, skips) for record in records]
+    labels = _labels(records, class_names)
+    infos: dict[Path, PictureInfo] = {}
+    if read_pictures:
+        cache = PictureCache() if known is None else known
+        infos = _look(records, cache, workers=workers, skips=skips)
+        records = [record for record in records if record.path in infos]
+    if not records:
+        raise DataError(f"{split}: no picture can be read; the first: {skips.lines[0]}")
+    _say_depths(split, infos)
+    if infos:
+        records = _in_their_images(split, records, infos, repair=repair_sizes)
+    annotated = [_annotate(record, infos.get(record.path), labels, skips) for record in records]
+    clipped = sum(count for _, count in annotated)
+    if clipped:
+        _log.warning("%s: %d boxes reached outside their picture: clipped", split, clipped)
+    if skips.lines:
+        _log.warning("%s: left out: %s", split, shorten(skips.lines, most=3))
+    pictures = tuple(image for image, _ in annotated)
+    return Dataset(split, tuple(labels), pictures, tuple(skips.lines), clipped)
+
+
+def _read_set(
+    format: str, root: Path, set_name: str, images: Path | None, skips: Skips
+) -> list[ImageRecord]:
+    if format == "coco":
+        return read_coco_set(root, set_name, images=images, skips=skips)
+    return list(read_voc_set(root, set_name, images=images, skips=skips))
+
+
+def _root_name(root: Path) -> str:
+    return Path(os.path.abspath(root)).name or "root"
+
+
+def _prefixes(roots: Sequence[Path], positions: Sequence[int]) -> list[str]:
+    """What tells the roots at `positions` apart: their names, or names and positions from 1."""
+    names = [_root_name(root) for root in roots]
+    if len({names[k] for k in positions}) < len(positions):
+        return [f"{names[k]}_{k + 1}" for k in positions]
+    return [names[k] for k in positions]
+
+
+def _join(parts: Sequence[list[ImageRecord]], prefixes: Sequence[str]) -> list[ImageRecord]:
+    """The records of all roots, every id prefixed with its root if two roots share one."""
+    ids = [[record.id for record in part] for part in parts]
+    shared = sum(len(set(part)) for part in ids) > len({name for part in ids for name in part})
+    if shared:
+        ids = [
+            [safe_id(f"{prefix}__{name}") for name in part]
+            for prefix, part in zip(prefixes, ids, strict=True)
+        ]
+    unique = number_repeats([name for part in ids for name in part])
+    records = [record for part in parts for record in part]
+    return [replace(record, id=name) for name, record in zip(unique, records, strict=True)]
+
+
+def _of_classes(records: Iterable[ImageRecord], names: frozenset[str]) -> list[ImageRecord]:
+    """The records with no objects but those of the classes `names`; the others are counted."""
+    others: Counter[str] = Counter()
+    kept = []
+    for record in records:
+        # an object without a name stays: that is an error, not another class
+        ours = tuple(item for item in record.objects if item.name in names or not item.name)
+        others.update(item.name for item in record.objects if item.name)
+        others.subtract(item.name for item in ours if item.name)
+        kept.append(replace(record, objects=ours))
+    counts = [f"{name} {count}" for name, count in others.most_common() if count]
+    if counts:
+        _log.warning("%d objects of other classes left out: %s", others.total(), shorten(counts))
+    return kept
+
+
+def _usable(record: ImageRecord, skips: Skips) -> ImageRecord:
+    """The record without the objects that its file describes wrongly; they are reported."""
+    for item in record.objects:
+        if item.problem:
+            skips.report(record.error(item, item.problem))
+    return replace(record, objects=tuple(item for item in record.objects if not item.problem))
+
+
+def _labels(records: Iterable[ImageRecord], class_names: Sequence[str] | None) -> dict[str, int]:
+    """Label by class name: 1..K in the order given, or sorted as found."""
+    names = class_names
+    if names is None:
+        names = sorted({item.name for record in records for item in record.objects})
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"class names given twice: {shorten(twice)}")
+    if not names:
+        raise DataError("no class: the annotations have no object and no class is named")
+    return {name: label for label, name in enumerate(names, start=1)}
+
+
+def _look(
+    records: Sequence[ImageRecord], cache: PictureCache, *, workers: int, skips: Skips
+) -> dict[Path, PictureInfo]:
+    """What is known of each picture that can be decoded, by path."""
+    infos = {}
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        futures = [pool.submit(cache.look, record.path) for record in records]
+        for record, future in zip(records, futures, strict=True):
+            try:
+                infos[record.path] = future.result()
+            except ImageError as error:
+                skips.report(error)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error the rest need not be read
+    return infos
+
+
+def _say_depths(split: str, infos: dict[Path, PictureInfo]) -> None:
+    """Warn of images that aren't 8-bit, one line for each kind."""
+    kinds: dict[str, list[str]] = {}
+    for path, info in infos.items():
+        if info.depth:
+            kinds.setdefault(info.depth, []).append(path.name)
+    for depth, names in kinds.items():
+        listed, counts = shorten(names, most=3), (split, len(names), len(infos))
+        _log.warning("%s: %d of %d images have %s, made 8 bits: %s", *counts, depth, listed)
+
+
+def _in_their_images(
+    split: str,
+    records: Sequence[ImageRecord],
+    infos: dict[Path, PictureInfo],
+    *,
+    repair: bool,
+) -> list[ImageRecord]:
+    """The records with boxes moved into their images where that is certain and asked for.
+
+    Contradictions are counted in a warning for each kind.
+    """
+    kept: list[ImageRecord] = []
+    found: dict[Conflict, list[str]] = {}
+    for record in records:
+        info = infos[record.path]
+        size, stated = (info.width, info.height), record.stated
+        if stated is None or stated == size:
+            kept.append(record)
+            continue
+        boxes = np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
+        kind = compare_sizes(stated, size, orientation=info.orientation, boxes=boxes)
+        if kind is not None:
+            example = f"{record.path.name} {stated[0]}x{stated[1]} for {size[0]}x{size[1]}"
+            found.setdefault(kind, []).append(example)
+        if repair and kind in REPAIRABLE:
+            moved = repaired_boxes(
+                boxes, kind, stated=stated, found=size, orientation=info.orientation
+            )
+            pairs = zip(record.objects, moved.tolist(), strict=True)
+            record = replace(record, objects=tuple(replace(o, box=tuple(b)) for o, b in pairs))
+        kept.append(record)
+    for kind, examples in found.items():
+        cause, advice = EXPLAINED[kind]
+        if repair and kind in REPAIRABLE:
+            advice = "repaired (data.repair_sizes)"
+        _log.warning(
+            "%s: %d of %d images haven't the size that was annotated (%s): %s; %s",
+            *(split, len(examples), len(records), shorten(examples, most=3), cause, advice),
+        )
+    return kept
+
+
+def _annotate(
+    record: ImageRecord, info: PictureInfo | None, labels: dict[str, int], skips: Skips
+) -> tuple[AnnotatedImage, int]:
+    """The picture with its boxes clipped and labelled, and how many boxes were clipped."""
+    boxes = np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
+    width, height = (info.width, info.height) if info else (0, 0)
+    inside = clip_boxes(boxes, width=width, height=height) if info else boxes
+    has_area = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
+    for row in np.flatnonzero(~has_area):
+        where = f"lies outside the {width}x{height} picture" if info else "has no area"
+        skips.report(record.error(record.objects[row], f"box {_corners(boxes[row])} {where}"))
+    reach = np.abs(boxes - inside).max(axis=1, initial=0.0)
+    clipped = int(np.count_nonzero(has_area & (reach > _CLIP_TOLERANCE_PX)))
+    kept = [record.objects[row] for row in np.flatnonzero(has_area)]
+    image = AnnotatedImage(
+        id=record.id,
+        path=record.path,
+        width=width,
+        height=height,
+        gt_boxes=inside[has_area],
+        gt_labels=np.array([labels[item.name] for item in kept], dtype=np.int64),
+        difficult=np.array([item.difficult for item in kept], dtype=np.bool_),
+        truncated=np.array([item.truncated for item in kept], dtype=np.bool_),
+    )
+    return image, clipped
+
+
+def _corners(box: NDArray[np.float32]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in box.tolist()) + ")"

@@ -1,0 +1,43 @@
+"""The splits that the settings name."""
+
+from __future__ import annotations
+
+from sppdet.config import DataConfig
+from sppdet.io.dataset import load_dataset
+from sppdet.io.image_cache import PictureCache
+from sppdet.types import Dataset
+
+
+def read_split(
+    config: DataConfig,
+    split: str,
+    class_names: tuple[str, ...] | None,
+    pictures: PictureCache | None,
+    *,
+    workers: int,
+) -> Dataset:
+    """A split by its name: train, test, or any other set that the folders hold.
+
+    With `data.repair_sizes` images are read in any case, since boxes are moved into them.
+
+    Args:
+        class_names: the labels; None takes `data.classes`.
+        pictures: what is known of the pictures; None reads annotations alone.
+        workers: threads that decode.
+    """
+    if class_names is None and config.classes != "auto":
+        class_names = tuple(config.classes)
+    if pictures is None and config.repair_sizes:
+        pictures = PictureCache(max_pixels=config.max_pixels)
+    return load_dataset(
+        format=config.format,
+        roots=config.root,
+        sets=config.sets_of(split),
+        images=config.images,
+        class_names=class_names,
+        on_error=config.on_error,
+        read_pictures=pictures is not None,
+        workers=workers,
+        known=pictures,
+        repair_sizes=config.repair_sizes,
+    )

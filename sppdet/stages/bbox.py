@@ -1,0 +1,163 @@
+"""The box regression stage: class by class, examples pooled anew, so that one class fills memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.boxes import box_iou, encode_deltas
+from sppdet.config import BboxConfig, SvmConfig
+from sppdet.detection.detector import Regressors
+from sppdet.randomness import rng
+from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
+from sppdet.runs.distributed import Tensors
+from sppdet.stages.material import Material, feature_scale
+from sppdet.training.bbox import fit_box_regressor
+from sppdet.types import Boxes
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Proposals of one picture that regress to objects of one class."""
+
+    position: int
+    boxes: Boxes
+    targets: Boxes
+
+
+def train_box_regressors(
+    material: Material, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
+) -> Regressors:
+    """Fit one regressor a class.
+
+    Args:
+        svm: its `target_norm` and sample sizes scale the features here too.
+        width: D of the features.
+        made_by: fingerprint under which finished classes' results are kept and found.
+    """
+    scale = feature_scale(material, config.layer, svm)
+    names = material.dataset.class_names
+    weights = torch.zeros((len(names), width, 4))
+    biases = torch.zeros((len(names), 4))
+    found = _find_examples(material, config)
+    there = [n for k, n in enumerate(names) if is_intact(_path(material, k), made_by)]
+    if there:
+        material.reporter.say(f"bbox: going on after {', '.join(there)}")
+    own = material.ranks.share(range(len(names)))
+    fitted = (_fitted(material, k, found[k], config, scale, width, made_by) for k in own)
+    results = material.ranks.in_turn(fitted, len(names), lambda made: made)
+    for k, (name, made) in enumerate(zip(names, results, strict=True)):
+        examples, left = made["facts"].tolist()
+        if not examples:
+            material.reporter.say(f"bbox: {name}: no example; its boxes stay as proposed")
+            continue
+        weights[k], biases[k] = made["weight"], made["bias"]
+        material.reporter.say(
+            f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left",
+            "bbox trained",
+            class_name=name,
+            examples=int(examples),
+        )
+    device = material.maps.device
+    return Regressors(config.layer, weights.to(device), biases.to(device))
+
+
+def _find_examples(material: Material, config: BboxConfig) -> list[list[_Examples]]:
+    """Per class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
+    found: list[list[_Examples]] = [[] for _ in material.dataset.class_names]
+    for position, image in enumerate(material.dataset.images):
+        boxes = material.proposals(position).boxes
+        if len(image.gt_boxes) == 0 or len(boxes) == 0:
+            continue
+        iou = box_iou(boxes, image.gt_boxes)
+        nearest = iou.argmax(axis=1)
+        usable = (iou.max(axis=1) >= config.min_iou) & ~image.difficult[nearest]
+        labels = image.gt_labels[nearest]
+        for label in np.unique(labels[usable]).tolist():
+            rows = np.flatnonzero(usable & (labels == label))
+            targets = image.gt_boxes[nearest[rows]]
+            found[label - 1].append(_Examples(position, boxes[rows], targets))
+    return found
+
+
+def _limit(
+    examples: list[_Examples], config: BboxConfig, *, rng: np.random.Generator
+) -> list[_Examples]:
+    """At most `max_examples` of them, drawn at random."""
+    total = sum(len(e.boxes) for e in examples)
+    if total <= config.max_examples:
+        return examples
+    keep = np.zeros(total, dtype=np.bool_)
+    keep[rng.permutation(total)[: config.max_examples]] = True
+    limited, start = [], 0
+    for e in examples:
+        rows: NDArray[np.bool_] = keep[start : start + len(e.boxes)]
+        start += len(e.boxes)
+        if rows.any():
+            limited.append(_Examples(e.position, e.boxes[rows], e.targets[rows]))
+    return limited
+
+
+def _path(material: Material, k: int) -> Path:
+    """Where the regressor of class k is kept until the stage is finished."""
+    return material.state_path(f"bbox-{k + 1}")
+
+
+def _fitted(
+    material: Material,
+    k: int,
+    found: list[_Examples],
+    config: BboxConfig,
+    scale: float,
+    width: int,
+    made_by: str,
+) -> Tensors:
+    """The regressor of class k, as it is kept until the stage is finished, or made now.
+
+    Its facts are the number of examples and the part of the squared deltas that it leaves.
+    """
+    path = _path(material, k)
+    if checkpoint := read_checkpoint(path, made_by):
+        return checkpoint[0]
+    if not found:
+        return {"facts": torch.zeros(2, dtype=torch.float64)}
+    examples = _limit(found, config, rng=rng(material.seed, "box regression examples", k))
+    x = _features(material, material.dataset.class_names[k], examples, config, scale, width)
+    targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
+    regressor = fit_box_regressor(x, targets, config)
+    predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
+    left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
+    made = {
+        "weight": torch.from_numpy(regressor.weight) * scale,
+        "bias": torch.from_numpy(regressor.bias),
+        "facts": torch.tensor([len(x), left], dtype=torch.float64),
+    }
+    write_tensors(path, made, made_by=made_by)
+    return made
+
+
+def _features(
+    material: Material,
+    name: str,
+    examples: list[_Examples],
+    config: BboxConfig,
+    scale: float,
+    width: int,
+) -> torch.Tensor:
+    """(N, width) scaled features of the examples."""
+    sights = material.reporter.track(
+        material.sights([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
+    )
+    count, device = sum(len(e.boxes) for e in examples), material.maps.device
+    x = torch.empty((count, width), device=device)  # filled in place: it may take half the memory
+    start = 0
+    for example, sight in zip(examples, sights, strict=True):
+        features = material.extractor(sight.maps, example.boxes, config.layer)
+        rows = features.values[torch.from_numpy(features.index).to(device)]
+        torch.mul(rows, scale, out=x[start : start + len(rows)])
+        start += len(rows)
+    return x

@@ -1,0 +1,252 @@
+"""The evaluation of a run on a split: detections picture by picture, then the metric."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sppdet.config import Config, DataConfig, worker_count
+from sppdet.detection.detector import VERSION as DETECTION_VERSION
+from sppdet.detection.detector import Detector
+from sppdet.evaluation.coco import evaluate_coco
+from sppdet.evaluation.voc import evaluate_voc
+from sppdet.features.backbones import ScaledPicture
+from sppdet.io.coco_results import write_coco_results
+from sppdet.io.comp4 import write_comp4
+from sppdet.io.dataset_digest import dataset_digest
+from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_ids import ids_to_write, tables_of_split
+from sppdet.io.records import safe_id
+from sppdet.io.splits import read_split
+from sppdet.parallel import in_flight, ordered_map
+from sppdet.runs.artifacts import fingerprint
+from sppdet.runs.distributed import Ranks, joined_ranks
+from sppdet.runs.items import ItemStore
+from sppdet.runs.run import Reporter
+from sppdet.runs.tensor_types import TensorType, Types
+from sppdet.stages.model import ModelFiles, choose_device, load_detector, read_run_config
+from sppdet.stages.proposals import Proposer
+from sppdet.stages.report import print_table, write_curves, write_metrics
+from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
+from sppdet.version import __version__
+
+Metric = Literal["voc07", "voc10", "coco"]
+
+
+def evaluate_run(
+    run: Path,
+    split: str,
+    *,
+    metric: Metric | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    ranks: Ranks | None = None,
+) -> EvalResult:
+    """Detect in every picture of a split and score the detections into `run/eval/<split>/<metric>`.
+
+    Detections are kept, so that another metric needs no second detection. Under `torchrun` all
+    processes detect, each in its share of the pictures; the first one writes the scores.
+
+    Args:
+        ranks: the processes that this one has joined already.
+    """
+    if ranks is None:
+        with joined_ranks(choose_device(device)) as ranks:
+            return evaluate_run(run, split, metric=metric, reporter=reporter, ranks=ranks)
+    reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
+    config = read_run_config(run)
+    folder = run / "eval" / safe_id(split)
+    with reporter.stage("evaluate"):
+        detector = load_detector(run, device=ranks.device)
+        with ranks.first_goes_first():
+            pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
+            names, workers = detector.class_names, worker_count(config.workers)
+            dataset = read_split(config.data, split, names, pictures, workers=workers)
+            if ranks.is_first:
+                pictures.save(run / "pictures.json")
+        detections = _detect_all(run, config, detector, dataset, pictures, ranks, reporter)
+        metric = metric or config.eval.metric
+        result = score(dataset, detections, metric=metric)
+        if ranks.is_first:
+            train, test = ModelFiles(run).training_data(), dataset_digest(dataset, pictures)
+            write_scores(
+                result,
+                config.data,
+                dataset,
+                detections,
+                folder,
+                signature=signature(config, train=train, test=test),
+                split=split,
+                reporter=reporter,
+            )
+    reporter.say(f"reports are in {folder}")
+    return result
+
+
+def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:
+    """Score the detections of a data set."""
+    if metric == "coco":
+        return evaluate_coco(dataset, detections)
+    return evaluate_voc(dataset, detections, metric=metric)
+
+
+def write_scores(
+    result: EvalResult,
+    data: DataConfig,
+    dataset: Dataset,
+    detections: dict[str, Detections],
+    folder: Path,
+    *,
+    signature: str,
+    split: str,
+    reporter: Reporter,
+) -> None:
+    """Print the table and write all reports of a split's scores.
+
+    The table comes first, then `metrics.json`: whatever can't be written, the number is there. The
+    detections go into `folder`, the reports of a metric into its subfolder.
+    """
+    print_table(result, reporter.console, signature=signature)
+    own = folder / result.metric
+    write_metrics(result, own, signature=signature)
+    reporter.log("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
+    image_ids, category_ids = ids_to_write(tables_of_split(data, split), dataset)
+    write_coco_results(
+        folder / "coco_results.json",
+        dataset,
+        detections,
+        image_ids=image_ids,
+        category_ids=category_ids,
+    )
+    # the devkit's files are named by the set alone
+    set_name = "+".join(dict.fromkeys(Path(name).stem for name in data.sets_of(split) if name))
+    write_comp4(folder, replace(dataset, name=set_name), detections)
+    write_curves(result, own)
+
+
+def signature(config: Config, *, train: str | None, test: str | None = None) -> str:
+    """A short line that names the settings and the data behind a score.
+
+    Args:
+        train: digest of the training set, None where it isn't known.
+        test: digest of the set that is scored, None where there is no score.
+    """
+    levels = "+".join(map(str, config.spp_levels))
+    scales = "+".join(map(str, config.scales))
+    parts = [
+        f"net:{config.backbone.name}",
+        f"scales:{scales}",
+        f"spp:{levels}",
+        f"svm:{config.svm_layer()}",
+        f"ft:{'yes' if config.head and config.finetune else 'no'}",
+        f"bb:{'yes' if config.bbox else 'no'}",
+        f"prop:{config.proposals.engine}.{config.proposals.mode}",
+        f"seed:{config.seed}",
+        f"settings:{_settings_fingerprint(config)}",
+        f"train:{train[:8] if train else 'unknown'}",
+        *([f"test:{test[:8]}"] if test else []),
+        f"sppdet:{__version__}",
+    ]
+    return "|".join(parts)
+
+
+def _settings_fingerprint(config: Config) -> str:
+    """Of what can change the result: not of folders, threads or how often work is saved."""
+    aside = {"store", "workers", "checkpoint_minutes"}
+    raw = config.model_dump(mode="json", exclude=aside)
+    raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
+    raw["features"].pop("store")
+    raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
+    return fingerprint(raw)[:8]
+
+
+def _detect_all(
+    run: Path,
+    config: Config,
+    detector: Detector,
+    dataset: Dataset,
+    pictures: PictureCache,
+    ranks: Ranks,
+    reporter: Reporter,
+) -> dict[str, Detections]:
+    """Detections of every picture by its id, in the run's store where they are there already."""
+    proposer = Proposer(config.proposals, config.store or run / "store")
+    made_by = fingerprint(
+        "detections",
+        DETECTION_VERSION,
+        ModelFiles(run).fingerprint(),
+        proposer.fingerprint,
+        detector.maps.fingerprint,
+        config.spp_levels,
+        config.features.canonical_size,
+        config.detect.model_dump(),
+    )
+    store = ItemStore(run / "store", "detections", made_by, _expected)
+    names = detector.class_names
+
+    def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledPicture] | None:
+        digest = pictures.digest(image.path)
+        if _stored(store, image, digest, names) is not None:
+            return None
+        picture = pictures.read(image.path)
+        return proposer.of_image(image, pictures), detector.maps.scaled(picture)
+
+    def found_in(image: AnnotatedImage, proposals: Proposals, maps: FeatureMaps) -> Detections:
+        found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
+        _store(store, image, pictures.digest(image.path), found)
+        return found
+
+    def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledPicture] | None]) -> bool:
+        image, prepared = due
+        if prepared is None:
+            return False
+        proposals, scaled = prepared
+        found_in(image, proposals, detector.maps.compute(scaled))
+        return True
+
+    own = ranks.share(dataset.images)
+    prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
+    due = zip(own, prepared, strict=True)
+    done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
+    new = sum(reporter.track(done, total=len(own), label=f"detecting, {dataset.name}"))
+    if sum(ranks.sums([new])) == 0:
+        reporter.nothing_done()
+    detections = {}
+    for image in dataset.images:
+        found = _stored(store, image, pictures.digest(image.path), names)
+        if found is None:  # damaged since it was written
+            maps = detector.maps.compute(detector.maps.scaled(pictures.read(image.path)))
+            found = found_in(image, proposer.of_image(image, pictures), maps)
+        detections[image.id] = found
+    return detections
+
+
+def _expected(found: Types) -> Types:
+    """The types of an item's tensors: as many scores and labels as boxes."""
+    boxes = found.get("boxes", TensorType(None, ())).shape
+    count = boxes[0] if boxes else None
+    return {
+        "boxes": TensorType(torch.float32, (count, 4)),
+        "scores": TensorType(torch.float32, (count,)),
+        "labels": TensorType(torch.int64, (count,)),
+    }
+
+
+def _store(store: ItemStore, image: AnnotatedImage, digest: str, found: Detections) -> None:
+    arrays = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+    store.write(image.id, digest, tensors)
+
+
+def _stored(
+    store: ItemStore, image: AnnotatedImage, digest: str, names: tuple[str, ...]
+) -> Detections | None:
+    def build(tensors: dict[str, torch.Tensor]) -> Detections:
+        boxes, scores, labels = (tensors[k].numpy() for k in ("boxes", "scores", "labels"))
+        return Detections(boxes, scores, labels, names, str(image.path))
+
+    return store.get(image.id, digest, build)

@@ -1,0 +1,142 @@
+"""The SVM stage: positives, one pass of hard-negative mining over the pictures, a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+import torch
+
+from sppdet.config import Layer, SvmConfig
+from sppdet.detection.detector import Classifiers
+from sppdet.runs.artifacts import read_checkpoint, write_tensors
+from sppdet.runs.distributed import Tensors
+from sppdet.stages.material import Material, Sight, feature_scale
+from sppdet.training.dual import LinearSvm
+from sppdet.training.pool import Matrix
+from sppdet.training.sampling import negatives_of_class, thin_out
+from sppdet.training.svm import Candidates, Miner, picked_before, pictures_of
+
+
+def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
+    """Train one SVM a class on the features of `layer`.
+
+    Args:
+        made_by: fingerprint under which an unfinished stage's checkpoint is kept and found.
+    """
+    scale = feature_scale(material, layer, config)
+    positives = _positives(material, layer, scale)
+    names = material.dataset.class_names
+    material.reporter.say(
+        f"svm: {layer} features × {scale:.4g}; positives: "
+        + ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True)),
+        "svm positives",
+        scale=scale,
+    )
+
+    def report(k: int, svm: LinearSvm, cached: int, evicted: int) -> None:
+        remark = "" if svm.converged else "; stopped at svm.max_iterations"
+        material.reporter.say(
+            f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
+            f"{evicted} evicted{remark}",
+            "svm trained",
+            class_name=names[k],
+            objective=svm.objective,
+            negatives=cached,
+            evicted=evicted,
+        )
+
+    miner = Miner(
+        positives,
+        names,
+        config,
+        seed=material.seed,
+        ranks=material.ranks,
+        device=material.maps.device,
+        report=report,
+    )
+    _mine(material, miner, layer, config, scale, made_by=made_by)
+    # the scale goes into the weights, so that detection takes the features as they come
+    return Classifiers(layer, miner.weights * scale, miner.biases)
+
+
+def _positives(material: Material, layer: Layer, scale: float) -> list[Matrix]:
+    """Per class the features (P, D) of its ground-truth boxes, difficult ones left out."""
+    images = material.dataset.images
+    with_objects = [i for i, image in enumerate(images) if (~image.difficult).any()]
+
+    def of_objects(sight: Sight) -> Tensors:
+        keep = ~sight.image.difficult
+        features = material.extractor(sight.maps, sight.image.gt_boxes[keep], layer)
+        rows = torch.from_numpy(features.index).to(features.values.device)
+        labels = torch.from_numpy(sight.image.gt_labels[keep])
+        return {"values": (features.values * scale)[rows], "labels": labels}
+
+    found: list[list[Matrix]] = [[] for _ in material.dataset.class_names]
+    for made in material.gather(with_objects, of_objects, lambda made: made, label="positives"):
+        values = made["values"].cpu().numpy()
+        for row, label in zip(values, made["labels"].tolist(), strict=True):
+            found[label - 1].append(row)
+    return [np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32) for rows in found]
+
+
+def _mine(
+    material: Material,
+    miner: Miner,
+    layer: Layer,
+    config: SvmConfig,
+    scale: float,
+    *,
+    made_by: str,
+) -> None:
+    def candidates(sight: Sight) -> Candidates:
+        return _candidates(material, sight, layer, config, scale)
+
+    count = len(material.dataset) * config.passes
+    path = material.state_path("svm")
+    done = 0
+    if checkpoint := read_checkpoint(path, made_by):
+        state, about = checkpoint
+        done = int(about["done"])
+        material.reporter.say(f"svm: going on after picture {done} of {count}", "svm resumed")
+        again = material.gather(
+            pictures_of(state),
+            candidates,
+            partial(picked_before, state),
+            label="hard negatives of before",
+        )
+        miner.restore(state, again)
+    material.ranks.wait()  # all have read the checkpoint before the first writes the next
+    saved = time.monotonic()
+    positions = [i % len(material.dataset) for i in range(done, count)]
+    for hard in material.gather(positions, candidates, miner.hard_of, label="hard negatives"):
+        miner.add(hard)
+        done += 1
+        if material.ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
+            write_tensors(path, miner.state(), made_by=made_by, about={"done": done})
+            saved = time.monotonic()
+    miner.finish()
+
+
+def _candidates(
+    material: Material, sight: Sight, layer: Layer, config: SvmConfig, scale: float
+) -> Candidates:
+    """A picture's negatives of all classes, windows that coincide once.
+
+    A window is a negative of a class if all its proposals are.
+    """
+    boxes, image = sight.proposals.boxes, sight.image
+    classes = len(material.dataset.class_names)
+    windows = material.extractor.windows(sight.maps, boxes)
+    negative = np.zeros((len(windows), classes), dtype=np.bool_)
+    everywhere = thin_out(boxes, np.ones(len(boxes), dtype=np.bool_), max_iou=config.negative_nms)
+    for k in range(classes):
+        far = negatives_of_class(boxes, image, k + 1, max_iou=config.negative_iou)
+        thinned = everywhere if far.all() else thin_out(boxes, far, max_iou=config.negative_nms)
+        negative[windows.index[thinned], k] = True
+        negative[windows.index[~far], k] = False
+    rows = np.flatnonzero(negative.any(axis=1))
+    pooled = material.extractor.pool(sight.maps, windows.cells[rows])
+    features = material.extractor.layer(pooled, layer) * scale
+    return Candidates(sight.position, features, negative[rows])
