@@ -1,7 +1,7 @@
 """sppdet: an SPP-net object detector.
 
 detector = sppdet.Detector.load("runs/mine")
-detections = detector("picture.jpg")
+detections = detector("image.jpg")
 
 Importing this package, or anything of it, changes no state of the process: no environment variable
 and no library's number of threads. What is offered here is loaded when it is first used, so that the

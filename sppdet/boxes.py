@@ -39,14 +39,14 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
 
 
 def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
-    """The boxes cut to the picture; a box wholly outside ends without area."""
+    """The boxes cut to the image; a box wholly outside ends without area."""
     limit = np.array([width, height, width, height], dtype=np.float32)
     clipped: Boxes = np.clip(boxes, np.float32(0), limit)
     return clipped
 
 
 def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:
-    """The boxes in the picture mirrored left to right."""
+    """The boxes in the image mirrored left to right."""
     flipped: Boxes = boxes.copy()
     flipped[:, 0] = width - boxes[:, 2]
     flipped[:, 2] = width - boxes[:, 0]

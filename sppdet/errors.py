@@ -2,7 +2,7 @@
 
     SppdetError
     ├── ConfigError        a setting: unknown, of the wrong type, impossible
-    ├── DataError          pictures and annotations
+    ├── DataError          images and annotations
     │   ├── AnnotationError
     │   └── ImageError
     ├── ArtifactError      a file of a run: missing, damaged, made by other settings
@@ -23,7 +23,7 @@ class ConfigError(SppdetError):
 
 
 class DataError(SppdetError):
-    """Something is wrong with the pictures or the annotations."""
+    """Something is wrong with the images or the annotations."""
 
 
 class AnnotationError(DataError):
@@ -31,7 +31,7 @@ class AnnotationError(DataError):
 
 
 class ImageError(DataError):
-    """A picture is missing or can't be decoded."""
+    """An image is missing or can't be decoded."""
 
 
 class ArtifactError(SppdetError):

@@ -47,7 +47,7 @@ def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autoca
 
 
 def in_flight(device: torch.device) -> int:
-    """Threads to detect in: while a GPU has a picture, they do for others what follows.
+    """Threads to detect in: while a GPU has an image, they do for others what follows.
 
     0 on a CPU: detection is the caller's own work there.
     """

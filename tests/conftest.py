@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import shape_sets
+from images import shape_sets
 
 from runs import (
     CommandLine,
@@ -62,7 +62,7 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small set of pictures in the layout of VOC; not to be changed."""
+    """A small set of images in the layout of VOC; not to be changed."""
     return small_set(tmp_path_factory.mktemp("demo") / "set")
 
 
@@ -88,7 +88,7 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shape_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders named by class: `train` with 20 pictures each, `val` with 6; not to be changed."""
+    """Folders named by class: `train` with 20 images each, `val` with 6; not to be changed."""
     return shape_sets(tmp_path_factory.mktemp("shapes"), train=20, val=6)
 
 

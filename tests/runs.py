@@ -132,7 +132,7 @@ class Forks:
 
 
 def small_set(folder: Path) -> Path:
-    """Twelve pictures to train on, six to test, three without annotations."""
+    """Twelve images to train on, six to test, three without annotations."""
     return make_demo_set(folder, seed=3, train_images=12, test_images=6, fresh_images=3)
 
 

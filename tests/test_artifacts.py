@@ -37,7 +37,7 @@ SOURCES = sorted(Path(sppdet.__file__).parent.rglob("*.py"))
 WRITER = """
 import sys; from pathlib import Path; import torch; from sppdet.runs.artifacts import write_tensors
 names = {"b", "a", "weights", "biases", "refs0"}
-about = {key: 1 for key in {"done", "picture", "batch", "x"}}
+about = {key: 1 for key in {"done", "image", "batch", "x"}}
 write_tensors(Path(sys.argv[1]), {n: torch.arange(5.0) for n in names}, made_by="f", about=about)
 """
 

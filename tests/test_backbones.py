@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from safetensors.torch import save_file
-from samples import random_picture
+from samples import random_image
 from torch import nn
 
 from runs import CommandLine, write_settings
@@ -131,7 +131,7 @@ def test_within_channel_norm_against_a_slow_loop() -> None:
     torch.testing.assert_close(WithinChannelNorm()(x), expected)
 
 
-def test_the_detectors_zf5_maps_a_224_picture_to_14() -> None:
+def test_the_detectors_zf5_maps_a_224_image_to_14() -> None:
     # 112, 56 (pool), 28, 14 (pool): every layer padded by ⌊k/2⌋
     layers = conv_backbone("zf5_detector").layers
     with torch.inference_mode():
@@ -139,27 +139,27 @@ def test_the_detectors_zf5_maps_a_224_picture_to_14() -> None:
 
 
 def test_input_is_normalised_rgb(rng: np.random.Generator) -> None:
-    picture = random_picture(rng, width=90, height=70)
-    x = to_input(picture, 1.0)
-    expected = (torch.from_numpy(picture).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / (
+    image = random_image(rng, width=90, height=70)
+    x = to_input(image, 1.0)
+    expected = (torch.from_numpy(image).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / (
         torch.tensor([0.229, 0.224, 0.225])
     )
     torch.testing.assert_close(x[0].permute(1, 2, 0).contiguous(), expected, rtol=1e-5, atol=1e-5)
-    larger = to_input(picture, 1.5)
+    larger = to_input(image, 1.5)
     assert larger.shape == (1, 3, 105, 135)
-    resized = cv2.resize(picture, (135, 105), interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(image, (135, 105), interpolation=cv2.INTER_LINEAR)
     torch.testing.assert_close(larger, to_input(np.asarray(resized, np.uint8), 1.0))
-    assert to_input(picture, 0.01).shape == (1, 3, 64, 64)
+    assert to_input(image, 0.01).shape == (1, 3, 64, 64)
 
 
 def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
-    picture = random_picture(rng, width=100, height=80)
-    maps = tiny.feature_maps(tiny.scaled(picture, [80, 120, 160], FeaturesConfig(max_side=150)))
+    image = random_image(rng, width=100, height=80)
+    maps = tiny.feature_maps(tiny.scaled(image, [80, 120, 160], FeaturesConfig(max_side=150)))
     assert maps.scale_factors.tolist() == [1.0, 1.5]  # the cap makes the last two one
     assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19)]
     assert (maps.stride, maps.offset) == (8, 0.5)
     with torch.inference_mode():
-        assert torch.equal(maps.maps[0], tiny.layers(to_input(picture, 1.0))[0])
+        assert torch.equal(maps.maps[0], tiny.layers(to_input(image, 1.0))[0])
 
 
 def test_random_weights_are_those_of_the_seed() -> None:
@@ -346,13 +346,13 @@ def test_the_detectors_first_features_are_the_classifiers(
     backbone = load_backbone("tiny", str(tmp_path))
     assert backbone.fc is not None and backbone.fc.levels == (3, 1)
     head = build_head(backbone, levels, HeadConfig(widths=widths), outputs=5, seed=0).eval()
-    picture = random_picture(rng, width=120, height=90)
+    image = random_image(rng, width=120, height=90)
     hidden = {}
     with torch.inference_mode():
-        pooled = classifier.pyramid(classifier.conv(to_input(picture, 1.0)))
+        pooled = classifier.pyramid(classifier.conv(to_input(image, 1.0)))
         hidden["fc6"] = torch.relu(classifier.head.fc6(pooled))  # type: ignore[operator]
         hidden["fc7"] = torch.relu(classifier.head.fc7(hidden["fc6"]))  # type: ignore[operator]
-    maps = backbone.feature_maps(backbone.scaled(picture, [90], FeaturesConfig()))
+    maps = backbone.feature_maps(backbone.scaled(image, [90], FeaturesConfig()))
     extractor = Extractor(levels, 90, head)
     whole = np.array([[0, 0, 120, 90]], np.float32)
     side = maps.maps[0].shape

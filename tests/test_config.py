@@ -177,7 +177,7 @@ def test_exponents_are_numbers(text: str, value: float, tmp_path: Path) -> None:
 def test_base_and_paths_relative_to_each_file(tmp_path: Path) -> None:
     write(
         tmp_path / "common" / "base.yaml",
-        "data: {root: [pictures, /abs], train: t, images: img}\nbackbone: {weights: w.pth}\n"
+        "data: {root: [images, /abs], train: t, images: img}\nbackbone: {weights: w.pth}\n"
         "svm: {C: 0.5, bias: 2.0}\nstore: kept\nscales: [300, 400]\n",
     )
     write(tmp_path / "mid" / "mid.yaml", "base: ../common/base.yaml\nsvm: {bias: 3.0}\n")
@@ -188,7 +188,7 @@ def test_base_and_paths_relative_to_each_file(tmp_path: Path) -> None:
     )
     config = load_config(top)
     common = tmp_path / "common"
-    assert config.data.root == [common / "pictures", Path("/abs")]
+    assert config.data.root == [common / "images", Path("/abs")]
     assert config.data.images == common / "img"
     assert config.backbone.weights == str(common / "w.pth")
     assert config.store == common / "kept"

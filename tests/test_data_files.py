@@ -293,8 +293,8 @@ def test_sides_of_zero_and_less(no_decoding: None) -> None:
 
 @pytest.mark.parametrize("size", [(1_000_000, 2), (2, 1_000_000), (1, 1)])
 def test_extreme_shapes_are_read(size: tuple[int, int]) -> None:
-    picture = np.full((size[1], size[0], 3), 7, dtype=np.uint8)
-    assert np.array_equal(decode(bytes(cv2.imencode(".png", picture)[1]), "long").pixels, picture)
+    image = np.full((size[1], size[0], 3), 7, dtype=np.uint8)
+    assert np.array_equal(decode(bytes(cv2.imencode(".png", image)[1]), "long").pixels, image)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_half_a_file_is_refused(format: str) -> None:
     rng = np.random.default_rng(0)
     data = encoded(rng.integers(0, 256, (90, 70, 3)).astype(np.uint8), format)
     for part in (0.1, 0.5, 0.9):
-        with pytest.raises(ImageError, match="half: can't be decoded as a picture"):
+        with pytest.raises(ImageError, match="half: can't be decoded as an image"):
             decode(data[: int(part * len(data))], "half")
 
 

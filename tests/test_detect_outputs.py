@@ -150,7 +150,7 @@ def test_a_file_that_comes_meanwhile_stays(
     result, said = detect(detector, [images], tmp_path / "out", formats=["voc", "json"])
     assert target.read_text() == "mine"
     assert f"{target}: wasn't written by sppdet" in said and len(result.failed) == 1
-    assert result.pictures == 3  # what was found in it is kept
+    assert result.detected == 3  # what was found in it is kept
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ def test_names_of_any_bytes_and_length(detector: Detector, images: Path, tmp_pat
         path.write_bytes(source)
     out = tmp_path / "out"
     result, _ = detect(detector, [folder], out)
-    assert result.failed == () and result.pictures == len(raw)
+    assert result.failed == () and result.detected == len(raw)
     found = json.loads((out / "detections.json").read_text(encoding="utf-8"))
     names = [image["file_name"] for image in found["images"]]
     assert {os.fsencode(unescape_name(name)) for name in names} == set(raw)
@@ -584,7 +584,7 @@ def test_an_image_that_is_deleted_meanwhile(
         "sppdet.folders.folder.ordered_map", lambda f, items, workers: map(f, items)
     )
     result, _ = detect(detector, [images], tmp_path / "out")
-    assert result.pictures == 2 and result.failed == (f"{last}: no such file",)
+    assert result.detected == 2 and result.failed == (f"{last}: no such file",)
 
 
 def test_a_model_that_fails_on_one_image(
@@ -603,7 +603,7 @@ def test_a_model_that_fails_on_one_image(
     result, _ = detect(detector, [images], tmp_path / "out")
     second = sorted(images.iterdir())[1]
     assert result.failed == (f"{second}: not enough memory",)
-    assert result.pictures == 2 and calls == 3
+    assert result.detected == 2 and calls == 3
 
 
 def test_a_full_disk_ends_the_work_and_loses_nothing(
@@ -643,7 +643,7 @@ def test_stems_that_clash(detector: Detector, images: Path, tmp_path: Path) -> N
         (folder / name).write_bytes(source)
     count = len(files_in(folder))
     result, _ = detect(detector, [folder], out)
-    assert result.failed == () and result.pictures == count
+    assert result.failed == () and result.detected == count
     for part in ("images", "Annotations"):
         written = files_in(out / part)
         assert len({name.casefold() for name in written}) == len(written) == count

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import shape_sets
+from images import shape_sets
 
 from sppdet.classification.data import read_folder
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.errors import ImageError
 from sppdet.features.backbones import Backbone
 from sppdet.io.digests import FileDigests
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic
 from sppdet.stages.maps import MapSource
 from sppdet.stages.proposals import Proposer
@@ -153,7 +153,7 @@ def test_maps_are_told_by_the_arithmetic_that_made_them(
 ) -> None:
     def told(precision: str) -> str:
         config = FeaturesConfig.model_validate({"precision": precision})
-        return MapSource(tiny, [96], config, PictureCache()).fingerprint
+        return MapSource(tiny, [96], config, ImageCache()).fingerprint
 
     assert told("auto") == told("float32")  # on a CPU
     assert len({told(p) for p in ("float32", "float16", "bfloat16")}) == 3

@@ -136,7 +136,7 @@ def test_title_names_metric_split_and_iou(result: EvalResult) -> None:
     assert metric_title(replace(result, min_iou=0.75)) == ("mAP (11-point at IoU 0.75, random)")
 
 
-def test_pictures_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
+def test_images_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
     # half a million points are thinned to the corners before they are drawn
     count = 500_000
     hits = (np.arange(count) % 1000 == 0).astype(np.int8)

@@ -223,5 +223,5 @@ def test_a_map_that_does_not_fit_its_strides() -> None:
     with pytest.raises(ValueError, match=r"maps of \[128, 320\] cells a side don't fit a stride"):
         geometry_of(upsampled)
     only_one = nn.Sequential(conv(1, 1, 0), nn.Flatten(2), nn.Linear(128 * 128, 9))
-    with pytest.raises(ValueError, match="it doesn't take pictures of any size"):
+    with pytest.raises(ValueError, match="it doesn't take images of any size"):
         geometry_of(only_one)

@@ -19,7 +19,7 @@ from sppdet.cli.info import describe_run
 from sppdet.config import Config
 from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError
-from sppdet.features.backbones import ScaledPicture
+from sppdet.features.backbones import ScaledImage
 from sppdet.io.images import read_image
 from sppdet.io.settings import load_config
 from sppdet.runs.artifacts import fingerprint_of, read_tensors
@@ -47,12 +47,12 @@ def test_a_run_leaves_its_files(trained: Path) -> None:
     reports |= {f"comp4_det_test_{name}.txt" for name in CLASSES}
     model.add("model/trained.json")
     wanted = model | {f"eval/test/{name}" for name in reports}
-    wanted |= {"config.yaml", "log.jsonl", "pictures.json", "timings.json"}
+    wanted |= {"config.yaml", "log.jsonl", "images.json", "timings.json"}
     assert wanted <= found
     kinds = [p.split("/")[1].split("-")[0] for p in found if p.startswith("store/")]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "proposals": 18,
-        "maps": 24,  # of the training pictures, mirrored ones too
+        "maps": 24,  # of the training images, mirrored ones too
         "detections": 6,
     }
     assert not any(p.startswith(("state/", ".lock")) or p.endswith(".tmp") for p in found)
@@ -68,7 +68,7 @@ def test_metrics(trained: Path) -> None:
     assert metrics["mAP"] == pytest.approx(np.mean(list(metrics["AP"].values())))
     assert metrics["images"] == 6
     truths = metrics["ground_truths"]
-    # ring is of no class of the training pictures, difficult objects don't count
+    # ring is of no class of the training images, difficult objects don't count
     assert 0 < truths <= 15
     lines = [f.read_text().splitlines() for f in (trained / "eval" / "test").glob("comp4*")]
     assert metrics["detections"] == sum(map(len, lines)) > 0
@@ -194,17 +194,17 @@ def test_maps_are_computed_only_for_what_is_due(
     computed = 0
     genuine = MapSource.compute
 
-    def compute(self: MapSource, picture: ScaledPicture) -> FeatureMaps:
+    def compute(self: MapSource, image: ScaledImage) -> FeatureMaps:
         nonlocal computed
         computed += 1
-        return genuine(self, picture)
+        return genuine(self, image)
 
     monkeypatch.setattr(MapSource, "compute", compute)
     (stored,) = (run_copy / "store").glob("maps-*")
     shutil.rmtree(stored)
     for overrides, due in (
         ((), 0),
-        (("detect.nms=0.4",), 6),  # the test pictures
+        (("detect.nms=0.4",), 6),  # the test images
         (("svm.C=0.002",), 12 + 6),  # no mirrored ones, which only fine-tuning wants
         (("svm.C=0.002", "finetune.batches=20"), 24 + 6),
     ):
@@ -258,10 +258,10 @@ def test_without_box_regression(settings: Path, run_copy: Path, demo_root: Path)
     parts = ("backbone.safetensors", "head.safetensors", "svm.safetensors", "trained.json")
     assert set(contents(run_copy / "model")) == {*parts}
     assert read_run_config(run_copy).bbox is None
-    picture = read_image(demo_root / "JPEGImages" / "000013.jpg")
+    image = read_image(demo_root / "JPEGImages" / "000013.jpg")
     detector = Detector.load(run_copy, device="cpu")
-    proposed = {tuple(box) for box in detector.proposer.of(picture).boxes.tolist()}
-    found = {tuple(box) for box in detector(picture).boxes.tolist()}
+    proposed = {tuple(box) for box in detector.proposer.of(image).boxes.tolist()}
+    found = {tuple(box) for box in detector(image).boxes.tolist()}
     assert found and found <= proposed
 
 
@@ -309,7 +309,7 @@ def test_a_runs_settings_edited_by_hand(run_copy: Path, old: str, new: str, fits
         Detector.load(run_copy, device="cpu")
 
 
-def test_moved_pictures_are_the_same_and_changed_ones_are_not(
+def test_moved_images_are_the_same_and_changed_ones_are_not(
     demo_root: Path, run_copy: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "moved"

@@ -63,7 +63,7 @@ def test_it_learns(classified: Path) -> None:
     assert min(errors) < 0.2  # chance: 0.67
     assert records[-1]["train_error"] < 0.3 < records[0]["train_error"]
     assert records[-1]["train_loss"] < 0.7 * records[0]["train_loss"]
-    assert all(record["pictures_per_second"] > 0 for record in records)
+    assert all(record["images_per_second"] > 0 for record in records)
 
 
 def test_the_files(classified: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_same_settings_the_same_bytes(
 def test_one_linear_layer_and_no_validation(classifier_settings: Path, tmp_path: Path) -> None:
     overrides = ("train.epochs=2", "data.train_per_class=3", "head=none", "data.val=null")
     said = pretrain_quietly(classifier_settings, tmp_path, *overrides)
-    assert "9 pictures of 3 classes, none to validate on" in said
+    assert "9 images of 3 classes, none to validate on" in said
     tensors, _ = read_tensors(tmp_path / "model" / "net.safetensors")
     assert tensors["head.weight"].shape == (3, 128 * 5)
     assert all("val_error" not in record for record in epochs_of(tmp_path))
@@ -201,7 +201,7 @@ def test_one_linear_layer_and_no_validation(classifier_settings: Path, tmp_path:
 def test_without_validation_the_last_epoch_is_kept_and_said(
     classifier_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the pictures trained on were answered better before."""
+    """Also where the images trained on were answered better before."""
 
     def worse(trainer: Trainer, validation: None) -> tuple[dict[str, float], bool]:
         trainer.progress.correct = trainer.progress.seen * (1 - 0.1 * trainer.progress.epoch)
@@ -233,10 +233,10 @@ def test_it_starts_from_another_run(
     assert started(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
-def test_broken_pictures_are_named_and_left_out(shape_root: Path, tmp_path: Path) -> None:
+def test_broken_images_are_named_and_left_out(shape_root: Path, tmp_path: Path) -> None:
     shutil.copytree(shape_root / "train", tmp_path / "set" / "train")
     broken = tmp_path / "set" / "train" / "disc" / "001.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     settings = write_classifier_settings(tmp_path / "s.yaml", tmp_path / "set")
     overrides = ("data.val=null", "data.on_error=skip", *QUICK[:2])
     said = pretrain_quietly(settings, tmp_path / "run", *overrides)
@@ -267,7 +267,7 @@ def test_the_command(classifier_settings: Path, sppdet: CommandLine, tmp_path: P
         "pretrain", classifier_settings, "--run", tmp_path / "r", "--device", "cpu", *words
     )
     assert status == 0
-    assert "9 pictures of 3 classes, 3 to validate on" in said
+    assert "9 images of 3 classes, 3 to validate on" in said
     assert re.search(r"^epoch 1, lr .*, train_loss .*, val_error .*, size 32,", said, re.MULTILINE)
     assert f"kept epoch 1 of 1; the run is in {tmp_path / 'r'}" in said
     assert (tmp_path / "r" / "model" / "net.safetensors").is_file()

@@ -68,7 +68,7 @@ def assert_same_windows(pool: Pool, expected: list[tuple[int, Vector]]) -> None:
 @pytest.mark.parametrize(
     "more", [{}, {"positive_iou": 0.6, "negative_iou": [0.0, 0.4]}, {"negative_iou": [0.3, 0.5]}]
 )
-def test_windows_and_labels_of_a_picture(
+def test_windows_and_labels_of_a_image(
     more: dict[str, Any], tiny: Backbone, tmp_path: Path
 ) -> None:
     world = make_world(tmp_path, tiny, scenes())
@@ -82,7 +82,7 @@ def test_windows_and_labels_of_a_picture(
     assert labels == {0, 1, 2, 3}
 
 
-def test_a_mirrored_picture_equals_the_flipped_file(tiny: Backbone, tmp_path: Path) -> None:
+def test_a_mirrored_image_equals_the_flipped_file(tiny: Backbone, tmp_path: Path) -> None:
     plain = make_world(tmp_path / "plain", tiny, scenes())
     flipped = make_world(tmp_path / "flipped", tiny, [scene.mirrored() for scene in scenes()])
     config = FinetuneConfig(**ALL)
@@ -94,9 +94,7 @@ def test_a_mirrored_picture_equals_the_flipped_file(tiny: Backbone, tmp_path: Pa
     assert plain.maps.asked == [(f"im{i}", flip) for i in range(4) for flip in (True, False)]
 
 
-def test_a_pool_has_its_pictures_windows_in_the_asked_numbers(
-    tiny: Backbone, tmp_path: Path
-) -> None:
+def test_a_pool_has_its_images_windows_in_the_asked_numbers(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = FinetuneConfig(pool_windows=8, positive_fraction=0.25)
     maker = PoolMaker(world.material, config)
@@ -173,7 +171,7 @@ def slow_loss(world: World, positions: list[int], head: Head, config: FinetuneCo
     return float(np.mean(losses))
 
 
-def test_the_snapshot_is_chosen_on_pictures_that_are_not_trained_on(
+def test_the_snapshot_is_chosen_on_images_that_are_not_trained_on(
     tiny: Backbone, tmp_path: Path
 ) -> None:
     world = two_of_each(tmp_path, tiny)
@@ -256,7 +254,7 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tiny: Backbone, tmp_path: Pa
         assert torch.equal(found.state_dict()[name], tensor)
 
 
-def test_pictures_without_proposals_teach_by_their_objects(tiny: Backbone, tmp_path: Path) -> None:
+def test_images_without_proposals_teach_by_their_objects(tiny: Backbone, tmp_path: Path) -> None:
     given = [replace(scene, proposals=[]) for scene in scenes()]
     world = make_world(tmp_path, tiny, given)
     config = FinetuneConfig(**ALL)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import save_picture
+from images import save_image
 
 from runs import contents
 from sppdet.config import FeaturesConfig, ProposalsConfig
@@ -18,7 +18,7 @@ from sppdet.runs.run import Reporter
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.maps import MapSource
 from sppdet.stages.proposals import Proposer
-from sppdet.types import FeatureMaps, Picture
+from sppdet.types import FeatureMaps, ImageArray
 from stages import (
     CANONICAL,
     SCALES,
@@ -35,16 +35,16 @@ from stages import (
 SEARCH = ProposalsConfig(image_width=128, min_size=12, max_boxes=60)
 
 
-def slow_maps(backbone: Backbone, picture: Picture) -> list[torch.Tensor]:
+def slow_maps(backbone: Backbone, image: ImageArray) -> list[torch.Tensor]:
     """The layers on an image at every scale, as float16."""
     found = []
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     for scale in SCALES:
         factor = scale / min(height, width)
-        resized = picture.copy()
+        resized = image.copy()
         if factor != 1:
             size = (round(width * factor), round(height * factor))
-            resized = np.asarray(cv2.resize(picture, size), dtype=np.uint8)  # bilinear
+            resized = np.asarray(cv2.resize(image, size), dtype=np.uint8)  # bilinear
         x = torch.from_numpy(resized.astype(np.float32) / 255)
         x = (x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
         with torch.no_grad():
@@ -80,11 +80,11 @@ def test_maps_are_the_layers_on_the_resized_image(
         assert fill(world, [0, 1, 2, 3], mirrored=True) == 8
     for image, scene in zip(world.material.dataset.images, world.scenes, strict=True):
         found = world.maps.of_image(image)
-        assert_maps(found, slow_maps(tiny, scene.picture))
+        assert_maps(found, slow_maps(tiny, scene.image))
         assert found.scale_factors.tolist() == [1.0, 1.5]
         assert (found.stride, found.offset) == (8, 0.5)
         mirrored = world.maps.of_image(image, mirrored=True)
-        assert_maps(mirrored, slow_maps(tiny, scene.mirrored().picture))
+        assert_maps(mirrored, slow_maps(tiny, scene.mirrored().image))
         assert not torch.equal(found.maps[0], mirrored.maps[0])
 
 
@@ -129,12 +129,12 @@ def test_a_changed_image_and_other_settings_have_other_maps(tiny: Backbone, tmp_
     world = make_world(tmp_path, tiny, scenes(), store=True)
     fill(world, [0, 1, 2, 3], mirrored=False)
     other = scenes(seed=5)[1]
-    save_picture(world.material.dataset.images[1].path, other.picture)
+    save_image(world.material.dataset.images[1].path, other.image)
     again = make_world(tmp_path, tiny, [scenes()[0], other, *scenes()[2:]], store=True)
-    assert_maps(again.map_of(1), slow_maps(tiny, other.picture))
+    assert_maps(again.map_of(1), slow_maps(tiny, other.image))
     assert fill(again, [0, 1, 2, 3], mirrored=False) == 0  # the changed one was kept just now
     config = FeaturesConfig(canonical_size=CANONICAL)
-    fewer = MapSource(tiny, [96], config, again.material.pictures, tmp_path / "store")
+    fewer = MapSource(tiny, [96], config, again.material.images, tmp_path / "store")
     assert len(fewer.of_image(again.material.dataset.images[0]).maps) == 1
     assert len(list((tmp_path / "store").iterdir())) == 2
     assert isinstance(again.maps, WatchedMaps)
@@ -151,7 +151,7 @@ def searched(folder: Path, tiny: Backbone, given: list[Scene]) -> tuple[World, P
 def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int:
     return proposer.fill(
         world.material.dataset.images,
-        world.material.pictures,
+        world.material.images,
         workers=workers,
         reporter=Reporter(quiet=True),
         label="all",
@@ -160,7 +160,7 @@ def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int
 
 def of_image(world: World, proposer: Proposer, position: int) -> list[Box]:
     image = world.material.dataset.images[position]
-    found = proposer.of_image(image, world.material.pictures)
+    found = proposer.of_image(image, world.material.images)
     return [(a, b, c, d) for a, b, c, d in found.boxes.tolist()]
 
 
@@ -170,10 +170,10 @@ def test_every_image_has_its_own_proposals(tiny: Backbone, tmp_path: Path) -> No
     kept = contents(next((tmp_path / "store").iterdir()))
     assert len(kept) == 4
     for i, scene in enumerate(world.scenes):
-        expected = selective_search(scene.picture, SEARCH).boxes
+        expected = selective_search(scene.image, SEARCH).boxes
         assert np.array_equal(np.array(of_image(world, proposer, i), np.float32), expected)
-        assert np.array_equal(proposer.of(scene.picture).boxes, expected)
-        height, width = scene.picture.shape[:2]
+        assert np.array_equal(proposer.of(scene.image).boxes, expected)
+        height, width = scene.image.shape[:2]
         assert 10 < len(expected) <= 60
         assert (expected >= 0).all() and (expected <= [width, height, width, height]).all()
         objects = [
@@ -205,7 +205,7 @@ def test_the_measured_coverage(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     proposer = world.material.proposer
     found = proposer.measure(
-        world.material.dataset, world.material.pictures, reporter=Reporter(quiet=True)
+        world.material.dataset, world.material.images, reporter=Reporter(quiet=True)
     )
     best = [
         max(slow_iou(box, proposal) for proposal in scene.proposals)

@@ -19,13 +19,13 @@ from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.detection.detector import Detector
 from sppdet.features.backbones import load_backbone
 from sppdet.features.head import Head, empty_head
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.artifacts import write_tensors
 from sppdet.runs.run import Reporter
 from sppdet.stages.evaluate import evaluate_run
 from sppdet.stages.maps import MapSource
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 from stages import (
     CANONICAL,
     LEVELS,
@@ -140,13 +140,13 @@ class SlowDetector:
             self.head.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
             self.layer = "fc6"
         features = FeaturesConfig(canonical_size=CANONICAL)
-        self.source = MapSource(backbone, SCALES, features, PictureCache())
+        self.source = MapSource(backbone, SCALES, features, ImageCache())
         self.clipped = 0
 
-    def __call__(self, image: str, picture: Picture) -> list[Found]:
+    def __call__(self, image: str, pixels: ImageArray) -> list[Found]:
         """All detections of an image."""
-        maps = self.source.compute(self.source.scaled(picture))
-        proposals = selective_search(picture, ProposalsConfig(**COMMON["proposals"]))
+        maps = self.source.compute(self.source.scaled(pixels))
+        proposals = selective_search(pixels, ProposalsConfig(**COMMON["proposals"]))
         boxes: list[Box] = [(a, b, c, d) for a, b, c, d in proposals.boxes.tolist()]
         pooled = [slow_feature(maps, box, "pool5", None) for box in boxes]
         scored = [slow_layer(x, self.layer, self.head) for x in pooled]
@@ -158,13 +158,13 @@ class SlowDetector:
             kept = [order[i] for i in slow_nms([boxes[i] for i in order], 0.3)][:100]
             for i in kept:
                 deltas = pooled[i] @ self.bbox["weights"][k] + self.bbox["biases"][k]
-                box = self.clip(slow_moved(boxes[i], deltas.tolist()), picture) or boxes[i]
+                box = self.clip(slow_moved(boxes[i], deltas.tolist()), pixels) or boxes[i]
                 found.append(Found(image, k + 1, float(scores[i]), box))
         return found
 
-    def clip(self, box: Box, picture: Picture) -> Box | None:
+    def clip(self, box: Box, image: ImageArray) -> Box | None:
         """The part of a box inside an image; None where there is none."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         x1, x2 = (min(max(x, 0.0), float(width)) for x in box[::2])
         y1, y2 = (min(max(y, 0.0), float(height)) for y in box[1::2])
         self.clipped += (x1, y1, x2, y2) != box
@@ -201,7 +201,7 @@ def test_detections_are_raw_features_times_the_models_files(run: Path, root: Pat
     slow, detector = SlowDetector(run), Detector.load(run, device="cpu")
     expected: list[Found] = []
     for i, scene in enumerate(easy_scenes(6)):
-        here = slow(f"im{i}", scene.picture)
+        here = slow(f"im{i}", scene.image)
         made = detector(root / "JPEGImages" / f"im{i}.png")
         rows = zip(made.labels.tolist(), made.scores.tolist(), made.boxes.tolist(), strict=True)
         assert_same([Found(f"im{i}", k, s, (*box,)) for k, s, box in rows], here)
@@ -257,4 +257,4 @@ def test_the_average_precision_of_other_images(run: Path, root: Path) -> None:
     assert [c.ap for c in result.classes] == pytest.approx(expected, abs=1e-6)
     assert result.mean_ap == pytest.approx(np.mean(expected), abs=1e-6)
     slow = SlowDetector(run)
-    assert_same(found, [d for i, s in enumerate(given) for d in slow(f"im{i}", s.picture)])
+    assert_same(found, [d for i, s in enumerate(given) for d in slow(f"im{i}", s.image)])

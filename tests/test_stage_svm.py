@@ -147,7 +147,7 @@ def test_raw_features_times_saved_weights_are_the_scaled_svms_margins(
         {"retrain_after": 15, "negative_nms": 1.0, "positive_weight": 8.0, "bias": 1.0},
     ],
 )
-def test_mining_picture_by_picture(more: dict[str, Any], tiny: Backbone, tmp_path: Path) -> None:
+def test_mining_image_by_image(more: dict[str, Any], tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = SvmConfig(**{**EXACT, **more})
     found = train_svms(world.material, "pool5", config, made_by="x")
@@ -247,7 +247,7 @@ def test_an_iou_of_exactly_the_nms_bound_is_kept(tiny: Backbone, tmp_path: Path)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_stage_that_is_interrupted_at_every_picture_ends_in_the_same_bits(
+def test_a_stage_that_is_interrupted_at_every_image_ends_in_the_same_bits(
     passes: int, tiny: Backbone, tmp_path: Path
 ) -> None:
     config = SvmConfig(retrain_after=8, passes=passes, hard_threshold=-0.9, evict_threshold=-1.0)

@@ -161,7 +161,7 @@ def test_validation_is_over_all_batches_and_changes_nothing() -> None:
     assert 0 < wrong < 11
 
 
-def test_every_picture_once_an_epoch() -> None:
+def test_every_image_once_an_epoch() -> None:
     config = TrainConfig(batch_size=10)
     orders = []
     for epoch in range(3):

@@ -19,7 +19,7 @@ from sppdet.runs.weights import class_names_in, fill, read_weights, write_weight
 
 
 class SppClassifier(nn.Module):
-    """Convolutional layers, spatial pyramid pooling, fully connected layers: any picture size.
+    """Convolutional layers, spatial pyramid pooling, fully connected layers: any image size.
 
     Attributes:
         conv: (N, 3, H, W) normalised RGB to maps (N, C, h, w).

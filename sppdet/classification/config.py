@@ -191,7 +191,7 @@ class ProbeConfig(Section):
     layer: Literal["conv", "spp", "fc6", "fc7"] = "spp"
     """Features to classify. conv: the last convolutional map, flattened; spp: the pyramid on it; fc6,
     fc7: pre-trained fully connected layers."""
-    picture: Literal["full", "crop", "warp"] = "full"
+    image: Literal["full", "crop", "warp"] = "full"
     """Input of the network. full: the whole image, resized; crop: its centre square; warp: the whole
     image squeezed into a square."""
     side: Count = 224

@@ -23,12 +23,12 @@ from sppdet.io.images import read_image
 from sppdet.randomness import rng
 from sppdet.resizing import resized
 from sppdet.runs.artifacts import atomic_path
-from sppdet.types import AnnotatedImage, Boxes, Dataset, Picture
+from sppdet.types import AnnotatedImage, Boxes, Dataset, ImageArray
 
 VERSION = 3  # raised when the same arguments give other crops
 BACKGROUND = "background"  # the folder of crops without an object
 
-_OBJECTS, _BACKGROUNDS = 3, 1  # crops a picture and round
+_OBJECTS, _BACKGROUNDS = 3, 1  # crops an image and round
 _POSITIVE_IOU = 0.6  # of a jittered box with its object, at least
 _BACKGROUND_IOU = 0.3  # of a background box with every object, less than this
 _TRIES = 20
@@ -40,36 +40,36 @@ class CropConfig:
     """How windows are seen: as by the detector with the same `scales` and `canonical_size`."""
 
     scales: tuple[int, ...]
-    """Shorter sides of the resized pictures, in pixels, ascending."""
+    """Shorter sides of the resized images, in pixels, ascending."""
     canonical_size: int
     """The scale is chosen at which a window's area is nearest to the square of this."""
     side: int
     """Width and height of a crop, in resized pixels."""
     max_side: int
-    """Cap on the longer side of a resized picture."""
+    """Cap on the longer side of a resized image."""
 
 
 def write_crops(
     dataset: Dataset, folder: Path, config: CropConfig, *, rounds: int, seed: int
 ) -> int:
-    """Cut crops of every picture into `folder/CLASS/*.png`; returns how many there are.
+    """Cut crops of every image into `folder/CLASS/*.png`; returns how many there are.
 
-    A round takes up to three crops around objects of a picture (jittered, IoU >= 0.6, difficult ones
+    A round takes up to three crops around objects of an image (jittered, IoU >= 0.6, difficult ones
     left out) and one of background (IoU < 0.3 with every object).
 
     Raises:
         DataError: a class is called background.
-        ImageError: a picture can't be read.
+        ImageError: an image can't be read.
     """
     names = (BACKGROUND, *dataset.class_names)
     if len(set(names)) < len(names):
         raise DataError(f"{dataset.name}: a class is called {BACKGROUND}")
     count = 0
     for position, image in enumerate(dataset.images):
-        picture = read_image(image.path)
+        pixels = read_image(image.path)
         drawn = rng(seed, "crops", position)
         for number, (crop, label) in enumerate(
-            pair for _ in range(rounds) for pair in draw_crops(image, picture, config, rng=drawn)
+            pair for _ in range(rounds) for pair in draw_crops(image, pixels, config, rng=drawn)
         ):
             path = folder / names[label] / f"{image.id}-{number:03}.png"
             _, encoded = cv2.imencode(".png", np.ascontiguousarray(crop[:, :, ::-1]))
@@ -80,22 +80,22 @@ def write_crops(
 
 
 def draw_crops(
-    image: AnnotatedImage, picture: Picture, config: CropConfig, *, rng: np.random.Generator
-) -> Iterator[tuple[Picture, int]]:
+    image: AnnotatedImage, pixels: ImageArray, config: CropConfig, *, rng: np.random.Generator
+) -> Iterator[tuple[ImageArray, int]]:
     """(crop, label) for up to three objects of `image` and up to one place of background.
 
     Args:
-        picture: (H, W, 3) RGB.
+        image: (H, W, 3) RGB.
     """
-    size = picture.shape[1], picture.shape[0]
+    size = pixels.shape[1], pixels.shape[0]
     usable = np.flatnonzero(~image.difficult)
     for row in rng.permutation(usable)[:_OBJECTS].tolist():
         box = _near_object(image.gt_boxes[row : row + 1], size, rng)
-        yield cut_crop(picture, box, config, rng=rng), int(image.gt_labels[row])
+        yield cut_crop(pixels, box, config, rng=rng), int(image.gt_labels[row])
     for _ in range(_BACKGROUNDS):
         background = _background(image.gt_boxes, size, rng)
         if background is not None:
-            yield cut_crop(picture, background, config, rng=rng), 0
+            yield cut_crop(pixels, background, config, rng=rng), 0
 
 
 def _jitter(box: Boxes, rng: np.random.Generator, *, shift: float, zoom: float) -> Boxes:
@@ -107,7 +107,7 @@ def _jitter(box: Boxes, rng: np.random.Generator, *, shift: float, zoom: float) 
 
 
 def _near_object(target: Boxes, size: tuple[int, int], rng: np.random.Generator) -> Boxes:
-    """A box near `target`, clipped to the picture; `target` itself if no try comes near enough."""
+    """A box near `target`, clipped to the image; `target` itself if no try comes near enough."""
     for _ in range(_TRIES):
         box = clip_boxes(_jitter(target, rng, shift=0.2, zoom=0.25), width=size[0], height=size[1])
         if box_iou(box, target)[0, 0] >= _POSITIVE_IOU:
@@ -135,23 +135,23 @@ def _background(objects: Boxes, size: tuple[int, int], rng: np.random.Generator)
 
 
 def cut_crop(
-    picture: Picture, box: Boxes, config: CropConfig, *, rng: np.random.Generator
+    image: ImageArray, box: Boxes, config: CropConfig, *, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """(side, side, 3) around `box` at the scale that the detector would choose, give or take `_ZOOM`.
 
     Args:
-        picture: (H, W, 3) RGB.
+        image: (H, W, 3) RGB.
         box: (1, 4) original pixels, with area.
 
     Returns:
-        Beyond the picture it has the mean colour, which the networks see as 0.
+        Beyond the image it has the mean colour, which the networks see as 0.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     factors = scale_factors_of(config.scales, width=width, height=height, max_side=config.max_side)
     chosen = choose_scales(box, factors, canonical_area=config.canonical_size**2)
     factor = float(factors[chosen[0]]) * math.exp(rng.uniform(-_ZOOM, _ZOOM))
     # warpAffine doesn't smooth where it shrinks
-    smaller, larger_by = (resized(picture, factor), 1.0) if factor < 1 else (picture, factor)
+    smaller, larger_by = (resized(image, factor), 1.0) if factor < 1 else (image, factor)
     centre = (box[0, :2] + box[0, 2:]).astype(np.float64) / 2 * factor
     origin = centre - config.side / 2  # resized pixels
     # pixel i spans [i, i + 1), but warpAffine counts from pixel centres

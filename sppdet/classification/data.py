@@ -1,4 +1,4 @@
-"""Labelled pictures for classification: folders named by class, and what training does to a picture."""
+"""Labelled images for classification: folders named by class, and what training does to an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sppdet.io.images import find_images, read_image
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 # Principal components of ImageNet's colours (RGB / 255), Krizhevsky et al. 2012: deviations along
 # the columns of `_COMPONENTS`.
@@ -32,12 +32,12 @@ _COMPONENTS = np.array(
     dtype=np.float32,
 )
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # (N, 3, H, W) normalised pictures, (N,) labels
+Batch = tuple[torch.Tensor, torch.Tensor]  # (N, 3, H, W) normalised images, (N,) labels
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures with one class each; label k is `class_names[k]`."""
+class LabelledImages:
+    """Images with one class each; label k is `class_names[k]`."""
 
     name: str
     class_names: tuple[str, ...]
@@ -51,12 +51,12 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def chosen(self, rows: NDArray[np.int64], name: str) -> LabelledPictures:
-        """Some of the pictures, by position."""
+    def chosen(self, rows: NDArray[np.int64], name: str) -> LabelledImages:
+        """Some of the images, by position."""
         paths = tuple(self.paths[row] for row in rows.tolist())
         return replace(self, name=name, paths=paths, labels=self.labels[rows])
 
-    def read(self, row: int) -> Picture:
+    def read(self, row: int) -> ImageArray:
         """The image at a position, (H, W, 3) RGB.
 
         Raises:
@@ -81,15 +81,15 @@ class LabelledPictures:
 
 def read_folder(
     folder: Path, class_names: Sequence[str] | None = None, *, max_pixels: int = MAX_PIXELS
-) -> LabelledPictures:
-    """The pictures below a folder whose folders are named by class, sorted by name.
+) -> LabelledImages:
+    """The images below a folder whose folders are named by class, sorted by name.
 
     Args:
         class_names: of the training set; every folder must be one of them. None: those found.
-        max_pixels: of an image, for `LabelledPictures.read`.
+        max_pixels: of an image, for `LabelledImages.read`.
 
     Raises:
-        DataError: no such folder, no class, a class that is unknown or has no picture.
+        DataError: no such folder, no class, a class that is unknown or has no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -103,24 +103,24 @@ def read_folder(
     paths: list[Path] = []
     labels: list[int] = []
     for name in found:
-        pictures = find_images([folder / name])
-        paths += pictures
-        labels += [names.index(name)] * len(pictures)
+        images = find_images([folder / name])
+        paths += images
+        labels += [names.index(name)] * len(images)
     numbers = np.array(labels, dtype=np.int64)
-    return LabelledPictures(
+    return LabelledImages(
         folder.name, names, tuple(paths), numbers, folder=folder, max_pixels=max_pixels
     )
 
 
 def read_sets(
     config: FolderConfig, *, workers: int
-) -> tuple[LabelledPictures, LabelledPictures | None]:
+) -> tuple[LabelledImages, LabelledImages | None]:
     """The training set and, where one is named, the validation set with the same classes."""
     bound = config.max_pixels
     whole = read_folder(config.root / config.train, max_pixels=bound)
     if config.on_error == "skip":
         whole = _without_broken(whole, workers=workers)
-    rest: LabelledPictures | None = None
+    rest: LabelledImages | None = None
     training, remaining = split_classes(
         whole, first=config.train_per_class, second=None, seed=config.split_seed
     )
@@ -135,55 +135,55 @@ def read_sets(
             rest, first=config.val_per_class, second=None, seed=config.split_seed
         )
         if len(rest) == 0:
-            raise DataError(f"{config.root / config.val}: no pictures are left for validation")
+            raise DataError(f"{config.root / config.val}: no images are left for validation")
     return training, rest
 
 
 def split_classes(
-    pictures: LabelledPictures, *, first: int | None, second: int | None, seed: int
-) -> tuple[LabelledPictures, LabelledPictures]:
-    """Two disjoint draws of at most `first` and `second` pictures a class; None: all that are left.
+    images: LabelledImages, *, first: int | None, second: int | None, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Two disjoint draws of at most `first` and `second` images a class; None: all that are left.
 
     A class has the same draw whatever other classes there are.
     """
     one: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     two: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-    for label, name in enumerate(pictures.class_names):
-        rows = np.flatnonzero(pictures.labels == label)
+    for label, name in enumerate(images.class_names):
+        rows = np.flatnonzero(images.labels == label)
         order = rng(seed, f"split of class {name}").permutation(rows)
         end = len(order) if first is None else first
         one.append(order[:end])
         two.append(order[end:][:second])
     parts = (np.sort(np.concatenate(rows)) for rows in (one, two))
     train_rows, other_rows = parts
-    return pictures.chosen(train_rows, pictures.name), pictures.chosen(other_rows, pictures.name)
+    return images.chosen(train_rows, images.name), images.chosen(other_rows, images.name)
 
 
-def _without_broken(pictures: LabelledPictures, *, workers: int) -> LabelledPictures:
+def _without_broken(images: LabelledImages, *, workers: int) -> LabelledImages:
     def problem(row: int) -> str:
         try:
-            pictures.read(row)
+            images.read(row)
         except ImageError as error:
             return str(error)
         return ""
 
-    problems = list(ordered_map(problem, range(len(pictures)), workers=workers))
-    for label, name in enumerate(pictures.class_names):
-        ours = [text for text, k in zip(problems, pictures.labels, strict=True) if k == label]
+    problems = list(ordered_map(problem, range(len(images)), workers=workers))
+    for label, name in enumerate(images.class_names):
+        ours = [text for text, k in zip(problems, images.labels, strict=True) if k == label]
         if ours and all(ours):
-            raise DataError(f"class {name}: none of its pictures can be decoded; {ours[0]}")
+            raise DataError(f"class {name}: none of its images can be decoded; {ours[0]}")
     good = np.flatnonzero(np.array([not text for text in problems]))
-    kept = pictures.chosen(good, pictures.name)
+    kept = images.chosen(good, images.name)
     skipped = tuple(text for text in problems if text)
     return replace(kept, skipped=skipped)
 
 
 def augmented(
-    picture: Picture, config: AugmentConfig, *, size: int, rng: np.random.Generator
+    image: ImageArray, config: AugmentConfig, *, size: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """A training crop (size, size, 3) RGB in about 0..255 of a picture (H, W, 3)."""
-    height, width = picture.shape[:2]
-    larger = resized(picture, config.resize / min(height, width))
+    """A training crop (size, size, 3) RGB in about 0..255 of an image (H, W, 3)."""
+    height, width = image.shape[:2]
+    larger = resized(image, config.resize / min(height, width))
     room = np.array([larger.shape[1], larger.shape[0]]) - config.crop
     if config.crop_choice == "five":
         spots = np.array([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]])
@@ -201,7 +201,7 @@ def augmented(
 
 
 def training_batches(
-    pictures: LabelledPictures,
+    images: LabelledImages,
     batches: Iterable[NDArray[np.int64]],
     config: AugmentConfig,
     *,
@@ -209,10 +209,10 @@ def training_batches(
     key: tuple[int, int],
     workers: int,
 ) -> Iterator[Batch]:
-    """Augmented pictures of every batch of positions.
+    """Augmented images of every batch of positions.
 
     Args:
-        key: the run's seed and the epoch; with a picture's position they fix what happens to it, so
+        key: the run's seed and the epoch; with an image's position they fix what happens to it, so
             that neither workers nor processes nor interruptions change anything.
     """
     seed, epoch = key
@@ -220,7 +220,7 @@ def training_batches(
 
     def make(row: int) -> NDArray[np.float32]:
         drawn = rng(seed, "augmentation", epoch, row)
-        return augmented(pictures.read(row), config, size=size, rng=drawn)
+        return augmented(images.read(row), config, size=size, rng=drawn)
 
     rows_of_all = (row for rows in wanted for row in rows.tolist())
     ahead = 2 * max((len(rows) for rows in wanted), default=1)
@@ -228,4 +228,4 @@ def training_batches(
     for rows in wanted:
         crops = np.stack([next(made) for _ in rows])
         x = normalised(crops).contiguous(memory_format=torch.channels_last)
-        yield x, torch.from_numpy(pictures.labels[rows])
+        yield x, torch.from_numpy(images.labels[rows])

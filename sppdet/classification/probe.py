@@ -1,4 +1,4 @@
-"""A linear probe: features of pictures from a network's layer, one linear SVM a class.
+"""A linear probe: features of images from a network's layer, one linear SVM a class.
 
 The paper's Tables 6 (VOC 2007 classification) and 7 (Caltech-101): features scaled to length 1, no
 augmentation, one-vs-rest.
@@ -29,7 +29,7 @@ from sppdet.evaluation.voc import (
 from sppdet.features.backbones import Backbone, load_backbone, to_input
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
@@ -37,7 +37,7 @@ from sppdet.resizing import resized_to
 from sppdet.runs.artifacts import write_json
 from sppdet.runs.run import Reporter
 from sppdet.stages.model import choose_device
-from sppdet.types import Dataset, Picture
+from sppdet.types import Dataset, ImageArray
 
 Matrix = NDArray[np.float32]
 
@@ -58,7 +58,7 @@ class ProbeResult:
 
 
 class Features:
-    """Features of whole pictures by the settings of a probe."""
+    """Features of whole images by the settings of a probe."""
 
     def __init__(self, config: ProbeConfig, *, device: torch.device) -> None:
         self._config = config
@@ -67,15 +67,15 @@ class Features:
         self._pyramid = SpatialPyramid(config.spp_levels)
         self._device = device
         self._head = _head(config, self._backbone, device)
-        if config.layer == "conv" and config.picture == "full":
+        if config.layer == "conv" and config.image == "full":
             raise ConfigError(
-                "layer: conv has another length for every picture; expected picture: crop or warp"
+                "layer: conv has another length for every image; expected image: crop or warp"
             )
 
     @torch.inference_mode()
-    def of(self, picture: Picture) -> Matrix:
+    def of(self, image: ImageArray) -> Matrix:
         """(D,) of length 1."""
-        maps = self._backbone.layers(self._input(picture).to(self._device))
+        maps = self._backbone.layers(self._input(image).to(self._device))
         if self._config.layer == "conv":
             values = maps.flatten(1)
         else:
@@ -86,20 +86,20 @@ class Features:
         vector: Matrix = torch.nn.functional.normalize(values.float(), dim=1)[0].cpu().numpy()
         return vector
 
-    def _input(self, picture: Picture) -> torch.Tensor:
+    def _input(self, image: ImageArray) -> torch.Tensor:
         side = self._config.side
-        if self._config.picture == "full":
-            return to_input(picture, whole_factor(picture, side))
-        if self._config.picture == "crop":
-            return to_input(centre_crop(picture, side=side, crop=side, size=side), 1.0)
-        return to_input(resized_to(picture, side, side), 1.0)
+        if self._config.image == "full":
+            return to_input(image, whole_factor(image, side))
+        if self._config.image == "crop":
+            return to_input(centre_crop(image, side=side, crop=side, size=side), 1.0)
+        return to_input(resized_to(image, side, side), 1.0)
 
     def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
-        """(N, D), a row a picture."""
+        """(N, D), a row an image."""
         read = partial(read_image, max_pixels=self._config.data.max_pixels)
-        pictures = ordered_map(read, paths, workers=workers)
-        tracked = reporter.track(pictures, total=len(paths), label="features")
-        return np.stack([self.of(picture) for picture in tracked])
+        images = ordered_map(read, paths, workers=workers)
+        tracked = reporter.track(images, total=len(paths), label="features")
+        return np.stack([self.of(image) for image in tracked])
 
 
 def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head | None:
@@ -164,7 +164,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
         raise ConfigError("data.train_per_class: expected where train and test are the same folder")
     other = training if same else read_folder(data.root / data.test, training.class_names)
     workers = worker_count(config.workers)
-    # a picture of both folders' splits is computed once
+    # an image of both folders' splits is computed once
     paths = sorted({*training.paths, *other.paths})
     row_of = {path: row for row, path in enumerate(paths)}
     values = features.of_all(paths, workers=workers, reporter=reporter)
@@ -178,7 +178,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
         if not same:
             test, _ = split_classes(other, first=data.test_per_class, second=None, seed=seed)
         if len(test) == 0:
-            raise ConfigError("data.train_per_class: leaves no picture to test on")
+            raise ConfigError("data.train_per_class: leaves no image to test on")
         machine = _fit(values[[row_of[p] for p in train.paths]], train.labels, config.C)
         found = machine.predict(values[[row_of[p] for p in test.paths]])
         # the mean over classes, as Caltech-101's results are given
@@ -188,7 +188,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
                 correct.append(float((found[test.labels == k] == k).mean()))
                 by_class.setdefault(name, []).append(correct[-1])
         accuracies.append(float(np.mean(correct)))
-        reporter.say(f"split {seed}: accuracy {accuracies[-1]:.4f} on {len(test)} pictures")
+        reporter.say(f"split {seed}: accuracy {accuracies[-1]:.4f} on {len(test)} images")
     per_class = {name: float(np.mean(values_of)) for name, values_of in by_class.items()}
     return ProbeResult("accuracy", tuple(accuracies), values.shape[1], per_class)
 
@@ -198,20 +198,20 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
     settings = DataConfig(
         root=[data.root], train=[data.train], test=[data.test], max_pixels=data.max_pixels
     )
-    cache = PictureCache(max_pixels=data.max_pixels)
+    cache = ImageCache(max_pixels=data.max_pixels)
     train = read_split(settings, "train", None, cache, workers=workers)
     test = read_split(settings, "test", train.class_names, cache, workers=workers)
     x, y = (
         features.of_all([i.path for i in part.images], workers=workers, reporter=reporter)
         for part in (train, test)
     )
-    train_truth, test_truth = (picture_labels(part) for part in (train, test))
+    train_truth, test_truth = (image_labels(part) for part in (train, test))
     per_class = {}
     for k, name in enumerate(train.class_names):
         known = train_truth[:, k] != 0
         if len(set(train_truth[known, k].tolist())) < 2:
             raise DataError(
-                f"{train.name}: class {name}: expected pictures with it and pictures without"
+                f"{train.name}: class {name}: expected images with it and images without"
             )
         if not (test_truth[:, k] > 0).any():
             per_class[name] = float("nan")
@@ -230,8 +230,8 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
     return ProbeResult("mAP (voc07)", (mean,), x.shape[1], known_aps)
 
 
-def picture_labels(dataset: Dataset) -> NDArray[np.int64]:
-    """(N, K): 1 where a picture has an object of the class, -1 where not, 0 where only difficult ones.
+def image_labels(dataset: Dataset) -> NDArray[np.int64]:
+    """(N, K): 1 where an image has an object of the class, -1 where not, 0 where only difficult ones.
 
     VOC's classification leaves the last kind out for that class.
     """

@@ -20,7 +20,7 @@ from sppdet.classification.classifier import (
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.data import (
     Batch,
-    LabelledPictures,
+    LabelledImages,
     read_sets,
     training_batches,
 )
@@ -44,7 +44,7 @@ from sppdet.runs.run import Reporter, held_run
 from sppdet.stages.maps import weights_digest
 from sppdet.stages.model import choose_device
 
-_VALIDATION_BATCH = 32  # pictures
+_VALIDATION_BATCH = 32  # images
 
 
 def pretrain(
@@ -70,7 +70,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         reporter.say(f"skipped: {line}", "skipped")
     held_out = f"{len(validation)} to validate on" if validation else "none to validate on"
     reporter.say(
-        f"{len(training)} pictures of {len(training.class_names)} classes, {held_out}", "data"
+        f"{len(training)} images of {len(training.class_names)} classes, {held_out}", "data"
     )
     classifier = build_classifier(config, training.class_names)
     with ranks.first_goes_first():  # the others find what it has read in `digests.json`
@@ -124,8 +124,8 @@ class _Pretraining:
 
     config: PretrainConfig
     trainer: Trainer
-    training: LabelledPictures
-    validation: LabelledPictures | None
+    training: LabelledImages
+    validation: LabelledImages | None
     ranks: Ranks
     reporter: Reporter
     run: Path
@@ -151,7 +151,7 @@ class _Pretraining:
             if self.validation is not None:
                 found = self.trainer.validate(self._validation_batches(self.validation))
             record, best = self.trainer.end_epoch(found)
-            record |= {"size": float(size), "pictures_per_second": rate}
+            record |= {"size": float(size), "images_per_second": rate}
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             self.reporter.say(text, "epoch", **record)
             draw(record)
@@ -175,7 +175,7 @@ class _Pretraining:
         least = min(map(len, batches), default=ranks.count)
         if least < ranks.count:
             raise TrainingError(
-                f"batches of {least} pictures for {ranks.count} processes; expected one each"
+                f"batches of {least} images for {ranks.count} processes; expected one each"
             )
         made = training_batches(
             self.training,
@@ -187,16 +187,16 @@ class _Pretraining:
         )
         return zip(made, map(len, batches), strict=True), len(batches)
 
-    def _validation_batches(self, pictures: LabelledPictures) -> Iterator[Batch]:
-        """Centre crops of this process's share of the pictures, at the first training size."""
+    def _validation_batches(self, images: LabelledImages) -> Iterator[Batch]:
+        """Centre crops of this process's share of the images, at the first training size."""
         config = self.config
-        rows = np.arange(len(pictures))[self.ranks.rank :: self.ranks.count]
+        rows = np.arange(len(images))[self.ranks.rank :: self.ranks.count]
 
         def make(row: int) -> NDArray[np.uint8]:
-            picture = pictures.read(row)
+            image = images.read(row)
             augment = config.augment
             return centre_crop(
-                picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
+                image, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
             )
 
         made = ordered_map(make, rows.tolist(), workers=worker_count(config.workers), ahead=64)
@@ -204,7 +204,7 @@ class _Pretraining:
             if len(part):
                 crops = np.stack([next(made) for _ in part])
                 x = normalised(crops).contiguous(memory_format=torch.channels_last)
-                yield x, torch.from_numpy(pictures.labels[part])
+                yield x, torch.from_numpy(images.labels[part])
 
 
 def _state_path(run: Path) -> Path:

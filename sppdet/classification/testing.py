@@ -1,4 +1,4 @@
-"""`sppdet pretrain-eval` and `sppdet classify`: what a trained classifier says of pictures."""
+"""`sppdet pretrain-eval` and `sppdet classify`: what a trained classifier says of images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_json
 from sppdet.runs.run import Reporter
 from sppdet.stages.model import choose_device
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class TestResult:
     views: ViewSet
     top1: float
     top5: float
-    pictures: int
-    seconds: float  # of the networks and views, a picture
+    images: int
+    seconds: float  # of the networks and views, an image
 
 
-def score_picture(
-    classifier: SppClassifier, picture: Picture, views: ViewSet, config: TestConfig
+def score_image(
+    classifier: SppClassifier, image: ImageArray, views: ViewSet, config: TestConfig
 ) -> torch.Tensor:
-    """(K,) mean softmax of a picture (H, W, 3) over a set of views."""
+    """(K,) mean softmax of an image (H, W, 3) over a set of views."""
     chosen = views_of(views, config.side)
     if views.startswith("maps"):
-        return score_maps(classifier, picture, chosen, crop=config.crop)
+        return score_maps(classifier, image, chosen, crop=config.crop)
     size = config.size or config.crop
-    return score_crops(classifier, picture, chosen, crop=config.crop, size=size)
+    return score_crops(classifier, image, chosen, crop=config.crop, size=size)
 
 
 def evaluate_classifier(
@@ -74,20 +74,18 @@ def evaluate_classifier(
     given = {**config.test.model_dump(), **(overrides or {})}
     test = check_config(given, "test", TestConfig)
     classifier = load_classifier(run).to(choose_device(device))
-    _, pictures = read_sets(config.data, workers=worker_count(config.workers))
-    if pictures is None:
-        raise ConfigError(f"{run}: data.val names no pictures to test on")
+    _, images = read_sets(config.data, workers=worker_count(config.workers))
+    if images is None:
+        raise ConfigError(f"{run}: data.val names no images to test on")
     reporter = reporter or Reporter()
     results = []
     for views in test.views:
         ranks, seconds = [], 0.0
-        decoded = ordered_map(
-            pictures.read, range(len(pictures)), workers=worker_count(config.workers)
-        )
-        pairs = zip(decoded, pictures.labels.tolist(), strict=True)
-        for picture, label in reporter.track(pairs, total=len(pictures), label=views):
+        decoded = ordered_map(images.read, range(len(images)), workers=worker_count(config.workers))
+        pairs = zip(decoded, images.labels.tolist(), strict=True)
+        for image, label in reporter.track(pairs, total=len(images), label=views):
             start = time.perf_counter()
-            scores = score_picture(classifier, picture, views, test)
+            scores = score_image(classifier, image, views, test)
             ranks.append(int((scores > scores[label]).sum()))  # which waits for a GPU
             seconds += time.perf_counter() - start
         found = np.array(ranks)
@@ -95,13 +93,13 @@ def evaluate_classifier(
             views,
             float((found < 1).mean()),
             float((found < 5).mean()),
-            len(pictures),
-            seconds / len(pictures),
+            len(images),
+            seconds / len(images),
         )
         results.append(result)
         reporter.say(
-            f"{views}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} on {result.pictures} "
-            f"pictures, {result.seconds:.3f} s a picture"
+            f"{views}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} on {result.images} "
+            f"images, {result.seconds:.3f} s an image"
         )
     write_json(
         run / "eval" / "classifier.json",
@@ -133,7 +131,7 @@ def check_answers_file(path: Path) -> None:
         raise ConfigError(f"--json {path}: {folder} can't be written into")
 
 
-def classify_pictures(
+def classify_images(
     run: Path,
     paths: Sequence[Path],
     *,
@@ -141,10 +139,10 @@ def classify_pictures(
     top: int = 5,
     device: str = "auto",
 ) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """The most probable classes of every picture, in the order of `find_images`.
+    """The most probable classes of every image, in the order of `find_images`.
 
     Yields:
-        the picture and (class, probability) in descending order, or what is wrong with it.
+        the image and (class, probability) in descending order, or what is wrong with it.
     """
     config = read_classifier_config(run)
     test = check_config({**config.test.model_dump(), "views": [views]}, "test", TestConfig)
@@ -157,12 +155,10 @@ def classify_pictures(
         except ImageError as error:
             return str(error)
 
-    for path, picture in zip(
-        found, ordered_map(read, found, workers=available_cores()), strict=True
-    ):
-        if isinstance(picture, str):
-            yield path, picture
+    for path, image in zip(found, ordered_map(read, found, workers=available_cores()), strict=True):
+        if isinstance(image, str):
+            yield path, image
             continue
-        scores, order = score_picture(classifier, picture, views, test).sort(descending=True)
+        scores, order = score_image(classifier, image, views, test).sort(descending=True)
         names = [classifier.class_names[k] for k in order[:top].tolist()]
         yield path, list(zip(names, scores[:top].tolist(), strict=True))

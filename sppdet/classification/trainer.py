@@ -51,7 +51,7 @@ def size_of_epoch(config: TrainConfig, epoch: int, *, seed: int) -> int:
 def batches_of_epoch(
     count: int, config: TrainConfig, epoch: int, *, seed: int
 ) -> list[NDArray[np.int64]]:
-    """An epoch's batches of positions: every picture once, all batches alike in size within one."""
+    """An epoch's batches of positions: every image once, all batches alike in size within one."""
     order = rng(seed, "classifier epoch", epoch).permutation(count)
     return np.array_split(order, max(1, round(count / config.batch_size)))
 
@@ -60,7 +60,7 @@ class Trainer:
     """SGD on a classifier; each process takes its share of every batch.
 
     The gradient is that of the mean over the whole batch, however it is shared out, and the order
-    of pictures and the dropout are functions of the seed and the step. So several processes give the
+    of images and the dropout are functions of the seed and the step. So several processes give the
     result of one within rounding (but for BatchNorm on CPUs, where each has the statistics of its own
     share).
     """
@@ -132,7 +132,7 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, shares: Iterator[Batch]) -> dict[str, float]:
-        """Mean loss and top-1 error over this and the other processes' pictures."""
+        """Mean loss and top-1 error over this and the other processes' images."""
         self.classifier.eval()
         sums = [0.0, 0.0, 0.0]
         for x, labels in shares:

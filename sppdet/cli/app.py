@@ -178,7 +178,7 @@ def _start(
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # broken pictures are reported by us
+    )  # broken images are reported by us
     set_threads(threads or available_cores())
 
 
@@ -240,7 +240,7 @@ def evaluate(
 def detect(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Pictures, or folders of them.")
+        list[Path], typer.Argument(metavar="PATH", help="Images, or folders of them.")
     ],
     out: Annotated[Path, typer.Option(help="Where results go.")],
     score: Annotated[float, typer.Option(help="Least score (an SVM margin).")] = 0.0,
@@ -250,7 +250,7 @@ def detect(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Detect in pictures and folders of pictures."""
+    """Detect in images and folders of images."""
     from sppdet.detection.detector import Detector
     from sppdet.folders.folder import detect_folder
     from sppdet.folders.planning import parse_formats
@@ -271,7 +271,7 @@ def detect(
         workers=workers or available_cores(),
         reporter=reporter,
     )
-    reporter.say(f"{result.detections} detections in {result.pictures} pictures; see {out}")
+    reporter.say(f"{result.detections} detections in {result.detected} images; see {out}")
     if result.failed:
         raise SppdetError(
             f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
@@ -281,7 +281,7 @@ def detect(
 @app.command()
 def propose(
     config: ConfigArgument,
-    out: Annotated[Path | None, typer.Option(help="Write one .npz a picture here as well.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write one .npz an image here as well.")] = None,
     run: RunOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -321,7 +321,7 @@ def pretrain_eval(
     run: ClassifierArgument,
     views: ViewsOption = None,
     side: Annotated[
-        int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Shorter side of the picture.")
+        int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Shorter side of the image.")
     ] = None,
     crop: Annotated[
         int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Side of a view.")
@@ -344,9 +344,9 @@ def pretrain_eval(
 def classify(
     run: ClassifierArgument,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Pictures, or folders of them.")
+        list[Path], typer.Argument(metavar="PATH", help="Images, or folders of them.")
     ],
-    views: Annotated[ViewName, typer.Option(help="How each picture is seen.")] = "full",
+    views: Annotated[ViewName, typer.Option(help="How each image is seen.")] = "full",
     top: Annotated[
         int, typer.Option(min=1, max=_MOST_CLASSES, help="How many classes to name.")
     ] = 5,
@@ -355,15 +355,15 @@ def classify(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Name the most probable classes of pictures."""
-    from sppdet.classification.testing import check_answers_file, classify_pictures
+    """Name the most probable classes of images."""
+    from sppdet.classification.testing import check_answers_file, classify_images
     from sppdet.io.names import escape_name
     from sppdet.runs.artifacts import write_json
 
     if json_file is not None:
         check_answers_file(json_file)
     answers, failed = [], []
-    for path, found in classify_pictures(run, paths, views=views, top=top, device=device):
+    for path, found in classify_images(run, paths, views=views, top=top, device=device):
         if isinstance(found, str):
             failed.append(found)
             continue
@@ -375,7 +375,7 @@ def classify(
         write_json(json_file, answers)
     if failed:
         total = len(answers) + len(failed)
-        raise SppdetError(f"{len(failed)} of {total} pictures skipped; the first: {failed[0]}")
+        raise SppdetError(f"{len(failed)} of {total} images skipped; the first: {failed[0]}")
 
 
 @app.command()
@@ -387,7 +387,7 @@ def probe(
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Linear SVMs on a network's features of whole pictures: how good are the features?"""
+    """Linear SVMs on a network's features of whole images: how good are the features?"""
     from sppdet.classification.config import ProbeConfig
     from sppdet.classification.probe import probe as run_probe
 
@@ -413,9 +413,9 @@ def download(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of pictures and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of images and training.")] = 0,
 ) -> None:
-    """Make a set of pictures, train on it, evaluate, detect in fresh ones."""
+    """Make a set of images, train on it, evaluate, detect in fresh ones."""
     from sppdet.demo.run import run_demo
 
     run_demo(out, seed=seed)

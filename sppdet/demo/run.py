@@ -1,4 +1,4 @@
-"""The demo: a set of pictures made here, a small backbone trained on their crops, a whole run."""
+"""The demo: a set of images made here, a small backbone trained on their crops, a whole run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sppdet.errors import DataError
 from sppdet.folders.folder import detect_folder
 from sppdet.folders.planning import FORMATS
 from sppdet.io.files import read_text
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.settings import load_config, load_settings
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, remove_leftovers, write_text
@@ -27,7 +27,7 @@ from sppdet.stages.report import metric_title
 
 SETTINGS = Path(__file__).with_name("demo.yaml")
 BACKBONE_SETTINGS = Path(__file__).with_name("demo_backbone.yaml")
-_ROUNDS = 4  # of crops a picture
+_ROUNDS = 4  # of crops an image
 _UNFINISHED = "unfinished"
 
 
@@ -41,16 +41,16 @@ def run_demo(
     backbone_epochs: int | None = None,
     overrides: tuple[str, ...] = (),
 ) -> float:
-    """Make the set, train on it, evaluate, detect in fresh pictures; returns the mAP.
+    """Make the set, train on it, evaluate, detect in fresh images; returns the mAP.
 
     Args:
-        out: receives `set` (the pictures), `crops` and `backbone` (what the backbone is trained on,
+        out: receives `set` (the images), `crops` and `backbone` (what the backbone is trained on,
             and its run), `run` and `detections`. Whatever is there already from the same arguments
             is used again.
         backbone_epochs: None: as the settings say.
     """
     reporter = Reporter(out / "run")
-    reporter.say(f"demo: painting {train_images + test_images + fresh_images} pictures")
+    reporter.say(f"demo: painting {train_images + test_images + fresh_images} images")
     root = make_demo_set(
         out / "set",
         seed=seed,
@@ -77,9 +77,9 @@ def run_demo(
         workers=available_cores(),
         reporter=reporter,
     )
-    reporter.say(f"{found.detections} detections in {found.pictures} fresh pictures")
+    reporter.say(f"{found.detections} detections in {found.detected} fresh images")
     reporter.say(f"{metric_title(result)}: {result.mean_ap:.4f}")
-    reporter.say(f"annotated pictures: {out / 'detections' / 'images'}")
+    reporter.say(f"annotated images: {out / 'detections' / 'images'}")
     reporter.say(f"curves and tables:  {out / 'run' / 'eval' / 'test'}")
     return result.mean_ap
 
@@ -101,8 +101,8 @@ def _made_by(note: Path) -> str:
 
 
 def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: Reporter) -> None:
-    """Train the small backbone as a classifier of crops of the training pictures."""
-    dataset = read_split(config.data, "train", None, PictureCache(), workers=1)
+    """Train the small backbone as a classifier of crops of the training images."""
+    dataset = read_split(config.data, "train", None, ImageCache(), workers=1)
     overrides = [f"data.root={run.parent / 'crops'}", f"seed={config.seed}"]
     if epochs is not None:
         overrides.append(f"train.epochs={epochs}")

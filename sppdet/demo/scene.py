@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sppdet.boxes import box_iou
 from sppdet.demo import textures
 from sppdet.demo.textures import Pattern, Plane, Rgb, Shape
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 CLASSES: dict[str, tuple[Shape, Pattern]] = {
     "disc": (textures.disc, textures.stripes),
@@ -38,10 +38,10 @@ MAX_IOU = 0.2  # of two objects' boxes
 
 @dataclass(frozen=True)
 class DemoObject:
-    """One object of a picture, with VOC's flags.
+    """One object of an image, with VOC's flags.
 
     `box` is (x1, y1, x2, y2) in whole pixels, half-open: the full shape, hidden parts included, cut
-    at the picture's border. `visible` is the share of the full shape that can be seen.
+    at the image's border. `visible` is the share of the full shape that can be seen.
     """
 
     name: str
@@ -50,7 +50,7 @@ class DemoObject:
 
     @property
     def truncated(self) -> bool:
-        """Whether a good part is hidden or outside the picture."""
+        """Whether a good part is hidden or outside the image."""
         return self.visible < TRUNCATED_BELOW
 
     @property
@@ -69,7 +69,7 @@ class _Piece:
 
 @dataclass
 class _Scene:
-    """A picture being painted, and which object owns each pixel (-1: none)."""
+    """An image being painted, and which object owns each pixel (-1: none)."""
 
     canvas: Rgb
     owner: NDArray[np.int16]
@@ -84,14 +84,14 @@ class _Scene:
         return share
 
 
-def draw_scene(rng: np.random.Generator) -> tuple[Picture, tuple[DemoObject, ...]]:
-    """Paint one picture.
+def draw_scene(rng: np.random.Generator) -> tuple[ImageArray, tuple[DemoObject, ...]]:
+    """Paint one image.
 
     Args:
-        rng: the only source of chance; the same state gives the same picture.
+        rng: the only source of chance; the same state gives the same image.
 
     Returns:
-        The RGB picture, 320 by 240 to 400 by 300 or the same upright, and its 1 to 4 objects, the
+        The RGB image, 320 by 240 to 400 by 300 or the same upright, and its 1 to 4 objects, the
         hindmost first.
     """
     width = int(rng.integers(320, 401))
@@ -163,7 +163,7 @@ def _add_line(scene: _Scene, rng: np.random.Generator) -> None:
 def _somewhere(
     scene: _Scene, side: float, outside: float, rng: np.random.Generator
 ) -> tuple[int, int, Rgb]:
-    """A centre at which at most `outside` of `side` leaves the picture; the mean colour there."""
+    """A centre at which at most `outside` of `side` leaves the image; the mean colour there."""
     height, width = scene.owner.shape
     margin = side * (0.5 - outside) + 1
     x = int(rng.uniform(min(margin, width / 2), max(width - margin, width / 2)))
@@ -265,7 +265,7 @@ def _crowded(scene: _Scene, box: tuple[int, int, int, int]) -> bool:
     return bool((box_iou(np.array([box], dtype=np.float32), others) > MAX_IOU).any())
 
 
-def _photograph(canvas: Rgb, rng: np.random.Generator) -> Picture:
+def _photograph(canvas: Rgb, rng: np.random.Generator) -> ImageArray:
     """Uneven light, a little blur and noise."""
     height, width = canvas.shape[:2]
     corners = rng.uniform(0.7, 1.2, (2, 2)).astype(np.float32)
@@ -275,5 +275,5 @@ def _photograph(canvas: Rgb, rng: np.random.Generator) -> Picture:
         lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.4, 1.1))
     grain = rng.standard_normal(lit.shape, dtype=np.float32)
     lit = lit + grain * np.float32(rng.uniform(1, 7))
-    picture: Picture = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
-    return picture
+    image: ImageArray = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+    return image

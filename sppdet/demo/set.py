@@ -1,4 +1,4 @@
-"""The demo set: a few hundred painted pictures in VOC's layout, to try the detector on."""
+"""The demo set: a few hundred painted images in VOC's layout, to try the detector on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sppdet.demo.scene import DemoObject, draw_scene
 from sppdet.errors import DataError
 from sppdet.io.voc import write_voc_annotation
 from sppdet.runs.artifacts import read_json, write_json, write_text
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
-GENERATOR_VERSION = 2  # of the pictures: raise it with every change that shows in them
+GENERATOR_VERSION = 2  # of the images: raise it with every change that shows in them
 MANIFEST = "demo_set.json"
 JPEG_QUALITY = 95
 
@@ -29,16 +29,16 @@ def make_demo_set(
 ) -> Path:
     """Paint the demo set into `root`, or find it already there.
 
-    Writes `JPEGImages`, `Annotations` and `ImageSets/Main/{trainval,test}.txt`, and pictures
+    Writes `JPEGImages`, `Annotations` and `ImageSets/Main/{trainval,test}.txt`, and images
     without annotations in `fresh`. The same arguments give the same bytes (with one build of
-    OpenCV); what picture i of a split shows depends on the seed, the split and i alone. A manifest,
+    OpenCV); what image i of a split shows depends on the seed, the split and i alone. A manifest,
     written last, says what was painted: a complete set of the same arguments is left as it is, one
     that was cut short or has lost files is painted again.
 
     Args:
         root: folder of the set; made if missing.
         seed: >= 0.
-        train_images, test_images, fresh_images: pictures of each split, >= 0.
+        train_images, test_images, fresh_images: images of each split, >= 0.
 
     Returns:
         `root`.
@@ -49,7 +49,7 @@ def make_demo_set(
     """
     counts = {"trainval": train_images, "test": test_images, "fresh": fresh_images}
     if min(seed, *counts.values()) < 0:
-        raise ValueError(f"seed {seed}, pictures {counts}: expected >= 0")
+        raise ValueError(f"seed {seed}, images {counts}: expected >= 0")
     if _is_complete(root, seed, counts):
         return root
     made_by = _made_by(seed, counts)
@@ -58,11 +58,11 @@ def make_demo_set(
         (root / folder).mkdir(exist_ok=True)
     for split_index, split in enumerate(counts):
         for index, image_id in enumerate(_ids(counts, split)):
-            picture, objects = draw_scene(np.random.default_rng([seed, split_index, index]))
+            image, objects = draw_scene(np.random.default_rng([seed, split_index, index]))
             if split == "fresh":
-                _write_picture(root / "fresh" / f"{image_id}.jpg", picture)
+                _write_image(root / "fresh" / f"{image_id}.jpg", image)
             else:
-                _write_annotated(root, image_id, picture, objects)
+                _write_annotated(root, image_id, image, objects)
     for split in ("trainval", "test"):
         lines = "".join(f"{image_id}\n" for image_id in _ids(counts, split))
         write_text(root / "ImageSets" / "Main" / f"{split}.txt", lines)
@@ -71,7 +71,7 @@ def make_demo_set(
 
 
 def _made_by(seed: int, counts: Mapping[str, int]) -> dict[str, object]:
-    return {"version": GENERATOR_VERSION, "seed": seed, "pictures": dict(counts)}
+    return {"version": GENERATOR_VERSION, "seed": seed, "images": dict(counts)}
 
 
 def _is_complete(root: Path, seed: int, counts: Mapping[str, int]) -> bool:
@@ -108,16 +108,16 @@ def _ids(counts: Mapping[str, int], split: str) -> list[str]:
 
 
 def _write_annotated(
-    root: Path, image_id: str, picture: Picture, objects: tuple[DemoObject, ...]
+    root: Path, image_id: str, image: ImageArray, objects: tuple[DemoObject, ...]
 ) -> None:
-    """Write a picture and its annotation."""
+    """Write an image and its annotation."""
     filename = f"{image_id}.jpg"
-    _write_picture(root / "JPEGImages" / filename, picture)
+    _write_image(root / "JPEGImages" / filename, image)
     write_voc_annotation(
         root / "Annotations" / f"{image_id}.xml",
         filename=filename,
-        width=picture.shape[1],
-        height=picture.shape[0],
+        width=image.shape[1],
+        height=image.shape[0],
         boxes=np.array([item.box for item in objects], dtype=np.float32),
         names=[item.name for item in objects],
         difficult=np.array([item.difficult for item in objects]),
@@ -125,9 +125,9 @@ def _write_annotated(
     )
 
 
-def _write_picture(path: Path, picture: Picture) -> None:
-    """Write `picture` as a JPEG."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+def _write_image(path: Path, image: ImageArray) -> None:
+    """Write `image` as a JPEG."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     written, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not written:
         raise DataError(f"{path}: can't be encoded")

@@ -1,4 +1,4 @@
-"""What the demo pictures are painted with: shapes, patterns and backgrounds, as pure functions.
+"""What the demo images are painted with: shapes, patterns and backgrounds, as pure functions.
 
 Shapes and patterns live in an object's own frame (u, v): the shape about fills the unit circle,
 v points down. Shapes are signed distances (negative inside), patterns and backgrounds float32.
@@ -221,7 +221,7 @@ def paint(mix: Plane, first: Rgb, second: Rgb) -> Rgb:
 
 
 def background(height: int, width: int, rng: np.random.Generator) -> Rgb:
-    """A textured picture of one of six kinds in two random, not too distant colours."""
+    """A textured image of one of six kinds in two random, not too distant colours."""
     kind = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     base = rng.uniform(40, 215, 3)
     other = np.clip(

@@ -1,4 +1,4 @@
-"""The trained detector: from a picture to detections."""
+"""The trained detector: from an image to detections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sppdet.io.headers import MAX_PIXELS
 from sppdet.io.images import read_image
 from sppdet.stages.maps import MapSource
 from sppdet.stages.proposals import Proposer
-from sppdet.types import Boxes, Detections, FeatureMaps, Picture, Proposals, Scores
+from sppdet.types import Boxes, Detections, FeatureMaps, ImageArray, Proposals, Scores
 
 VERSION = 1  # raised when the same model gives other detections
 
@@ -53,7 +53,7 @@ class Regressors:
 class Detector:
     """SPP-net detection with trained parts.
 
-    `detector(picture)` runs everything on a path or on an array (H, W, 3) uint8; `detect` works on
+    `detector(image)` runs everything on a path or on an array (H, W, 3) uint8; `detect` works on
     proposals and maps that are there already. Arrays are RGB, as Pillow, imageio and torchvision
     decode them. OpenCV decodes to BGR, which no check can tell from RGB and in which a detector
     finds nonsense: pass `bgr=True` with such arrays.
@@ -80,11 +80,11 @@ class Detector:
 
         return load_detector(Path(run), device=device)
 
-    def __call__(self, picture: Path | str | Picture, *, bgr: bool = False) -> Detections:
+    def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
         """Detect in one image.
 
         Args:
-            picture: path of an image file, or an array (H, W, 3) uint8: RGB, or BGR with `bgr`.
+            image: path of an image file, or an array (H, W, 3) uint8: RGB, or BGR with `bgr`.
             bgr: the array's channels are blue, green, red, as `cv2.imread` returns them.
 
         Returns:
@@ -95,33 +95,33 @@ class Detector:
                 the file itself tells.
             ImageError: the file is missing or can't be decoded.
         """
-        if isinstance(picture, np.ndarray):
-            path, pixels = "", _checked(picture)
+        if isinstance(image, np.ndarray):
+            path, pixels = "", _checked(image)
             if bgr:
                 pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         elif bgr:
-            raise ValueError(f"bgr with {picture}: expected an array; a file is read in its order")
+            raise ValueError(f"bgr with {image}: expected an array; a file is read in its order")
         else:
-            path, pixels = str(picture), self.read(picture)
+            path, pixels = str(image), self.read(image)
         maps = self.maps.compute(self.maps.scaled(pixels))
         return self.detect(maps, self.proposer.of(pixels), pixels, path=path)
 
-    def read(self, path: Path | str) -> Picture:
+    def read(self, path: Path | str) -> ImageArray:
         """The image in a file, refused before it is decoded if it has more than `max_pixels`."""
         return read_image(path, max_pixels=self.max_pixels)
 
     def detect(
-        self, maps: FeatureMaps, proposals: Proposals, picture: Picture, *, path: str = ""
+        self, maps: FeatureMaps, proposals: Proposals, image: ImageArray, *, path: str = ""
     ) -> Detections:
         """Score every window for every class, NMS, regress, clip."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         return self.detect_in(maps, proposals, width=width, height=height, path=path)
 
     @torch.inference_mode()
     def detect_in(
         self, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int, path: str = ""
     ) -> Detections:
-        """As `detect`, for a picture of known size in original pixels."""
+        """As `detect`, for an image of known size in original pixels."""
         if len(proposals) == 0:
             none = np.zeros(0, dtype=np.int64)
             scores = np.zeros(0, dtype=np.float32)
@@ -168,7 +168,7 @@ class Detector:
 
 
 def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:
-    """The regressed boxes cut to the picture; one that leaves it stays where it was."""
+    """The regressed boxes cut to the image; one that leaves it stays where it was."""
     clipped = clip_boxes(moved, width=width, height=height)
     # also one whose deltas aren't finite
     lost = ~((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
@@ -176,12 +176,7 @@ def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Bo
     return clipped
 
 
-def _checked(picture: Picture) -> Picture:
-    if (
-        picture.ndim != 3
-        or picture.shape[2] != 3
-        or picture.dtype != np.uint8
-        or 0 in picture.shape
-    ):
-        raise ValueError(f"picture: {picture.dtype} {picture.shape}, expected uint8 (H, W, 3) RGB")
-    return picture
+def _checked(image: ImageArray) -> ImageArray:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
+    return image

@@ -47,8 +47,8 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
 
     Args:
         dataset: the split with its ground truth.
-        detections: by picture id; a picture that is missing has none. pycocotools takes at most 100
-            a class and picture.
+        detections: by image id; an image that is missing has none. pycocotools takes at most 100
+            a class and image.
 
     Returns:
         `mean_ap` is AP at IoU .50:.95, `ClassResult.ap` likewise; `extra` has the twelve numbers
@@ -81,7 +81,7 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
 
 
 def _coco_detections(found: FlatDetections) -> list[dict[str, Any]]:
-    # the ids of `to_coco`: pictures 1..N in order, categories by label
+    # the ids of `to_coco`: images 1..N in order, categories by label
     boxes = found.boxes.astype(np.float64)
     sizes = boxes[:, 2:] - boxes[:, :2]
     rows = zip(
@@ -132,7 +132,7 @@ def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
 def _class_result(
     name: str, accumulated: Mapping[str, Any], k: int, ground_truths: int, detected: int
 ) -> ClassResult:
-    # precision, scores: [IoU, recall, class, area, detections a picture]; -1 where nothing counts
+    # precision, scores: [IoU, recall, class, area, detections an image]; -1 where nothing counts
     precision: NDArray[np.float64] = accumulated["precision"][:, :, k, _ALL_AREAS, _AT_MOST_100]
     scores: NDArray[np.float64] = accumulated["scores"][0, :, k, _ALL_AREAS, _AT_MOST_100]
     counts = precision[0] > -1

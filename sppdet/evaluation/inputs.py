@@ -15,7 +15,7 @@ from sppdet.types import Boxes, Dataset, Detections, Flags, Labels, Scores
 
 @dataclass(frozen=True)
 class FlatDetections:
-    """All detections of a split, in the order of its pictures."""
+    """All detections of a split, in the order of its images."""
 
     image_index: NDArray[np.int64]  # (N,) rows of `Dataset.images`
     boxes: Boxes  # (N, 4)
@@ -25,7 +25,7 @@ class FlatDetections:
 
 @dataclass(frozen=True)
 class FlatGroundTruth:
-    """All annotated objects of a split, in the order of its pictures."""
+    """All annotated objects of a split, in the order of its images."""
 
     image_index: NDArray[np.int64]  # (G,) rows of `Dataset.images`
     boxes: Boxes  # (G, 4)
@@ -34,14 +34,14 @@ class FlatGroundTruth:
 
 
 def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> FlatDetections:
-    """Put the detections of all pictures into one set of arrays.
+    """Put the detections of all images into one set of arrays.
 
     Args:
         dataset: the split.
-        detections: by picture id; a picture that is missing has none.
+        detections: by image id; an image that is missing has none.
 
     Raises:
-        DataError: a picture that is not in the split, a label or a list of class names that is not
+        DataError: an image that is not in the split, a label or a list of class names that is not
             the data set's, a score that is not finite.
     """
     check_detections(dataset, detections)
@@ -61,7 +61,7 @@ def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -
 
 
 def flatten_ground_truth(dataset: Dataset) -> FlatGroundTruth:
-    """Put the annotated objects of all pictures into one set of arrays."""
+    """Put the annotated objects of all images into one set of arrays."""
     images = dataset.images
     counts = np.array([len(image.gt_boxes) for image in images], dtype=np.int64)
     return FlatGroundTruth(
@@ -73,7 +73,7 @@ def flatten_ground_truth(dataset: Dataset) -> FlatGroundTruth:
 
 
 def check_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> None:
-    """Raise DataError unless every detection is on a picture and of a class of `dataset`."""
+    """Raise DataError unless every detection is on an image and of a class of `dataset`."""
     known = {image.id for image in dataset.images}
     for image_id, found in detections.items():
         if image_id not in known:

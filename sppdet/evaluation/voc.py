@@ -40,7 +40,7 @@ def evaluate_voc(
 
     Args:
         dataset: the split with its ground truth.
-        detections: by picture id; a picture that is missing has none.
+        detections: by image id; an image that is missing has none.
         metric: "voc07", 11-point; "voc10", area under the monotone curve.
         min_iou: a detection matches where IoU >= min_iou; in (0, 1].
 
@@ -85,17 +85,17 @@ def match_class(
     gt_difficult: Flags,
     min_iou: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """Match the detections of one class with its ground truth over all pictures.
+    """Match the detections of one class with its ground truth over all images.
 
     In descending score (ties in the order given), each detection takes the ground truth of greatest
-    IoU in its picture (ties: the first), difficult ones and ones already matched included. It is
+    IoU in its image (ties: the first), difficult ones and ones already matched included. It is
 
-    - a false positive where that IoU < min_iou or its picture has no ground truth of the class,
+    - a false positive where that IoU < min_iou or its image has no ground truth of the class,
     - ignored where that ground truth is difficult,
     - a true positive where it is the first to take that ground truth, else a false positive.
 
     Args:
-        boxes: (D, 4), scores: (D,), image_index: (D,) any numbers that name the pictures.
+        boxes: (D, 4), scores: (D,), image_index: (D,) any numbers that name the images.
         gt_boxes: (G, 4), gt_image_index: (G,), gt_difficult: (G,).
         min_iou: in (0, 1].
 
@@ -228,7 +228,7 @@ def _nearest_gt(
     gt_boxes: Boxes,
     gt_image_index: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    # (D,) the greatest IoU and its row of gt_boxes; 0 and -1 where the picture has no ground truth
+    # (D,) the greatest IoU and its row of gt_boxes; 0 and -1 where the image has no ground truth
     iou = np.zeros(len(boxes))
     target = np.full(len(boxes), -1, dtype=np.int64)
     by_image = np.argsort(image_index, kind="stable")

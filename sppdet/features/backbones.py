@@ -28,7 +28,7 @@ from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.resizing import resized
 from sppdet.runs.artifacts import read_tensors
 from sppdet.runs.tensor_types import TensorType, misfit, not_finite, types_of
-from sppdet.types import FeatureMaps, Picture
+from sppdet.types import FeatureMaps, ImageArray
 
 VERSION = 4  # raised when the same weights give other maps, or these are stored otherwise
 
@@ -65,21 +65,21 @@ class Backbone:
     offset: float
     fc: FcLayers | None
 
-    def scaled(self, picture: Picture, scales: list[int], config: FeaturesConfig) -> ScaledPicture:
+    def scaled(self, image: ImageArray, scales: list[int], config: FeaturesConfig) -> ScaledImage:
         """Resize an image (H, W, 3) RGB to every distinct scale (shorter sides in resized pixels).
 
         Work for the CPU, which other threads do while the layers run.
         """
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         factors = scale_factors_of(scales, width=width, height=height, max_side=config.max_side)
-        resized_ones = [torch.from_numpy(resized(picture, f)) for f in factors.tolist()]
+        resized_ones = [torch.from_numpy(resized(image, f)) for f in factors.tolist()]
         if next(self.layers.parameters()).is_cuda:
             resized_ones = [one.pin_memory() for one in resized_ones]  # so that copies don't wait
-        return ScaledPicture(tuple(resized_ones), factors)
+        return ScaledImage(tuple(resized_ones), factors)
 
     @torch.inference_mode()
     def feature_maps(
-        self, picture: ScaledPicture, precision: torch.dtype = torch.float32
+        self, image: ScaledImage, precision: torch.dtype = torch.float32
     ) -> FeatureMaps:
         """Run the layers once on the whole image at every distinct scale.
 
@@ -91,28 +91,28 @@ class Backbone:
         """
         device = next(self.layers.parameters()).device
         maps = []
-        for one in picture.pixels:
+        for one in image.pixels:
             x = padded_input(one.to(device, non_blocking=True))
             with multiplying_in(precision, device):
                 maps.append(self.layers(x)[0])
-        return FeatureMaps(tuple(maps), picture.scale_factors, self.stride, self.offset)
+        return FeatureMaps(tuple(maps), image.scale_factors, self.stride, self.offset)
 
 
 @dataclass(frozen=True)
-class ScaledPicture:
+class ScaledImage:
     """An image at its distinct scales, before the layers."""
 
     pixels: tuple[torch.Tensor, ...]  # S × (h, w, 3) RGB uint8
     scale_factors: NDArray[np.float64]  # (S,) resized / original pixels, ascending
 
 
-def to_input(picture: Picture, factor: float) -> torch.Tensor:
-    """(1, 3, h, w) float32: the picture resized by `factor`, normalised, padded."""
-    return padded_input(torch.from_numpy(resized(picture, factor)))
+def to_input(image: ImageArray, factor: float) -> torch.Tensor:
+    """(1, 3, h, w) float32: the image resized by `factor`, normalised, padded."""
+    return padded_input(torch.from_numpy(resized(image, factor)))
 
 
 def padded_input(pixels: torch.Tensor) -> torch.Tensor:
-    """(1, 3, h, w) float32, normalised, of a picture (h, w, 3) in 0..255, on its device.
+    """(1, 3, h, w) float32, normalised, of an image (h, w, 3) in 0..255, on its device.
 
     One that is thinner than `_LEAST_SIDE` is padded with zeros on the right or below.
     """
@@ -122,14 +122,14 @@ def padded_input(pixels: torch.Tensor) -> torch.Tensor:
     return padded.contiguous(memory_format=torch.channels_last)
 
 
-_LEAST_SIDE = 64  # resized pixels; a thinner picture would leave some networks no cell
+_LEAST_SIDE = 64  # resized pixels; a thinner image would leave some networks no cell
 
 
 def normalised(
-    pictures: NDArray[np.uint8] | NDArray[np.float32] | torch.Tensor,
+    images: NDArray[np.uint8] | NDArray[np.float32] | torch.Tensor,
 ) -> torch.Tensor:
-    """(N, 3, H, W) float32, as the networks expect it, of RGB pictures (N, H, W, 3) in 0..255."""
-    x = torch.as_tensor(pictures).permute(0, 3, 1, 2).float()
+    """(N, 3, H, W) float32, as the networks expect it, of RGB images (N, H, W, 3) in 0..255."""
+    x = torch.as_tensor(images).permute(0, 3, 1, 2).float()
     mean, std = _mean_and_std(x.device)
     return (x - mean) / std
 

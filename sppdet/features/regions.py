@@ -20,7 +20,7 @@ from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 
 @dataclass(frozen=True)
 class Windows:
-    """The distinct windows of a picture's proposals.
+    """The distinct windows of an image's proposals.
 
     `cells[index[p]]` is the window of proposal p.
     """
@@ -84,7 +84,7 @@ def pool_windows(
 
 @dataclass(frozen=True)
 class Extractor:
-    """The features of a layer for the windows of a picture."""
+    """The features of a layer for the windows of an image."""
 
     levels: tuple[int, ...]
     canonical_size: int

@@ -1,4 +1,4 @@
-"""Detections drawn on their picture."""
+"""Detections drawn on their image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import colorsys
 import cv2
 import numpy as np
 
-from sppdet.types import Detections, Picture
+from sppdet.types import Detections, ImageArray
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -19,11 +19,11 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(picture: Picture, detections: Detections) -> Picture:
-    """A copy of the picture (H, W, 3) RGB with boxes, class names and scores, the best on top."""
-    canvas: Picture = picture.copy()
-    thickness = max(1, round(min(picture.shape[:2]) / 250))
-    font_scale = max(0.4, min(picture.shape[:2]) / 900)
+def draw_detections(image: ImageArray, detections: Detections) -> ImageArray:
+    """A copy of the image (H, W, 3) RGB with boxes, class names and scores, the best on top."""
+    canvas: ImageArray = image.copy()
+    thickness = max(1, round(min(image.shape[:2]) / 250))
+    font_scale = max(0.4, min(image.shape[:2]) / 900)
     names = detections.names()
     for i in reversed(range(len(detections))):
         colour = class_colour(int(detections.labels[i]))
@@ -32,7 +32,7 @@ def draw_detections(picture: Picture, detections: Detections) -> Picture:
         text = f"{names[i]} {detections.scores[i]:.2f}"
         (width, height), below = cv2.getTextSize(text, _FONT, font_scale, thickness)
         top = y1 - height - below if y1 >= height + below else y1
-        left = max(0, min(x1, picture.shape[1] - width))
+        left = max(0, min(x1, image.shape[1] - width))
         cv2.rectangle(canvas, (left, top), (left + width, top + height + below), colour, -1)
         dark = sum(colour) > 380
         ink = (0, 0, 0) if dark else (255, 255, 255)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
-from sppdet.features.backbones import ScaledPicture
+from sppdet.features.backbones import ScaledImage
 from sppdet.folders.drawing import draw_detections
 from sppdet.folders.joint import JointFiles
 from sppdet.folders.journal import JournalError
@@ -28,7 +28,7 @@ from sppdet.io.voc import write_voc_annotation
 from sppdet.parallel import in_flight, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.run import Reporter
-from sppdet.types import Detections, Picture, Proposals
+from sppdet.types import Detections, ImageArray, Proposals
 
 VERSION = 1  # raised when the same detections give other files
 
@@ -41,7 +41,7 @@ class FolderResult:
     """
 
     images: int
-    pictures: int
+    detected: int
     detections: int
     failed: tuple[str, ...]
 
@@ -59,15 +59,15 @@ class _Kept:
 @dataclass(frozen=True)
 class _Prepared:
     made_by: str
-    picture: Picture
+    image: ImageArray
     proposals: Proposals
-    scaled: ScaledPicture
+    scaled: ScaledImage
 
 
 @dataclass(frozen=True)
 class _Found:
     made_by: str
-    picture: Picture
+    image: ImageArray
     detections: Detections
 
 
@@ -152,9 +152,9 @@ class _Work:
             made_by = self._made_by(item)
             if self.detector.made_by and self.outputs.is_done(item, made_by):
                 return _Kept()
-            picture = self.detector.read(item.path)
-            proposals = self.detector.proposer.of(picture)
-            return _Prepared(made_by, picture, proposals, self.detector.maps.scaled(picture))
+            image = self.detector.read(item.path)
+            proposals = self.detector.proposer.of(image)
+            return _Prepared(made_by, image, proposals, self.detector.maps.scaled(image))
         except Exception as error:  # whatever is wrong with one image, the others are done
             return _Failed(_describe(item, error))
 
@@ -170,8 +170,8 @@ class _Work:
             return prepared
         try:
             maps = self.detector.maps.compute(prepared.scaled)
-            found = self.detector.detect(maps, prepared.proposals, prepared.picture)
-            return _Found(prepared.made_by, prepared.picture, found)
+            found = self.detector.detect(maps, prepared.proposals, prepared.image)
+            return _Found(prepared.made_by, prepared.image, found)
         except Exception as error:  # as above
             return _Failed(_describe(item, error))
 
@@ -196,7 +196,7 @@ class _Work:
                 problems.append(str(error))
         if problems:
             self._fail(one_line(f"{item.path}: {'; '.join(problems)}"))
-        height, width = found.picture.shape[:2]
+        height, width = found.image.shape[:2]
         self.outputs.journal.add(
             item.name, found.detections,
             width=width, height=height, made_by=found.made_by, files=files,
@@ -217,9 +217,9 @@ def _describe(item: Item, error: Exception) -> str:
 
 
 def _write_drawing(path: Path, found: _Found) -> None:
-    height, width = found.picture.shape[:2]
+    height, width = found.image.shape[:2]
     try:
-        drawn = draw_detections(found.picture, found.detections)
+        drawn = draw_detections(found.image, found.detections)
         done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     except (cv2.error, MemoryError):
         done = False
@@ -231,7 +231,7 @@ def _write_drawing(path: Path, found: _Found) -> None:
 
 
 def _write_annotation(path: Path, item: Item, found: _Found) -> None:
-    height, width = found.picture.shape[:2]
+    height, width = found.image.shape[:2]
     write_voc_annotation(
         path,
         filename=PurePosixPath(item.name).name,

@@ -1,4 +1,4 @@
-"""Data sets: annotations read, joined, checked against their pictures and given labels."""
+"""Data sets: annotations read, joined, checked against their images and given labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sppdet.boxes import clip_boxes
 from sppdet.errors import DataError, ImageError
 from sppdet.io.coco import read_coco_set
-from sppdet.io.image_cache import PictureCache, PictureInfo
+from sppdet.io.image_cache import ImageCache, ImageInfo
 from sppdet.io.records import (
     ImageRecord,
     Skips,
@@ -41,41 +41,41 @@ def load_dataset(
     images: Path | None,
     class_names: Sequence[str] | None,
     on_error: Literal["stop", "skip"],
-    read_pictures: bool,
+    read_images: bool,
     workers: int = 1,
-    known: PictureCache | None,
+    known: ImageCache | None,
     repair_sizes: bool = False,
 ) -> Dataset:
     """Read one split, from one root or several.
 
-    Pictures come in the order of the roots and of their set files; pictures without objects stay.
-    With `read_pictures` every picture is decoded once, or found unchanged in `known`: sizes come
+    Images come in the order of the roots and of their set files; images without objects stay.
+    With `read_images` every image is decoded once, or found unchanged in `known`: sizes come
     from there and never from the annotations, and boxes are clipped to them. Sizes that annotations
     state and that contradict their images are counted in warnings, and so are images that aren't
-    8-bit. Without it no picture need exist, sizes are 0 and boxes stay as annotated.
+    8-bit. Without it no image need exist, sizes are 0 and boxes stay as annotated.
 
     Args:
         format: of the annotations, in all roots.
         roots: folders in the VOC layout, or that `coco_file` knows.
         sets: a set of each root; None where the root has no part in this split.
-        images: folder of the pictures; None where the format has it.
+        images: folder of the images; None where the format has it.
         class_names: the classes in the order of their labels; objects of others are left out with a
             warning. None takes the classes that occur, sorted.
         on_error: "stop" raises the first error; "skip" leaves out a box that can't be used or a
-            picture that can't be read, and lists it in `Dataset.skipped`.
-        read_pictures: whether pictures are read.
+            image that can't be read, and lists it in `Dataset.skipped`.
+        read_images: whether images are read.
         workers: threads that decode.
-        known: the pictures read before; it is added to, and saved by the caller.
+        known: the images read before; it is added to, and saved by the caller.
         repair_sizes: move the boxes of images whose annotations state another size into the images,
-            where it is certain how; see `sizes`. Needs `read_pictures`.
+            where it is certain how; see `sizes`. Needs `read_images`.
 
     Returns:
         The data set; its name is made of those of roots and sets ("VOC2007-trainval").
 
     Raises:
         AnnotationError: an annotation can't be read, or a box has no area.
-        ImageError: a picture is missing or can't be decoded.
-        DataError: no set, picture or class is left, or a class name is given twice.
+        ImageError: an image is missing or can't be decoded.
+        DataError: no set, image or class is left, or a class name is given twice.
     """
     if len(roots) != len(sets):
         raise DataError(f"{len(sets)} sets for {len(roots)} roots, expected one for each")
@@ -85,29 +85,29 @@ def load_dataset(
     parts = [_read_set(format, root, name, images, skips) for root, name, _ in used]
     records = _join(parts, _prefixes(roots, [position for *_, position in used]))
     if not records:
-        raise DataError(f"{split or 'no set is named'}: no pictures")
+        raise DataError(f"{split or 'no set is named'}: no images")
     if class_names is not None:
         records = _of_classes(records, frozenset(class_names))
     records = [_usable(record, skips) for record in records]
     labels = _labels(records, class_names)
-    infos: dict[Path, PictureInfo] = {}
-    if read_pictures:
-        cache = PictureCache() if known is None else known
+    infos: dict[Path, ImageInfo] = {}
+    if read_images:
+        cache = ImageCache() if known is None else known
         infos = _look(records, cache, workers=workers, skips=skips)
         records = [record for record in records if record.path in infos]
     if not records:
-        raise DataError(f"{split}: no picture can be read; the first: {skips.lines[0]}")
+        raise DataError(f"{split}: no image can be read; the first: {skips.lines[0]}")
     _say_depths(split, infos)
     if infos:
         records = _in_their_images(split, records, infos, repair=repair_sizes)
     annotated = [_annotate(record, infos.get(record.path), labels, skips) for record in records]
     clipped = sum(count for _, count in annotated)
     if clipped:
-        _log.warning("%s: %d boxes reached outside their picture: clipped", split, clipped)
+        _log.warning("%s: %d boxes reached outside their image: clipped", split, clipped)
     if skips.lines:
         _log.warning("%s: left out: %s", split, shorten(skips.lines, most=3))
-    pictures = tuple(image for image, _ in annotated)
-    return Dataset(split, tuple(labels), pictures, tuple(skips.lines), clipped)
+    kept = tuple(image for image, _ in annotated)
+    return Dataset(split, tuple(labels), kept, tuple(skips.lines), clipped)
 
 
 def _read_set(
@@ -181,9 +181,9 @@ def _labels(records: Iterable[ImageRecord], class_names: Sequence[str] | None) -
 
 
 def _look(
-    records: Sequence[ImageRecord], cache: PictureCache, *, workers: int, skips: Skips
-) -> dict[Path, PictureInfo]:
-    """What is known of each picture that can be decoded, by path."""
+    records: Sequence[ImageRecord], cache: ImageCache, *, workers: int, skips: Skips
+) -> dict[Path, ImageInfo]:
+    """What is known of each image that can be decoded, by path."""
     infos = {}
     pool = ThreadPoolExecutor(max(1, workers))
     try:
@@ -198,7 +198,7 @@ def _look(
     return infos
 
 
-def _say_depths(split: str, infos: dict[Path, PictureInfo]) -> None:
+def _say_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
     """Warn of images that aren't 8-bit, one line for each kind."""
     kinds: dict[str, list[str]] = {}
     for path, info in infos.items():
@@ -212,7 +212,7 @@ def _say_depths(split: str, infos: dict[Path, PictureInfo]) -> None:
 def _in_their_images(
     split: str,
     records: Sequence[ImageRecord],
-    infos: dict[Path, PictureInfo],
+    infos: dict[Path, ImageInfo],
     *,
     repair: bool,
 ) -> list[ImageRecord]:
@@ -252,15 +252,15 @@ def _in_their_images(
 
 
 def _annotate(
-    record: ImageRecord, info: PictureInfo | None, labels: dict[str, int], skips: Skips
+    record: ImageRecord, info: ImageInfo | None, labels: dict[str, int], skips: Skips
 ) -> tuple[AnnotatedImage, int]:
-    """The picture with its boxes clipped and labelled, and how many boxes were clipped."""
+    """The image with its boxes clipped and labelled, and how many boxes were clipped."""
     boxes = np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
     width, height = (info.width, info.height) if info else (0, 0)
     inside = clip_boxes(boxes, width=width, height=height) if info else boxes
     has_area = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
     for row in np.flatnonzero(~has_area):
-        where = f"lies outside the {width}x{height} picture" if info else "has no area"
+        where = f"lies outside the {width}x{height} image" if info else "has no area"
         skips.report(record.error(record.objects[row], f"box {_corners(boxes[row])} {where}"))
     reach = np.abs(boxes - inside).max(axis=1, initial=0.0)
     clipped = int(np.count_nonzero(has_area & (reach > _CLIP_TOLERANCE_PX)))

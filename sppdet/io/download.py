@@ -19,7 +19,7 @@ _SETS = {"2007": ("trainval", "test"), "2012": ("trainval",)}  # the 2012 test s
 def download_voc(year: Literal["2007", "2012"], root: Path) -> list[Path]:
     """Download a year of PASCAL VOC with torchvision, unless it is there already.
 
-    2007 comes with trainval and test, 2012 with trainval. A set counts as there if every picture
+    2007 comes with trainval and test, 2012 with trainval. A set counts as there if every image
     and annotation that it lists is, so a download broken off halfway is taken up again.
 
     Args:

@@ -15,14 +15,14 @@ from sppdet.io.files import read_bytes
 from sppdet.io.headers import MAX_PIXELS
 from sppdet.io.images import changed_image, decode, read_image_bytes
 from sppdet.runs.artifacts import write_json
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 _log = logging.getLogger("sppdet")
 _VERSION = 2  # of the file; another one is read as empty
 
 
 @dataclass(frozen=True, slots=True)
-class PictureInfo:
+class ImageInfo:
     """An image file that could be decoded: its state on disk and what was found in it.
 
     `width` and `height` are in pixels after EXIF orientation; `digest` is the BLAKE2b hash of the
@@ -39,7 +39,7 @@ class PictureInfo:
     depth: str
 
 
-class PictureCache:
+class ImageCache:
     """Image files by absolute path; a file whose size or one of whose times differs is read again.
 
     From its first look at a file on, a cache stands for one state of it: where the content is
@@ -49,14 +49,14 @@ class PictureCache:
     """
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
-        self._known: dict[str, PictureInfo] = {}
+        self._known: dict[str, ImageInfo] = {}
         self._seen: set[str] = set()  # by this process, not only by the one that wrote the file
         self._lock = threading.Lock()
         self._file: Path | None = None
         self._max_pixels = max_pixels
 
     @classmethod
-    def load(cls, path: Path, *, max_pixels: int = MAX_PIXELS) -> PictureCache:
+    def load(cls, path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageCache:
         """The cache stored in `path`; an empty one if there is none or it can't be read."""
         cache = cls(max_pixels=max_pixels)
         cache._file = path
@@ -65,20 +65,20 @@ class PictureCache:
         try:
             data = json.loads(read_bytes(path, DataError))
             if data["version"] == _VERSION:
-                cache._known = {name: _from_json(v) for name, v in data["pictures"].items()}
+                cache._known = {name: _from_json(v) for name, v in data["images"].items()}
         except (DataError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            _log.warning("%s: damaged; every picture is read again", path)
+            _log.warning("%s: damaged; every image is read again", path)
         return cache
 
     def save(self, path: Path) -> None:
         """Store the cache in `path`, atomically; the same contents give the same bytes."""
-        pictures = {name: asdict(self._known[name]) for name in sorted(self._known)}
-        write_json(path, {"version": _VERSION, "pictures": pictures})
+        images = {name: asdict(self._known[name]) for name in sorted(self._known)}
+        write_json(path, {"version": _VERSION, "images": images})
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def look(self, path: Path) -> PictureInfo:
+    def look(self, path: Path) -> ImageInfo:
         """What is known of `path`, which is read and decoded unless it is known and unchanged.
 
         Raises:
@@ -101,7 +101,7 @@ class PictureCache:
         data = read_image_bytes(path, max_pixels=self._max_pixels)
         digest = _digest(data)
         if known and known.digest == digest:  # touched or copied
-            info = PictureInfo(
+            info = ImageInfo(
                 *state, digest, known.width, known.height, known.orientation, known.depth
             )
         elif key in self._seen:
@@ -109,7 +109,7 @@ class PictureCache:
         else:
             decoded = decode(data, path, max_pixels=self._max_pixels)
             height, width = decoded.pixels.shape[:2]
-            info = PictureInfo(*state, digest, width, height, decoded.orientation, decoded.depth)
+            info = ImageInfo(*state, digest, width, height, decoded.orientation, decoded.depth)
         with self._lock:
             # of two threads that saw different states one is refused
             if key in self._seen and self._known[key].digest != digest:
@@ -122,7 +122,7 @@ class PictureCache:
         """The hash of the image's bytes, for fingerprints; errors as `look`."""
         return self.look(path).digest
 
-    def read(self, path: Path) -> Picture:
+    def read(self, path: Path) -> ImageArray:
         """The pixels of `path`, (H, W, 3) RGB: of the very bytes whose hash is `digest`.
 
         Raises:
@@ -148,9 +148,9 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=20).hexdigest()
 
 
-def _from_json(entry: dict[str, int | str]) -> PictureInfo:
-    info = PictureInfo(**entry)  # type: ignore[arg-type]
+def _from_json(entry: dict[str, int | str]) -> ImageInfo:
+    info = ImageInfo(**entry)  # type: ignore[arg-type]
     for name, value in asdict(info).items():
         if not isinstance(value, str if name in ("digest", "depth") else int):
-            raise TypeError("a picture's entry has values of the wrong type")
+            raise TypeError("an image's entry has values of the wrong type")
     return info

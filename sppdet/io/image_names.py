@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sppdet.errors import DataError
-from sppdet.io.images import PICTURE_SUFFIXES
+from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.types import Dataset
 
 _Parts = tuple[str, ...]
@@ -156,4 +156,4 @@ def _whole_paths(dataset: Dataset) -> list[_Parts]:
 def _stem(file_name: str) -> str:
     """The file name without its suffix where that is an image's: "a.b" stays, "a.b.PNG" doesn't."""
     stem, dot, suffix = file_name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in PICTURE_SUFFIXES else file_name
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else file_name

@@ -1,4 +1,4 @@
-"""Pictures: decoding them to RGB and finding them in folders."""
+"""Images: decoding them to RGB and finding them in folders."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from sppdet.errors import ImageError
 from sppdet.io.files import read_bytes
 from sppdet.io.headers import MAX_PIXELS, Header, read_header
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 _log = logging.getLogger("sppdet")
 
 # What OpenCV reads, `.jpg` first; GIF and AVIF only in builds that have them.
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jpe", ".jp2", ".dib", ".ppm"),
     *(".pgm", ".pbm", ".pnm", ".pfm", ".ras", ".sr", ".hdr", ".pic", ".gif", ".avif"),
 )
@@ -41,7 +41,7 @@ class Decoded:
     `depth` says how values other than 8-bit ones became such; empty for 8-bit images.
     """
 
-    pixels: Picture
+    pixels: ImageArray
     orientation: int
     depth: str
 
@@ -51,7 +51,7 @@ def read_image(
     *,
     max_pixels: int = MAX_PIXELS,
     check: Callable[[bytes], None] | None = None,
-) -> Picture:
+) -> ImageArray:
     """Read an image as annotation tools show it.
 
     The EXIF orientation is applied; grey, palette, CMYK and transparent images come out as 8-bit
@@ -113,12 +113,12 @@ def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> De
     """
     header = read_header(data)
     if header is None:
-        raise ImageError(f"{path}: can't be decoded as a picture")
+        raise ImageError(f"{path}: can't be decoded as an image")
     _check_size(header.width, header.height, path, max_pixels)
     deep = header.bits > 8 and header.format not in ("JPEG", "AVIF")  # whose decoders make 8 bits
     bgr = _decode_bgr(data, header, deep=deep)
     if bgr is None or bgr.size == 0 or bgr.ndim not in (2, 3):
-        raise ImageError(f"{path}: can't be decoded as a picture")
+        raise ImageError(f"{path}: can't be decoded as an image")
     _check_size(bgr.shape[1], bgr.shape[0], path, max_pixels)  # headers can lie
     depth = ""
     if bgr.dtype != np.uint8 or header.white not in (0, 255):
@@ -127,7 +127,7 @@ def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> De
     return Decoded(turn(_to_rgb(bgr), orientation), header.orientation, depth)
 
 
-def turn(pixels: Picture, orientation: int) -> Picture:
+def turn(pixels: ImageArray, orientation: int) -> ImageArray:
     """An image as stored, (H, W, 3), turned by its EXIF orientation, 1 to 8, to be looked at."""
     turned: NDArray[Any] = pixels
     if orientation >= 5:
@@ -165,7 +165,7 @@ def _decode_bgr(data: bytes, header: Header, *, deep: bool) -> NDArray[Any] | No
     return None
 
 
-def _eight_bits(values: NDArray[Any], header: Header) -> tuple[Picture, str]:
+def _eight_bits(values: NDArray[Any], header: Header) -> tuple[ImageArray, str]:
     """Values scaled so that white is 255, and how it was found: see `decode`."""
     floating = bool(np.issubdtype(values.dtype, np.floating))
     kept = values[np.isfinite(values)] if floating else values
@@ -190,7 +190,7 @@ def _eight_bits(values: NDArray[Any], header: Header) -> tuple[Picture, str]:
     return result, f"{kind}, white at {white:g} {known_by}"
 
 
-def _to_rgb(image: Picture) -> Picture:
+def _to_rgb(image: ImageArray) -> ImageArray:
     """(H, W, 3) RGB from BGR, BGRA or grey."""
     if image.ndim == 2:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
@@ -205,31 +205,31 @@ def _to_rgb(image: Picture) -> Picture:
 
 
 def find_images(paths: Sequence[Path | str]) -> list[Path]:
-    """The pictures named by `paths`: files as they are, folders searched to any depth.
+    """The images named by `paths`: files as they are, folders searched to any depth.
 
-    In folders every file with a suffix of `PICTURE_SUFFIXES` (any case) counts; hidden files and
+    In folders every file with a suffix of `IMAGE_SUFFIXES` (any case) counts; hidden files and
     folders are passed over, links to folders are not followed.
 
     Returns:
         Paths, relative where the one given was, sorted by name, each file once.
 
     Raises:
-        ImageError: a path doesn't exist, or there is not one picture.
+        ImageError: a path doesn't exist, or there is not one image.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise ImageError(f"{path}: no such file or folder")
-        for picture in _walk(path) if path.is_dir() else (path,):
-            found.setdefault(os.path.abspath(picture), picture)
+        for image in _walk(path) if path.is_dir() else (path,):
+            found.setdefault(os.path.abspath(image), image)
     if not found:
-        raise ImageError(f"{', '.join(map(str, paths)) or 'no paths given'}: no pictures found")
-    return sorted(found.values(), key=lambda picture: picture.as_posix())
+        raise ImageError(f"{', '.join(map(str, paths)) or 'no paths given'}: no images found")
+    return sorted(found.values(), key=lambda image: image.as_posix())
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(parent, name)

@@ -1,4 +1,4 @@
-"""What the readers of annotation formats hand to `load_dataset`: one record a picture."""
+"""What the readers of annotation formats hand to `load_dataset`: one record an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLAG_TEXTS = {"0": False, "false": False, "1": True, "true": True}
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """One annotated object as its file gives it, not yet clipped to the picture.
+    """One annotated object as its file gives it, not yet clipped to the image.
 
     `box` is xyxy, 0-based, half-open. Where `problem` is not empty the box can't be used and the
     text says why. `number` is the object's position in a VOC file, from 1, or its id in COCO's.
@@ -31,7 +31,7 @@ class ObjectRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture and its objects; `where` begins messages: "000012.xml, object".
+    """One image and its objects; `where` begins messages: "000012.xml, object".
 
     `stated` is the (width, height) that the annotation gives the image; None where it gives none.
     """
@@ -98,7 +98,7 @@ def safe_id(name: str) -> str:
 
 
 def unique_ids(file_names: Sequence[str]) -> list[str]:
-    """Ids for pictures named by relative paths.
+    """Ids for images named by relative paths.
 
     An id is the file's stem; if two are the same, all take the path with '/' made '__', and if
     that doesn't help, the path with its suffix.

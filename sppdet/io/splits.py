@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sppdet.config import DataConfig
 from sppdet.io.dataset import load_dataset
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.types import Dataset
 
 
@@ -12,7 +12,7 @@ def read_split(
     config: DataConfig,
     split: str,
     class_names: tuple[str, ...] | None,
-    pictures: PictureCache | None,
+    cache: ImageCache | None,
     *,
     workers: int,
 ) -> Dataset:
@@ -22,13 +22,13 @@ def read_split(
 
     Args:
         class_names: the labels; None takes `data.classes`.
-        pictures: what is known of the pictures; None reads annotations alone.
+        images: what is known of the images; None reads annotations alone.
         workers: threads that decode.
     """
     if class_names is None and config.classes != "auto":
         class_names = tuple(config.classes)
-    if pictures is None and config.repair_sizes:
-        pictures = PictureCache(max_pixels=config.max_pixels)
+    if cache is None and config.repair_sizes:
+        cache = ImageCache(max_pixels=config.max_pixels)
     return load_dataset(
         format=config.format,
         roots=config.root,
@@ -36,8 +36,8 @@ def read_split(
         images=config.images,
         class_names=class_names,
         on_error=config.on_error,
-        read_pictures=pictures is not None,
+        read_images=cache is not None,
         workers=workers,
-        known=pictures,
+        known=cache,
         repair_sizes=config.repair_sizes,
     )

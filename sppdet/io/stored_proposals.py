@@ -27,16 +27,16 @@ class _Entry:
 
 
 class StoredProposals:
-    """Boxes by image id, from files or folders; the first that names a picture has it.
+    """Boxes by image id, from files or folders; the first that names an image has it.
 
     - `.mat`: cells `images` (ids) and `boxes`, each (P, 4) [y1, x1, y2, x2], 1-based inclusive, as
       R-CNN and Fast R-CNN distribute them, one file a split;
     - `.npz`: one (P, 4) array per image id, xyxy, 0-based, half-open, original pixels;
-    - a folder: such `.mat` files, and one `<id>.npz` per picture with an array `boxes` (see
+    - a folder: such `.mat` files, and one `<id>.npz` per image with an array `boxes` (see
       `file_name`).
 
     Raises:
-        DataError: unreadable file, or a picture that none of them names (on look-up).
+        DataError: unreadable file, or an image that none of them names (on look-up).
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -49,14 +49,14 @@ class StoredProposals:
             self._entries.update(_read_file(file))
 
     def look_up(self, image_id: str, *, width: int, height: int, max_boxes: int) -> Proposals:
-        """The picture's first `max_boxes` boxes, clipped, distinct; those without area are left out."""
+        """The image's first `max_boxes` boxes, clipped, distinct; those without area are left out."""
         entry = self._entries.get(image_id)
         for folder in self._folders:
             file = folder / file_name(image_id)
             if entry is None and is_file(file):
                 entry = _read_npz(file).get("boxes")
         if entry is None:
-            raise DataError(f"{self._where}: no proposals for picture {one_line(image_id, 80)}")
+            raise DataError(f"{self._where}: no proposals for image {one_line(image_id, 80)}")
         return Proposals(_valid(entry, image_id, width, height)[:max_boxes])
 
 

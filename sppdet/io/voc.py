@@ -20,7 +20,7 @@ import defusedxml.ElementTree as SafeTree
 
 from sppdet.errors import AnnotationError
 from sppdet.io.files import is_file, name_problem, read_bytes, read_text
-from sppdet.io.images import PICTURE_SUFFIXES
+from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.io.records import (
     FAR_PX,
     FLAG_TEXTS,
@@ -41,7 +41,7 @@ _FLAGS = {**FLAG_TEXTS, "": False, "unspecified": False}
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """One annotation file: the picture's name as it stands there ("" if missing), its objects.
+    """One annotation file: the image's name as it stands there ("" if missing), its objects.
 
     `size` is the image's (width, height) as stated; None where it is missing or 0.
     """
@@ -79,7 +79,7 @@ def read_voc_set(
     Args:
         root: folder of the VOC layout.
         set_name: a file of ImageSets/Main, without `.txt`.
-        images: folder of the pictures; JPEGImages if None.
+        images: folder of the images; JPEGImages if None.
         skips: told of annotation files that can't be read.
     """
     folder = images or root / "JPEGImages"
@@ -90,13 +90,13 @@ def read_voc_set(
         except AnnotationError as error:
             skips.report(error)
             continue
-        picture = voc_picture_path(folder, name, annotation.filename)
+        image = voc_image_path(folder, name, annotation.filename)
         where = f"{path.name}, object"
-        yield ImageRecord(safe_id(name), picture, annotation.objects, where, annotation.size)
+        yield ImageRecord(safe_id(name), image, annotation.objects, where, annotation.size)
 
 
 def read_set_file(root: Path, set_name: str) -> list[str]:
-    """The picture names listed in `root`/ImageSets/Main/`set_name`.txt, in its order.
+    """The image names listed in `root`/ImageSets/Main/`set_name`.txt, in its order.
 
     Empty lines are passed over, and so is the second column (1, 0 or -1) of the files that exist
     for each class. A name that stands there again is used once, with a warning.
@@ -115,20 +115,20 @@ def read_set_file(root: Path, set_name: str) -> list[str]:
     names = [_first_column(line, root) for line in lines if line]
     counts = Counter(names)
     if not counts:
-        raise AnnotationError(f"{path}: lists no pictures")
+        raise AnnotationError(f"{path}: lists no images")
     if repeated := [name for name, count in counts.items() if count > 1]:
         _log.warning("%s: repeated, used once: %s", path, shorten(repeated))
     return list(counts)
 
 
-def voc_picture_path(folder: Path, name: str, filename: str = "") -> Path:
-    """Where in `folder` the picture of annotation `name` is.
+def voc_image_path(folder: Path, name: str, filename: str = "") -> Path:
+    """Where in `folder` the image of annotation `name` is.
 
     `name`.jpg comes first, then the other suffixes that OpenCV reads, in lower and upper case,
     then the annotation's own `filename`. If none of them exists the answer is `name`.jpg.
     """
     default = folder / f"{name}.jpg"
-    suffixes = [s for suffix in PICTURE_SUFFIXES for s in (suffix, suffix.upper())]
+    suffixes = [s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
     candidates = [folder / f"{name}{suffix}" for suffix in suffixes]
     if base := re.split(r"[/\\]", filename)[-1]:  # some tools write a path of their machine
         candidates.append(folder / base)
@@ -153,9 +153,9 @@ def write_voc_annotation(
 
     Args:
         path: the file; its folder is made.
-        filename: the picture's name, without folders.
-        width, height: of the picture, in pixels.
-        boxes: (N, 4), inside the picture.
+        filename: the image's name, without folders.
+        width, height: of the image, in pixels.
+        boxes: (N, 4), inside the image.
         names: the N class names.
         difficult, truncated: (N,); false if None.
     """

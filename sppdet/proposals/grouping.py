@@ -1,8 +1,8 @@
 """Hierarchical grouping (Uijlings et al., IJCV 2013): the most similar touching regions merge first.
 
 The similarity of two regions is the mean of up to four, each at most 1: of colour and of texture,
-the intersection of their histograms; of size, the part of the picture outside both; of fill, the part
-of the picture outside the gaps between them and the box around both. Of equally similar pairs one is
+the intersection of their histograms; of size, the part of the image outside both; of fill, the part
+of the image outside the gaps between them and the box around both. Of equally similar pairs one is
 taken by a fixed rule.
 """
 
@@ -32,9 +32,9 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
     """Merge a segmentation's regions until one is left.
 
     Args:
-        regions: of a whole picture, so that all hang together.
+        regions: of a whole image, so that all hang together.
         grouping: letters of `MEASURES`, which weigh equally.
-        pixels: size of the picture.
+        pixels: size of the image.
     """
     count = len(regions.sizes)
     weights = [(letter in grouping) / len(grouping) for letter in MEASURES]

@@ -302,7 +302,7 @@ def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> 
     """CRC-32 of the facts, and of the tensors' names, types, shapes and bytes.
 
     It is to find what disks and copies do to files, not forgery. Measured on one core on 18 MiB,
-    the maps of a picture at five scales: zlib's crc32 9 ms (1.9 GiB/s), SHA-256 25 ms, BLAKE2b
+    the maps of an image at five scales: zlib's crc32 9 ms (1.9 GiB/s), SHA-256 25 ms, BLAKE2b
     48 ms.
     """
     crc = zlib.crc32(json.dumps(facts, sort_keys=True).encode())

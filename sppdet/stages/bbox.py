@@ -22,7 +22,7 @@ from sppdet.types import Boxes
 
 @dataclass(frozen=True)
 class _Examples:
-    """Proposals of one picture that regress to objects of one class."""
+    """Proposals of one image that regress to objects of one class."""
 
     position: int
     boxes: Boxes

@@ -1,4 +1,4 @@
-"""The evaluation of a run on a split: detections picture by picture, then the metric."""
+"""The evaluation of a run on a split: detections image by image, then the metric."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sppdet.detection.detector import VERSION as DETECTION_VERSION
 from sppdet.detection.detector import Detector
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.features.backbones import ScaledPicture
+from sppdet.features.backbones import ScaledImage
 from sppdet.io.coco_results import write_coco_results
 from sppdet.io.comp4 import write_comp4
 from sppdet.io.dataset_digest import dataset_digest
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.image_ids import ids_to_write, tables_of_split
 from sppdet.io.records import safe_id
 from sppdet.io.splits import read_split
@@ -46,10 +46,10 @@ def evaluate_run(
     reporter: Reporter | None = None,
     ranks: Ranks | None = None,
 ) -> EvalResult:
-    """Detect in every picture of a split and score the detections into `run/eval/<split>/<metric>`.
+    """Detect in every image of a split and score the detections into `run/eval/<split>/<metric>`.
 
     Detections are kept, so that another metric needs no second detection. Under `torchrun` all
-    processes detect, each in its share of the pictures; the first one writes the scores.
+    processes detect, each in its share of the images; the first one writes the scores.
 
     Args:
         ranks: the processes that this one has joined already.
@@ -63,16 +63,16 @@ def evaluate_run(
     with reporter.stage("evaluate"):
         detector = load_detector(run, device=ranks.device)
         with ranks.first_goes_first():
-            pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
+            images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
             names, workers = detector.class_names, worker_count(config.workers)
-            dataset = read_split(config.data, split, names, pictures, workers=workers)
+            dataset = read_split(config.data, split, names, images, workers=workers)
             if ranks.is_first:
-                pictures.save(run / "pictures.json")
-        detections = _detect_all(run, config, detector, dataset, pictures, ranks, reporter)
+                images.save(run / "images.json")
+        detections = _detect_all(run, config, detector, dataset, images, ranks, reporter)
         metric = metric or config.eval.metric
         result = score(dataset, detections, metric=metric)
         if ranks.is_first:
-            train, test = ModelFiles(run).training_data(), dataset_digest(dataset, pictures)
+            train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
             write_scores(
                 result,
                 config.data,
@@ -169,11 +169,11 @@ def _detect_all(
     config: Config,
     detector: Detector,
     dataset: Dataset,
-    pictures: PictureCache,
+    images: ImageCache,
     ranks: Ranks,
     reporter: Reporter,
 ) -> dict[str, Detections]:
-    """Detections of every picture by its id, in the run's store where they are there already."""
+    """Detections of every image by its id, in the run's store where they are there already."""
     proposer = Proposer(config.proposals, config.store or run / "store")
     made_by = fingerprint(
         "detections",
@@ -188,19 +188,19 @@ def _detect_all(
     store = ItemStore(run / "store", "detections", made_by, _expected)
     names = detector.class_names
 
-    def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledPicture] | None:
-        digest = pictures.digest(image.path)
+    def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledImage] | None:
+        digest = images.digest(image.path)
         if _stored(store, image, digest, names) is not None:
             return None
-        picture = pictures.read(image.path)
-        return proposer.of_image(image, pictures), detector.maps.scaled(picture)
+        pixels = images.read(image.path)
+        return proposer.of_image(image, images), detector.maps.scaled(pixels)
 
     def found_in(image: AnnotatedImage, proposals: Proposals, maps: FeatureMaps) -> Detections:
         found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
-        _store(store, image, pictures.digest(image.path), found)
+        _store(store, image, images.digest(image.path), found)
         return found
 
-    def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledPicture] | None]) -> bool:
+    def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledImage] | None]) -> bool:
         image, prepared = due
         if prepared is None:
             return False
@@ -217,10 +217,10 @@ def _detect_all(
         reporter.nothing_done()
     detections = {}
     for image in dataset.images:
-        found = _stored(store, image, pictures.digest(image.path), names)
+        found = _stored(store, image, images.digest(image.path), names)
         if found is None:  # damaged since it was written
-            maps = detector.maps.compute(detector.maps.scaled(pictures.read(image.path)))
-            found = found_in(image, proposer.of_image(image, pictures), maps)
+            maps = detector.maps.compute(detector.maps.scaled(images.read(image.path)))
+            found = found_in(image, proposer.of_image(image, images), maps)
         detections[image.id] = found
     return detections
 

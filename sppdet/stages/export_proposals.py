@@ -8,7 +8,7 @@ import numpy as np
 
 from sppdet.config import Config
 from sppdet.errors import DataError
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.stored_proposals import file_name
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.run import Reporter
@@ -22,14 +22,14 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     An id that can't be a file name has a file named by its digest, see `file_name`.
     """
     proposer = Proposer(config.proposals, config.store or run / "store")
-    pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
+    images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}
-    for dataset in read_data(config, pictures, reporter=Reporter()):
+    for dataset in read_data(config, images, reporter=Reporter()):
         for image in dataset.images if dataset is not None else ():
-            digest = pictures.digest(image.path)
+            digest = images.digest(image.path)
             if digests.setdefault(image.id, digest) != digest:
-                raise DataError(f"{out}: two pictures have the id {image.id}")
-            proposals = proposer.of_image(image, pictures)
+                raise DataError(f"{out}: two images have the id {image.id}")
+            proposals = proposer.of_image(image, images)
             path = out / file_name(image.id)
             with atomic_path(path) as temporary, temporary.open("wb") as handle:
                 np.savez(handle, boxes=proposals.boxes)

@@ -1,4 +1,4 @@
-"""The fine-tuning stage: pools of windows from the pictures, validation, checkpoints."""
+"""The fine-tuning stage: pools of windows from the images, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sppdet.training.finetune import (
     FineTuner,
     Pool,
     Progress,
-    pool_pictures,
-    split_pictures,
+    draw_pool_images,
+    split_images,
 )
 from sppdet.training.finetune_pools import PoolMaker
 
@@ -36,7 +36,7 @@ def finetune(
         pretrained: whether fc6 and fc7 are; random ones are fitted to the first pool's windows.
         made_by: fingerprint under which the unfinished stage's checkpoint is kept and found.
     """
-    training, held_out = split_pictures(
+    training, held_out = split_images(
         len(material.dataset), fraction=config.val_fraction, seed=material.seed
     )
     head.to(material.maps.device)
@@ -77,7 +77,7 @@ def _fit_start(
     material: Material, head: Head, training: NDArray[np.int64], config: FinetuneConfig
 ) -> float:
     """Standardise a random head on the first pool's windows; the mean square of their features."""
-    pairs = pool_pictures(training, 0, config=config, seed=material.seed)
+    pairs = draw_pool_images(training, 0, config=config, seed=material.seed)
     alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
     features = PoolMaker(alone, config).make(pairs, salt=0).features
     standardise(head, features)
@@ -101,7 +101,7 @@ def _ticks(
     pools = PoolMaker(material, config)
 
     def make(number: int) -> Pool:
-        pairs = pool_pictures(training, number, config=config, seed=material.seed)
+        pairs = draw_pool_images(training, number, config=config, seed=material.seed)
         return pools.make(pairs, salt=number)
 
     yield from (False for _ in range(tuner.progress.batch))

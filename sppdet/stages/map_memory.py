@@ -26,7 +26,7 @@ _VERSIONS = {
 class MapMemory:
     """Float16 maps by name, until the room is used up; who puts them in sees to what doesn't fit.
 
-    Nothing is thrown out: epochs go through all pictures, so that keeping some of them for good
+    Nothing is thrown out: epochs go through all images, so that keeping some of them for good
     saves more than keeping the last ones used.
 
     Args:
@@ -50,12 +50,12 @@ class MapMemory:
         return cls(device, device_room=on_device, host_room=host_room)
 
     def get(self, name: str) -> FeatureMaps | None:
-        """The maps of a picture, on the device or in host memory; None if they aren't held."""
+        """The maps of an image, on the device or in host memory; None if they aren't held."""
         with self._lock:
             return self._held.get(name)
 
     def put(self, name: str, maps: FeatureMaps) -> bool:
-        """Hold a picture's maps where there is room for them; whether they are held now."""
+        """Hold an image's maps where there is room for them; whether they are held now."""
         needed = sum(m.numel() * m.element_size() for m in maps.maps)
         with self._lock:
             if name in self._held:

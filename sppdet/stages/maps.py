@@ -1,4 +1,4 @@
-"""Feature maps of a data set's pictures: from the store, or computed when asked for."""
+"""Feature maps of a data set's images: from the store, or computed when asked for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from sppdet.config import FeaturesConfig
 from sppdet.errors import DataError
-from sppdet.features.backbones import VERSION, Backbone, ScaledPicture
-from sppdet.io.image_cache import PictureCache
+from sppdet.features.backbones import VERSION, Backbone, ScaledImage
+from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import process_count
@@ -20,7 +20,7 @@ from sppdet.runs.items import ItemStore
 from sppdet.runs.run import Reporter
 from sppdet.runs.tensor_types import TensorType, Types
 from sppdet.stages.map_memory import MapMemory
-from sppdet.types import AnnotatedImage, FeatureMaps, Picture
+from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
 
 
 class MapSource:
@@ -34,13 +34,13 @@ class MapSource:
         backbone: Backbone,
         scales: list[int],
         config: FeaturesConfig,
-        pictures: PictureCache,
+        images: ImageCache,
         folder: Path | None = None,
     ) -> None:
         self._backbone = backbone
         self._scales = scales
         self._config = config
-        self._pictures = pictures
+        self._images = images
         self.channels = backbone.channels
         self.device = next(backbone.layers.parameters()).device
         self._precision = compute_type(config.precision, self.device)
@@ -69,13 +69,13 @@ class MapSource:
         """Hold maps that were computed or read in `memory`; None lets go of what is held."""
         self._memory = memory
 
-    def scaled(self, picture: Picture) -> ScaledPicture:
-        """A picture (H, W, 3) RGB at every scale, for `compute`; any thread may do this."""
-        return self._backbone.scaled(picture, self._scales, self._config)
+    def scaled(self, image: ImageArray) -> ScaledImage:
+        """An image (H, W, 3) RGB at every scale, for `compute`; any thread may do this."""
+        return self._backbone.scaled(image, self._scales, self._config)
 
-    def compute(self, picture: ScaledPicture) -> FeatureMaps:
-        """The maps of a picture, float16, on the backbone's device."""
-        maps = self._backbone.feature_maps(picture, self._precision)
+    def compute(self, image: ScaledImage) -> FeatureMaps:
+        """The maps of an image, float16, on the backbone's device."""
+        maps = self._backbone.feature_maps(image, self._precision)
         halves = tuple(m.half() for m in maps.maps)
         if not bool(torch.stack([torch.isfinite(h).all() for h in halves]).all()):
             raise DataError(
@@ -88,7 +88,7 @@ class MapSource:
         return self._half_maps(image, mirrored).to(self.device)
 
     def _half_maps(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
-        name, digest = _name(image, mirrored), self._pictures.digest(image.path)
+        name, digest = _name(image, mirrored), self._images.digest(image.path)
         held = self._memory.get(f"{name}-{digest}") if self._memory else None
         if held is not None:
             return held
@@ -128,9 +128,9 @@ class MapSource:
         named["scale_factors"] = torch.from_numpy(made.scale_factors)
         self.store.write(name, digest, named)
 
-    def _scaled_image(self, image: AnnotatedImage, mirrored: bool) -> ScaledPicture:
-        picture = self._pictures.read(image.path)
-        return self.scaled(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
+    def _scaled_image(self, image: AnnotatedImage, mirrored: bool) -> ScaledImage:
+        pixels = self._images.read(image.path)
+        return self.scaled(np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels)
 
     def fill(
         self,
@@ -140,10 +140,10 @@ class MapSource:
         workers: int,
         reporter: Reporter,
     ) -> int:
-        """Make and keep what is missing of the pictures' maps; returns how many were made.
+        """Make and keep what is missing of the images' maps; returns how many were made.
 
         Args:
-            workers: threads that decode and resize pictures meanwhile.
+            workers: threads that decode and resize images meanwhile.
         """
         if self.store is None:
             return 0
@@ -151,9 +151,9 @@ class MapSource:
             (image, flip) for image in images for flip in ((False, True) if mirrored else (False,))
         ]
 
-        def prepare(item: tuple[AnnotatedImage, bool]) -> ScaledPicture | None:
+        def prepare(item: tuple[AnnotatedImage, bool]) -> ScaledImage | None:
             image, flip = item
-            there = self._is_kept(_name(image, flip), self._pictures.digest(image.path))
+            there = self._is_kept(_name(image, flip), self._images.digest(image.path))
             return None if there else self._scaled_image(image, flip)
 
         made = 0
@@ -161,7 +161,7 @@ class MapSource:
         tracked = reporter.track(prepared, total=len(wanted), label="feature maps")
         for (image, flip), scaled in zip(wanted, tracked, strict=True):
             if scaled is not None:
-                digest = self._pictures.digest(image.path)
+                digest = self._images.digest(image.path)
                 self._keep(_name(image, flip), digest, self.compute(scaled))
                 made += 1
         return made

@@ -1,4 +1,4 @@
-"""What every training stage reads: pictures, proposals and feature maps, picture by picture."""
+"""What every training stage reads: images, proposals and feature maps, image by image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sppdet.config import Layer, SvmConfig
 from sppdet.features.head import Head
 from sppdet.features.regions import Extractor
 from sppdet.io.dataset_digest import dataset_digest
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sight:
-    """One picture with all that a training stage needs of it."""
+    """One image with all that a training stage needs of it."""
 
     position: int  # in the data set
     image: AnnotatedImage
@@ -45,7 +45,7 @@ class Material:
     """
 
     dataset: Dataset
-    pictures: PictureCache
+    images: ImageCache
     proposer: Proposer
     maps: MapSource
     extractor: Extractor
@@ -58,7 +58,7 @@ class Material:
     def fingerprint(self) -> str:
         """Of all that this material consists of."""
         return fingerprint(
-            dataset_digest(self.dataset, self.pictures),
+            dataset_digest(self.dataset, self.images),
             self.proposer.fingerprint,
             self.maps.fingerprint,
             self.extractor.levels,
@@ -71,17 +71,17 @@ class Material:
         return replace(self, extractor=replace(self.extractor, head=head))
 
     def proposals(self, position: int) -> Proposals:
-        """The proposals of a picture."""
+        """The proposals of an image."""
         image = self.dataset.images[position]
-        return self.proposer.of_image(image, self.pictures)
+        return self.proposer.of_image(image, self.images)
 
     def sight(self, position: int) -> Sight:
-        """One picture."""
+        """One image."""
         image = self.dataset.images[position]
         return Sight(position, image, self.proposals(position), self.maps.of_image(image))
 
     def sights(self, positions: Iterable[int]) -> Iterator[Sight]:
-        """Pictures in order, the next ones being read meanwhile."""
+        """Images in order, the next ones being read meanwhile."""
         return ordered_map(self.sight, positions, workers=1, ahead=2)
 
     def gather(
@@ -92,10 +92,10 @@ class Material:
         *,
         label: str,
     ) -> Iterator[Tensors]:
-        """`pick(compute(sight))` of pictures, in order and in every process of `ranks`.
+        """`pick(compute(sight))` of images, in order and in every process of `ranks`.
 
-        `compute` runs in several processes at once, each with its share of the pictures; `pick`
-        runs when what came of the pictures before has been taken.
+        `compute` runs in several processes at once, each with its share of the images; `pick`
+        runs when what came of the images before has been taken.
         """
         own = map(compute, self.sights(self.ranks.share(positions)))
         found = self.ranks.in_turn(own, len(positions), pick)
@@ -109,7 +109,7 @@ class Material:
 def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
     """What features are multiplied by so that their mean norm is `target_norm`.
 
-    The mean is taken over up to `norm_images` pictures × `norm_windows` windows.
+    The mean is taken over up to `norm_images` images × `norm_windows` windows.
     """
     order = rng(material.seed, "images of the feature norm").permutation(len(material.dataset))
 

@@ -16,7 +16,7 @@ from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.head import Head, empty_head, truncated
 from sppdet.features.regions import Extractor
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.settings import load_config
 from sppdet.runs.artifacts import (
     fingerprint,
@@ -255,7 +255,7 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
     if head is not None:
         extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
     proposer = Proposer(config.proposals)
-    maps = MapSource(backbone, config.scales, config.features, PictureCache())
+    maps = MapSource(backbone, config.scales, config.features, ImageCache())
     return Detector(
         class_names=names,
         proposer=proposer,

@@ -19,7 +19,7 @@ from sppdet.features.backbones import Backbone, load_backbone
 from sppdet.features.head import Head, build_head, check_start, pretrained_fc
 from sppdet.features.regions import Extractor
 from sppdet.io.dataset_digest import dataset_digest
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import (
     fingerprint,
@@ -72,7 +72,7 @@ def train(
 ) -> EvalResult | None:
     """Train a detector in the folder `run`, going on where an earlier call stopped.
 
-    Under `torchrun` all its processes train together, each with a share of the pictures and of the
+    Under `torchrun` all its processes train together, each with a share of the images and of the
     classes; the folder, and the store where one is named, must be the same for all of them.
 
     Returns:
@@ -100,11 +100,11 @@ def _train(
     )
 
     with reporter.stage("data"), ranks.first_goes_first():
-        pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
-        training_set, test_set = read_data(config, pictures, reporter=reporter)
+        images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
+        training_set, test_set = read_data(config, images, reporter=reporter)
         _check_positives(training_set)
         if ranks.is_first:
-            pictures.save(run / "pictures.json")
+            images.save(run / "images.json")
             if not files.sealed.is_file():  # a trained model keeps the settings it was trained by
                 write_text(files.config, config.to_yaml())
         if last >= STAGES.index("features"):
@@ -122,16 +122,16 @@ def _train(
     with reporter.stage("proposals"):
         proposer = Proposer(config.proposals, store)
         datasets = [dataset for dataset in (training_set, test_set) if dataset is not None]
-        _propose(proposer, datasets, pictures, ranks, worker_count(config.workers), reporter)
+        _propose(proposer, datasets, images, ranks, worker_count(config.workers), reporter)
     if last < STAGES.index("features"):
         return None
 
     with reporter.stage("features"):
-        maps = MapSource(backbone, config.scales, config.features, pictures, store)
+        maps = MapSource(backbone, config.scales, config.features, images, store)
         files.check_arithmetic(config, maps.arithmetic)
         material = Material(
             dataset=training_set,
-            pictures=pictures,
+            images=images,
             proposer=proposer,
             maps=maps,
             extractor=Extractor.by(config.spp_levels, config.features, None, ranks.device),
@@ -168,7 +168,7 @@ def _train(
         _regressors(config, material, files, plan)
     maps.keep_in_memory(None)
     if ranks.is_first:
-        data = dataset_digest(training_set, pictures)
+        data = dataset_digest(training_set, images)
         files.seal(config, training_data=data, arithmetic=maps.arithmetic)
         shutil.rmtree(run / "state", ignore_errors=True)  # all that was unfinished is finished
     ranks.wait()  # the others evaluate what is sealed
@@ -183,17 +183,17 @@ def _train(
 def _propose(
     proposer: Proposer,
     datasets: Sequence[Dataset],
-    pictures: PictureCache,
+    images: ImageCache,
     ranks: Ranks,
     workers: int,
     reporter: Reporter,
 ) -> None:
-    """Search in the pictures that aren't in the store yet and measure what covers the objects."""
+    """Search in the images that aren't in the store yet and measure what covers the objects."""
     made = 0
     for dataset in datasets:
         made += proposer.fill(
             ranks.share(dataset.images),
-            pictures,
+            images,
             workers=workers,
             reporter=reporter,
             label=dataset.name,
@@ -202,25 +202,25 @@ def _propose(
         reporter.nothing_done()
     if ranks.is_first:
         for dataset in datasets:
-            proposer.measure(dataset, pictures, reporter=reporter)
+            proposer.measure(dataset, images, reporter=reporter)
 
 
 def read_data(
-    config: Config, pictures: PictureCache, *, reporter: Reporter
+    config: Config, images: ImageCache, *, reporter: Reporter
 ) -> tuple[Dataset, Dataset | None]:
     """The training set and, where one is named, the test set with the same classes."""
     workers = worker_count(config.workers)
-    training_set = read_split(config.data, "train", None, pictures, workers=workers)
+    training_set = read_split(config.data, "train", None, images, workers=workers)
     splits = [("train", training_set)]
     test_set = None
     if config.data.test is not None:
         names = training_set.class_names
-        test_set = read_split(config.data, "test", names, pictures, workers=workers)
+        test_set = read_split(config.data, "test", names, images, workers=workers)
         splits.append(("test", test_set))
     for name, dataset in splits:
         objects = sum(len(image.gt_boxes) for image in dataset.images)
         reporter.say(
-            f"{name}: {dataset.name}, {len(dataset)} pictures, {objects} objects of "
+            f"{name}: {dataset.name}, {len(dataset)} images, {objects} objects of "
             f"{len(dataset.class_names)} classes",
             "data",
             split=name,

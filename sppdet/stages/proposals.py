@@ -1,4 +1,4 @@
-"""The proposals of a whole data set: searched for in parallel, kept one file a picture."""
+"""The proposals of a whole data set: searched for in parallel, kept one file an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from sppdet.config import ProposalsConfig
 from sppdet.errors import DataError
 from sppdet.io.files import read_bytes
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.stored_proposals import StoredProposals
 from sppdet.parallel import ordered_map
 from sppdet.proposals.recall import Coverage, coverage
@@ -21,11 +21,11 @@ from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.items import ItemStore
 from sppdet.runs.run import Reporter
 from sppdet.runs.tensor_types import TensorType, Types
-from sppdet.types import AnnotatedImage, Dataset, Picture, Proposals
+from sppdet.types import AnnotatedImage, Dataset, ImageArray, Proposals
 
 
 class Proposer:
-    """Proposals by the settings: `of` for one picture, `of_dataset` for all, kept in a store."""
+    """Proposals by the settings: `of` for one image, `of_dataset` for all, kept in a store."""
 
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
@@ -38,17 +38,17 @@ class Proposer:
     def _stored(self) -> StoredProposals:
         return StoredProposals(*(self._config.path or ()))
 
-    def of(self, picture: Picture) -> Proposals:
-        """Search a picture (H, W, 3) that belongs to no data set, whose boxes nobody has stored."""
-        return selective_search(picture, self._config)
+    def of(self, image: ImageArray) -> Proposals:
+        """Search an image (H, W, 3) that belongs to no data set, whose boxes nobody has stored."""
+        return selective_search(image, self._config)
 
-    def of_image(self, image: AnnotatedImage, pictures: PictureCache) -> Proposals:
+    def of_image(self, image: AnnotatedImage, images: ImageCache) -> Proposals:
         """Proposals of a data set's image: from the store where they are there, else made and stored.
 
         Raises:
-            ImageError: the image isn't the one that `pictures` knows.
+            ImageError: the image isn't the one that `images` knows.
         """
-        digest = pictures.digest(image.path)
+        digest = images.digest(image.path)
         if self.store is not None:
             stored = self.store.get(image.id, digest, lambda t: Proposals(t["boxes"].numpy()))
             if stored is not None:
@@ -61,7 +61,7 @@ class Proposer:
                 max_boxes=self._config.max_boxes,
             )
         else:
-            proposals = selective_search(pictures.read(image.path), self._config)
+            proposals = selective_search(images.read(image.path), self._config)
         if self.store is not None:
             self.store.write(image.id, digest, {"boxes": torch.from_numpy(proposals.boxes)})
         return proposals
@@ -69,28 +69,28 @@ class Proposer:
     def fill(
         self,
         images: Sequence[AnnotatedImage],
-        pictures: PictureCache,
+        cache: ImageCache,
         *,
         workers: int,
         reporter: Reporter,
         label: str,
     ) -> int:
-        """Store what is missing of the pictures' proposals; returns how many were made."""
+        """Store what is missing of the images' proposals; returns how many were made."""
         assert self.store is not None
         store = self.store
 
         def one(image: AnnotatedImage) -> bool:
-            if store.has(image.id, pictures.digest(image.path)):
+            if store.has(image.id, cache.digest(image.path)):
                 return False
-            self.of_image(image, pictures)
+            self.of_image(image, cache)
             return True
 
         made = ordered_map(one, images, workers=workers)
         return sum(reporter.track(made, total=len(images), label=f"proposals, {label}"))
 
-    def measure(self, dataset: Dataset, pictures: PictureCache, *, reporter: Reporter) -> Coverage:
+    def measure(self, dataset: Dataset, images: ImageCache, *, reporter: Reporter) -> Coverage:
         """Say how much of a data set's ground truth the proposals cover."""
-        found = coverage((image, self.of_image(image, pictures)) for image in dataset.images)
+        found = coverage((image, self.of_image(image, images)) for image in dataset.images)
         reporter.say(f"{dataset.name}: {found}", "proposals", split=dataset.name, **vars(found))
         return found
 

@@ -1,4 +1,4 @@
-"""The SVM stage: positives, one pass of hard-negative mining over the pictures, a checkpoint."""
+"""The SVM stage: positives, one pass of hard-negative mining over the images, a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sppdet.stages.material import Material, Sight, feature_scale
 from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
 from sppdet.training.sampling import negatives_of_class, thin_out
-from sppdet.training.svm import Candidates, Miner, picked_before, pictures_of
+from sppdet.training.svm import Candidates, Miner, images_of, picked_before
 
 
 def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
@@ -99,9 +99,9 @@ def _mine(
     if checkpoint := read_checkpoint(path, made_by):
         state, about = checkpoint
         done = int(about["done"])
-        material.reporter.say(f"svm: going on after picture {done} of {count}", "svm resumed")
+        material.reporter.say(f"svm: going on after image {done} of {count}", "svm resumed")
         again = material.gather(
-            pictures_of(state),
+            images_of(state),
             candidates,
             partial(picked_before, state),
             label="hard negatives of before",
@@ -122,7 +122,7 @@ def _mine(
 def _candidates(
     material: Material, sight: Sight, layer: Layer, config: SvmConfig, scale: float
 ) -> Candidates:
-    """A picture's negatives of all classes, windows that coincide once.
+    """An image's negatives of all classes, windows that coincide once.
 
     A window is a negative of a class if all its proposals are.
     """

@@ -1,7 +1,7 @@
 """Fine-tuning of the fully connected layers on pooled windows.
 
-Windows of `pool_images` pictures are pooled and shuffled together, and batches are cut from that
-pool: every batch has windows of many pictures, while each picture's maps are read once a pool.
+Windows of `pool_images` images are pooled and shuffled together, and batches are cut from that
+pool: every batch has windows of many images, while each image's maps are read once a pool.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DROP_FACTOR = 0.1
 
 @dataclass(frozen=True)
 class Pool:
-    """Windows of several pictures, some of which this process has the features of.
+    """Windows of several images, some of which this process has the features of.
 
     features: (n, D) float32. labels: (N,), 0 for background, on the CPU. rows: (n,) of the N
     windows, ascending, that the features belong to.
@@ -55,19 +55,19 @@ class Pool:
         )
 
 
-def split_pictures(
+def split_images(
     count: int, *, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, validation) pictures' positions, drawn once; none for validation if there are < 5."""
+    """(training, validation) images' positions, drawn once; none for validation if there are < 5."""
     order = rng(seed, "held-out images").permutation(count)
     held_out = max(1, round(count * fraction)) if fraction > 0 and count >= 5 else 0
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def pool_pictures(
+def draw_pool_images(
     training: NDArray[np.int64], number: int, *, config: FinetuneConfig, seed: int
 ) -> list[tuple[int, bool]]:
-    """The (picture, mirrored) of pool `number`: epochs of all pictures in random order.
+    """The (image, mirrored) of pool `number`: epochs of all images in random order.
 
     A function of its arguments alone, so that training can go on anywhere.
     """
@@ -81,14 +81,14 @@ def pool_pictures(
         mirrored = drawn.random(len(training)) < (0.5 if config.flip else 0.0)
         take = slice(within, within + size - len(chosen))
         pairs = zip(order[take].tolist(), mirrored[take].tolist(), strict=True)
-        chosen.extend((picture, bool(flip)) for picture, flip in pairs)
+        chosen.extend((image, bool(flip)) for image, flip in pairs)
     return chosen
 
 
 def draw_windows(
     labels: Labels, config: FinetuneConfig, *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The windows of one picture that join a pool: at most `positive_fraction` are positives."""
+    """The windows of one image that join a pool: at most `positive_fraction` are positives."""
     wanted = max(1, round(config.pool_windows * config.positive_fraction))
     positives = draw(np.flatnonzero(labels > 0), wanted, rng=rng)
     negatives = draw(np.flatnonzero(labels == 0), config.pool_windows - wanted, rng=rng)
@@ -144,7 +144,7 @@ class FineTuner:
     several processes give the result of one within rounding.
 
     Args:
-        validation: windows of held-out pictures; None keeps the last snapshot.
+        validation: windows of held-out images; None keeps the last snapshot.
         mean_square: of the pool5 features. fc6's weights learn as if the features were divided by
             its root, so that a learning rate means the same whatever the backbone's unit; 1 leaves
             the features as they are.
@@ -304,11 +304,11 @@ def _check(losses: list[torch.Tensor], before: int) -> None:
 
 
 def pool_of(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
-    """Join pictures' windows into a pool.
+    """Join images' windows into a pool.
 
     Args:
-        features: per picture (n, D), or (0, D) where another process has them.
-        labels: per picture (n,), none of them `IGNORED`.
+        features: per image (n, D), or (0, D) where another process has them.
+        labels: per image (n,), none of them `IGNORED`.
     """
     joined = np.concatenate(labels)
     if (joined == IGNORED).any():

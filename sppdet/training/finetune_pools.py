@@ -1,4 +1,4 @@
-"""The windows that fine-tuning learns from: drawn from pictures, pooled, joined into pools."""
+"""The windows that fine-tuning learns from: drawn from images, pooled, joined into pools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sppdet.types import Boxes, Labels
 class PoolMaker:
     """Pools of the material's windows; not for several threads at once.
 
-    What may be drawn from a picture is found out once and kept, 24 bytes a box, some 10 KB a picture.
+    What may be drawn from an image is found out once and kept, 24 bytes a box, some 10 KB an image.
     """
 
     def __init__(self, material: Material, config: FinetuneConfig) -> None:
@@ -29,7 +29,7 @@ class PoolMaker:
         self._candidates: dict[int, tuple[Boxes, Labels]] = {}
 
     def make(self, pairs: Sequence[tuple[int, bool]], *, salt: int) -> Pool:
-        """The pool of pictures (position, mirrored).
+        """The pool of images (position, mirrored).
 
         Args:
             salt: of the drawing, another for every pool.
@@ -42,7 +42,7 @@ class PoolMaker:
             drawn = rng(material.seed, "fine-tuning windows", salt, place)
             boxes, of_all = self._candidates_of(position)
             rows = draw_windows(of_all, self._config, rng=drawn)
-            # here a picture is always the same process's, whose memory may have its maps
+            # here an image is always the same process's, whose memory may have its maps
             if position % ranks.count == ranks.rank:
                 pooled = self._pooled(position, boxes[rows], mirrored, rng=drawn)
             else:
@@ -52,7 +52,7 @@ class PoolMaker:
         return pool_of(features, labels)
 
     def _candidates_of(self, position: int) -> tuple[Boxes, Labels]:
-        """A picture's positives and negatives, the ground truth's own boxes among them."""
+        """An image's positives and negatives, the ground truth's own boxes among them."""
         found = self._candidates.get(position)
         if found is None:
             image = self._material.dataset.images[position]
@@ -70,7 +70,7 @@ class PoolMaker:
     def _pooled(
         self, position: int, boxes: Boxes, mirrored: bool, *, rng: np.random.Generator
     ) -> torch.Tensor:
-        """(n, D) pool5 features of boxes (n, 4) of one picture, or of its mirror image."""
+        """(n, D) pool5 features of boxes (n, 4) of one image, or of its mirror image."""
         material = self._material
         image = material.dataset.images[position]
         maps = material.maps.of_image(image, mirrored=mirrored)

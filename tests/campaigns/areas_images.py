@@ -21,7 +21,7 @@ from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.classification.data import read_folder
 from sppdet.errors import SppdetError
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import find_images, read_image
 
 _SIZES = st.sampled_from(
@@ -31,7 +31,7 @@ _SIZES = st.sampled_from(
 
 def image_area(space: Workspace) -> Area:
     path = space.root / "fuzz.jpg"
-    cache = PictureCache()
+    cache = ImageCache()
 
     def read() -> None:
         image = read_image(path)

@@ -16,27 +16,27 @@ from sppdet.cli.info import describe_run
 from sppdet.detection.detector import Detector
 from sppdet.folders.folder import detect_folder
 from sppdet.folders.journal import JOURNAL, Journal
-from sppdet.io.image_cache import PictureCache
+from sppdet.io.image_cache import ImageCache
 from sppdet.runs.run import Reporter, run_lock
 
 
 def file_areas(space: Workspace) -> list[Area]:
     run, image = space.run, sorted((space.voc / "fresh").iterdir())[0]
-    pictures = run / "pictures.json"
+    images = run / "images.json"
     timings, sealed = run / "timings.json", run / "model" / "trained.json"
     (metrics,) = run.glob("eval/**/metrics.json")
     scores = space.classifier / "eval" / "classifier.json"
     results = {
         "test": {},
-        "results": [{"views": "full", "top1": 0.5, "top5": 1.0, "pictures": 4, "seconds": 0.1}],
+        "results": [{"views": "full", "top1": 0.5, "top5": 1.0, "images": 4, "seconds": 0.1}],
     }
     scores.parent.mkdir(exist_ok=True)
     scores.write_text(json.dumps(results))
 
     def look() -> None:
-        cache = PictureCache.load(pictures)
+        cache = ImageCache.load(images)
         cache.look(image)
-        cache.save(run / "pictures-again.json")
+        cache.save(run / "images-again.json")
 
     def time_a_stage() -> None:
         with Reporter(run, quiet=True).stage("svm"):
@@ -56,7 +56,7 @@ def file_areas(space: Workspace) -> list[Area]:
 
     config = run / "config.yaml"
     return [
-        area(pictures, placed(pictures, look)),
+        area(images, placed(images, look)),
         area(timings, placed(timings, time_a_stage, name="")),
         area(metrics, placed(metrics, lambda: describe_run(run))),
         area(scores, placed(scores, lambda: describe_run(space.classifier))),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from pictures import shape_sets
+from images import shape_sets
 
 from runs import (
     pretrain_quietly,
@@ -97,7 +97,7 @@ def make_workspace(root: Path) -> Workspace:
     for name in ("trainval", "test"):
         dataset = load_dataset(
             format="voc", roots=[space.voc], sets=[name], images=None, class_names=None,
-            on_error="stop", read_pictures=True, known=None,
+            on_error="stop", read_images=True, known=None,
         )  # fmt: skip
         path = space.coco / "annotations" / f"instances_{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
