@@ -33,8 +33,8 @@ from sppdet.classification.stage import pretrain
 from sppdet.classification.testing import evaluate_classifier
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import HeadConfig, available_cores
-from sppdet.features.backbones import load_backbone
 from sppdet.features.head import build_head
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.io.settings import load_settings
 from sppdet.runs.environment import set_threads

@@ -34,16 +34,17 @@ from sppdet.config import (
     available_cores,
 )
 from sppdet.demo.set import make_demo_set
-from sppdet.detection.detector import Classifiers, Detector, Regressors
-from sppdet.features.backbones import load_backbone
+from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
 from sppdet.folders.folder import detect_folder
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import find_images, read_image
 from sppdet.runs.environment import set_threads
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 from sppdet.stages.maps import MapSource
 from sppdet.stages.proposals import Proposer
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from sppdet.config import available_cores
-from sppdet.features.backbones import load_backbone
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.runs.environment import set_threads
 
 NETS = ("squeezenet1_1", "alexnet", "zf5_detector", "resnet18")

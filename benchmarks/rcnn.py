@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from sppdet.boxes import clip_boxes
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.demo.set import make_demo_set
-from sppdet.features.backbones import load_backbone, normalised
+from sppdet.features.backbones import normalised
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import Extractor
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import find_images, read_image
 from sppdet.parallel import multiplying_in
 from sppdet.runs.environment import set_threads

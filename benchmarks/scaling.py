@@ -27,8 +27,8 @@ import torch
 from sppdet.boxes import nms
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.demo.set import make_demo_set
-from sppdet.features.backbones import load_backbone
 from sppdet.features.regions import Extractor
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import find_images, read_image
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.environment import set_threads

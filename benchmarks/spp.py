@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
-from sppdet.features.spp import level_columns, spp_windows
+from sppdet.features.levels import level_columns
+from sppdet.features.spp import spp_windows
 from sppdet.runs.environment import set_threads
 
 LEVELS = (6, 3, 2, 1)

@@ -22,12 +22,13 @@ import torch
 
 from sppdet import load_config
 from sppdet.config import available_cores
-from sppdet.detection.detector import Detector
+from sppdet.io import plain_yaml
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.splits import read_split
 from sppdet.runs.environment import set_threads
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
 
 
@@ -61,7 +62,7 @@ def with_ranks(run: Path, ranks: str, folder: Path) -> Path:
     shutil.copy(run / "images.json", copy)
     svd = "null" if ranks == "whole" else f"[{ranks.replace('+', ', ')}]"
     config = load_config(run / "config.yaml", [f"detect.svd={svd}", f"store={folder / 'store'}"])
-    (copy / "config.yaml").write_text(config.to_yaml())
+    (copy / "config.yaml").write_text(plain_yaml.dump(config.to_plain()))
     return copy
 
 

@@ -53,7 +53,7 @@ TESTS = {
     "features/regions.py": "test_detector test_stage_svm",
     "stages/maps.py": "test_stage_maps test_stored_files test_pipeline",
     "features/spp.py": "test_spp test_pyramid",
-    "detection/detector.py": "test_detector test_stage_run",
+    "stages/detector.py": "test_detector test_stage_run",
     "detection/*.py": "test_detect_* test_detector",
     "evaluation/*.py": "test_evaluation_*",
     "proposals/stored*.py": "test_stored_* test_proposals",

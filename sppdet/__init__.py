@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from sppdet.version import __version__
 
 if TYPE_CHECKING:
-    from sppdet.detection.detector import Detector
     from sppdet.errors import SppdetError
     from sppdet.io.settings import load_config
+    from sppdet.stages.detector import Detector
     from sppdet.stages.pipeline import train
     from sppdet.types import Detections
 
@@ -26,7 +26,7 @@ __all__ = ["Detections", "Detector", "SppdetError", "__version__", "load_config"
 
 _MODULE_OF = {
     "Detections": "sppdet.types",
-    "Detector": "sppdet.detection.detector",
+    "Detector": "sppdet.stages.detector",
     "SppdetError": "sppdet.errors",
     "load_config": "sppdet.io.settings",
     "train": "sppdet.stages.pipeline",

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet.errors import ConfigError
-from sppdet.io import plain_yaml
-from sppdet.io.headers import MAX_PIXELS
 from sppdet.setting_types import (
+    MAX_PIXELS,
     ClassName,
     Count,
     Fraction,
@@ -24,7 +23,6 @@ from sppdet.setting_types import (
     as_list,
     ascending,
     interval,
-    network,
     none_of,
 )
 
@@ -116,7 +114,7 @@ class ProposalsConfig(Section):
 class BackboneConfig(Section):
     """The convolutional layers."""
 
-    name: Annotated[str, AfterValidator(network)] = "alexnet"
+    name: str = "alexnet"
     """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a
     convolutional network of torchvision (alexnet, vgg16, squeezenet1_1, resnet50, ...)."""
     weights: str = "imagenet"
@@ -345,8 +343,8 @@ class Config(Section):
         """`svm.layer`, with auto resolved."""
         return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
 
-    def to_yaml(self) -> str:
-        """The settings with every default, `svm.layer` resolved, and finetune: none without a head.
+    def to_plain(self) -> dict[str, Any]:
+        """The settings as plain data: every default, `svm.layer` resolved, no fine-tuning without a head.
 
         Reading them again gives a Config that equals this one but for what was resolved.
         """
@@ -356,7 +354,7 @@ class Config(Section):
         if self.head is None:
             raw["finetune"] = "none"
         raw["svm"]["layer"] = self.svm_layer()
-        return plain_yaml.dump(raw)
+        return raw
 
 
 def worker_count(workers: Literal["auto"] | int) -> int:

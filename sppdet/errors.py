@@ -13,6 +13,10 @@ The message says where, what and what was expected. It may hold foreign text (na
 read): the command line prints it through `one_line` and exits with status 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class SppdetError(Exception):
     """Base of all errors with a message meant for the user."""
@@ -69,6 +73,12 @@ def one_line(text: str, limit: int = 300) -> str:
     head = _leading(pieces, limit // 2)
     tail = _leading(pieces[::-1], (limit - 1) // 2)[::-1]
     return "".join([*head, "…", *tail])
+
+
+def shorten(names: Sequence[str], *, most: int = 20) -> str:
+    """The names in one line, no more than `most` of them: "a, b and 7 more"."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _escaped(character: str) -> str:

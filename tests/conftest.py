@@ -24,7 +24,8 @@ from runs import (
     write_settings,
 )
 from sppdet.cli import app as cli
-from sppdet.features.backbones import Backbone, load_backbone
+from sppdet.features.backbones import Backbone
+from sppdet.io.backbone_weights import load_backbone
 
 # a shell that starts the tests in the background has some of them ignored, and so would subprocesses
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -22,12 +22,12 @@ from sppdet.classification.classifier import SppClassifier, build_classifier, sa
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig
 from sppdet.errors import WeightsError
-from sppdet.features import backbones
-from sppdet.features.backbones import Backbone, conv_backbone, load_backbone, to_input
+from sppdet.features.backbones import Backbone, conv_backbone, to_input
 from sppdet.features.graph import geometry_of
 from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.features.regions import Extractor
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
 
@@ -295,7 +295,7 @@ def test_weights_of_convolutions_alone_have_no_classifier(tmp_path: Path) -> Non
     state = tv.alexnet(weights=None).features.state_dict(prefix="features.")
     path = save(dict(state), tmp_path / "conv.safetensors")
     assert load_backbone("alexnet", path).fc is None
-    assert backbones.load_backbone("tiny", "none").fc is None
+    assert load_backbone("tiny", "none").fc is None
 
 
 # -- the run of a classifier ---------------------------------------------------------------------

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from sppdet.errors import AnnotationError
+from sppdet.evaluation.coco import to_coco
 from sppdet.io.coco import (
     coco_file,
     read_coco_annotations,
     read_coco_ids,
     read_coco_set,
-    to_coco,
 )
 from sppdet.io.records import Skips
 from sppdet.types import AnnotatedImage, Dataset

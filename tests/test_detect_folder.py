@@ -15,7 +15,6 @@ from PIL import Image
 from rich.console import Console
 
 from runs import CLASSES, CommandLine
-from sppdet.detection.detector import Detector
 from sppdet.errors import ConfigError
 from sppdet.folders.folder import FolderResult, detect_folder
 from sppdet.folders.journal import JOURNAL
@@ -23,6 +22,7 @@ from sppdet.folders.planning import FORMATS, parse_formats
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 
 LEAST = -1.2  # a score that this little training reaches
 

@@ -21,7 +21,6 @@ from PIL import Image
 from rich.console import Console
 
 from runs import CommandLine
-from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError, ImageError
 from sppdet.folders.folder import FolderResult, _Found, _Work, detect_folder
 from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
@@ -30,6 +29,7 @@ from sppdet.io.names import unescape_name
 from sppdet.io.voc import read_voc_annotation
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
 LEAST = -1.2  # a score that this little training reaches

@@ -15,15 +15,17 @@ from samples import random_boxes, random_image
 
 from sppdet.boxes import box_iou, clip_boxes, decode_deltas
 from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.detection.detector import Classifiers, Detector, Regressors
+from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import DataError, ImageError
-from sppdet.features.backbones import Backbone, load_backbone
+from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import choose_scales, project
 from sppdet.features.head import build_head
 from sppdet.features.regions import Extractor
 from sppdet.features.spp import spp_windows
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import compute_type
+from sppdet.stages.detector import Detector
 from sppdet.stages.maps import MapSource
 from sppdet.stages.proposals import Proposer
 from sppdet.types import Boxes, FeatureMaps, ImageArray, Proposals

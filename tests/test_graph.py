@@ -12,8 +12,8 @@ import torchvision.models as tv
 from torch import nn
 
 from sppdet.errors import ConfigError
-from sppdet.features.backbones import load_backbone
 from sppdet.features.graph import before_last_pooling, geometry_of
+from sppdet.io.backbone_weights import load_backbone
 
 
 def layers_until_pooling(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import nn
 
 from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
 from sppdet.errors import ConfigError
-from sppdet.features.backbones import Backbone, load_backbone, to_input
+from sppdet.features.backbones import Backbone, to_input
 from sppdet.features.head import (
     Head,
     build_head,
@@ -27,6 +27,7 @@ from sppdet.features.head import (
     truncated,
 )
 from sppdet.features.regions import Extractor
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.types import ImageArray
 
 WHOLE = np.array([[0, 0, 224, 224]], np.float32)

@@ -13,7 +13,7 @@ import torch
 from sppdet.errors import ArtifactError
 from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.runs.items import ItemStore
-from sppdet.runs.tensor_types import TensorType, Types
+from sppdet.tensor_types import TensorType, Types
 from sppdet.types import Proposals
 
 BOXES = torch.arange(8.0).view(2, 4)

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from runs import contents, results, train_quietly
-from sppdet.detection.detector import Classifiers
+from sppdet.detection.detect import Classifiers
 from sppdet.errors import ArtifactError, ConfigError, TrainingError, WeightsError
-from sppdet.features.backbones import load_backbone
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.runs.run import Reporter, read_timings
-from sppdet.stages.model import ModelFiles, load_detector, read_run_config, save_classifiers
+from sppdet.stages.detector import load_detector
+from sppdet.stages.model import ModelFiles, read_run_config, save_classifiers
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors, dict[str, Any]], object]

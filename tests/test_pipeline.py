@@ -17,7 +17,6 @@ import pytest
 from runs import CLASSES, contents, log_of, results, train_quietly, write_settings
 from sppdet.cli.info import describe_run
 from sppdet.config import Config
-from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import ScaledImage
 from sppdet.io.images import read_image
@@ -25,6 +24,7 @@ from sppdet.io.settings import load_config
 from sppdet.runs.artifacts import fingerprint_of, read_tensors
 from sppdet.runs.processes import place
 from sppdet.runs.run import run_lock
+from sppdet.stages.detector import Detector
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.maps import MapSource
 from sppdet.stages.model import read_run_config

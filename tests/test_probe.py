@@ -25,7 +25,8 @@ from sppdet.classification.probe import Features, image_labels, probe
 from sppdet.classification.views import centre_crop
 from sppdet.config import DataConfig
 from sppdet.errors import ConfigError, DataError
-from sppdet.features.backbones import load_backbone, to_input
+from sppdet.features.backbones import to_input
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.io.settings import check_config
 from sppdet.io.splits import read_split

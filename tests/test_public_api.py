@@ -11,9 +11,8 @@ import pytest
 import sppdet
 from sppdet import errors, types, version
 from sppdet.cli import app as cli
-from sppdet.detection import detector
 from sppdet.io import settings as config_file
-from sppdet.stages import pipeline
+from sppdet.stages import detector, pipeline
 
 
 def test_public_names() -> None:

@@ -45,7 +45,7 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
         (["pretrain", "c.yaml"], "sppdet.cli.app.load_settings", GOES_ON),
         (
             ["detect", "run", "a", "--out", "b"],
-            "sppdet.detection.detector.Detector.load",
+            "sppdet.stages.detector.Detector.load",
             "the results so far are kept; the same command does the rest",
         ),
         (

@@ -9,7 +9,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from sppdet.config import BboxConfig, Layer, SvmConfig
-from sppdet.detection.detector import Regressors
+from sppdet.detection.detect import Regressors
 from sppdet.features.backbones import Backbone
 from sppdet.stages.bbox import train_box_regressors
 from stages import (

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from runs import train_quietly
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.detection.detector import Detector
-from sppdet.features.backbones import load_backbone
 from sppdet.features.head import Head, empty_head
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.artifacts import write_tensors
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
 from sppdet.stages.maps import MapSource
 from sppdet.types import ImageArray

@@ -12,7 +12,7 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from sppdet.config import Layer, SvmConfig
-from sppdet.detection.detector import Classifiers
+from sppdet.detection.detect import Classifiers
 from sppdet.features.backbones import Backbone
 from sppdet.stages.svm import train_svms
 from stages import (

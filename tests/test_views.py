@@ -22,8 +22,9 @@ from sppdet.classification import testing
 from sppdet.classification.classifier import SppClassifier, load_classifier
 from sppdet.classification.config import ViewSet
 from sppdet.classification.views import View, centre_crop, score_crops, score_maps, views_of
-from sppdet.features.backbones import Backbone, load_backbone, normalised, to_input
+from sppdet.features.backbones import Backbone, normalised, to_input
 from sppdet.features.head import Head
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.types import ImageArray
 

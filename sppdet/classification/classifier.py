@@ -10,9 +10,10 @@ from torch import nn
 
 from sppdet.classification.config import PretrainConfig
 from sppdet.errors import ArtifactError, ConfigError
-from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
+from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import load_settings
 from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.runs.weights import class_names_in, fill, read_weights, write_weights

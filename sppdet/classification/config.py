@@ -7,14 +7,12 @@ otherwise.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet.config import BackboneConfig, HeadConfig
-from sppdet.io import plain_yaml
-from sppdet.io.headers import MAX_PIXELS
-from sppdet.setting_types import Count, Fraction, Section, SppLevels, none_of
+from sppdet.setting_types import MAX_PIXELS, Count, Fraction, Section, SppLevels, none_of
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
 
@@ -147,11 +145,11 @@ class PretrainConfig(Section):
     tensorboard: bool = False
     """Write curves for TensorBoard, too (needs `pip install tensorboard`)."""
 
-    def to_yaml(self) -> str:
-        """The settings with every default."""
+    def to_plain(self) -> dict[str, Any]:
+        """The settings as plain data with every default."""
         raw = self.model_dump(mode="json")
         raw["head"] = raw["head"] or "none"
-        return plain_yaml.dump(raw)
+        return raw
 
 
 class ProbeDataConfig(Section):

@@ -17,11 +17,11 @@ from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import normalised
 from sppdet.io.digests import FileDigests, name_below
-from sppdet.io.headers import MAX_PIXELS
 from sppdet.io.images import find_images, read_image
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to
+from sppdet.setting_types import MAX_PIXELS
 from sppdet.types import ImageArray
 
 # Principal components of ImageNet's colours (RGB / 255), Krizhevsky et al. 2012: deviations along

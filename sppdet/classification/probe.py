@@ -26,9 +26,10 @@ from sppdet.evaluation.voc import (
     precision_recall,
     warn_uncounted,
 )
-from sppdet.features.backbones import Backbone, load_backbone, to_input
+from sppdet.features.backbones import Backbone, to_input
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.splits import read_split

@@ -29,6 +29,7 @@ from sppdet.classification.views import centre_crop
 from sppdet.config import worker_count
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import normalised
+from sppdet.io import plain_yaml
 from sppdet.io.digests import FileDigests
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import (
@@ -85,7 +86,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     made_by = _fingerprint(config, classifier, data)
     last, net = (run / "model" / f"{name}.safetensors" for name in ("last", "net"))
     if ranks.is_first:
-        write_text(run / "config.yaml", config.to_yaml())
+        write_text(run / "config.yaml", plain_yaml.dump(config.to_plain()))
     if all(is_intact(part, made_by) for part in (last, net)):
         reporter.say("the classifier is there already")
         return

@@ -251,9 +251,9 @@ def detect(
     device: DeviceOption = "auto",
 ) -> None:
     """Detect in images and folders of images."""
-    from sppdet.detection.detector import Detector
     from sppdet.folders.folder import detect_folder
     from sppdet.folders.planning import parse_formats
+    from sppdet.stages.detector import Detector
 
     formats = parse_formats(save)
     if not math.isfinite(score):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppdet.classification.classifier import load_classifier, read_classifier_config
-from sppdet.errors import ArtifactError
-from sppdet.io.records import shorten
+from sppdet.errors import ArtifactError, shorten
 from sppdet.runs.artifacts import read_json
 from sppdet.stages.evaluate import signature
 from sppdet.stages.model import ModelFiles, read_classifiers, read_run_config

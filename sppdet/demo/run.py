@@ -12,7 +12,6 @@ from sppdet.classification.crops import CropConfig, write_crops
 from sppdet.classification.stage import pretrain
 from sppdet.config import Config, available_cores
 from sppdet.demo.set import GENERATOR_VERSION, make_demo_set
-from sppdet.detection.detector import Detector
 from sppdet.errors import DataError
 from sppdet.folders.folder import detect_folder
 from sppdet.folders.planning import FORMATS
@@ -22,6 +21,7 @@ from sppdet.io.settings import load_config, load_settings
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, remove_leftovers, write_text
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train
 from sppdet.stages.report import metric_title
 

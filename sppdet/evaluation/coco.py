@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sppdet.errors import DataError
 from sppdet.evaluation.inputs import FlatDetections, flatten_detections
 from sppdet.evaluation.voc import mean_of_known, warn_uncounted
-from sppdet.io.coco import to_coco
 from sppdet.types import ClassResult, Dataset, Detections, EvalResult
 
 COCO_NUMBERS = (
@@ -78,6 +77,51 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
         extra=dict(zip(COCO_NUMBERS, stats, strict=True)),
         image_ids=tuple(image.id for image in dataset.images),
     )
+
+
+def to_coco(dataset: Dataset) -> dict[str, Any]:
+    """The ground truth as a COCO dict, as pycocotools takes it.
+
+    Image ids are 1..N in the order of the data set, category ids are the labels. Each image also
+    has `sppdet_id`, the id in the data set. Difficult objects become crowds, the only ones that
+    pycocotools counts neither way; `area` is the box's.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, image in enumerate(dataset.images, start=1):
+        images.append(
+            {
+                "id": image_id,
+                "file_name": image.path.name,
+                "width": image.width,
+                "height": image.height,
+                "sppdet_id": image.id,
+            }
+        )
+        objects = zip(
+            image.gt_boxes.tolist(),
+            image.gt_labels.tolist(),
+            image.difficult.tolist(),
+            strict=True,
+        )
+        for (x1, y1, x2, y2), label, difficult in objects:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # pycocotools takes id 0 for "no match"
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(difficult),
+                }
+            )
+    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.class_names, start=1)]
+    return {
+        "info": {"description": dataset.name},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 def _coco_detections(found: FlatDetections) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou
+from sppdet.errors import shorten
 from sppdet.evaluation.inputs import (
     FlatDetections,
     FlatGroundTruth,
     flatten_detections,
     flatten_ground_truth,
 )
-from sppdet.io.records import shorten
 from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Flags, Scores
 
 log = logging.getLogger("sppdet")

@@ -10,7 +10,7 @@ from torch import nn
 from sppdet.config import Config, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
-from sppdet.features.spp import level_columns, spp_width
+from sppdet.features.levels import level_columns, spp_width
 from sppdet.randomness import keeping_torch_state, torch_stream
 
 FC8_DEVIATION = 0.01

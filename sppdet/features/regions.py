@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sppdet.config import FeaturesConfig, Layer
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
-from sppdet.features.spp import empty_vectors, spp_width, spp_windows
+from sppdet.features.levels import spp_width
+from sppdet.features.spp import empty_vectors, spp_windows
 from sppdet.parallel import compute_type, multiplying_in
 from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 

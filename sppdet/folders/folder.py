@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from sppdet.detection.detector import Detector
 from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
 from sppdet.features.backbones import ScaledImage
 from sppdet.folders.drawing import draw_detections
@@ -28,6 +27,7 @@ from sppdet.io.voc import write_voc_annotation
 from sppdet.parallel import in_flight, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.run import Reporter
+from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
 VERSION = 1  # raised when the same detections give other files

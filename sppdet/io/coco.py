@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppdet.errors import AnnotationError
+from sppdet.errors import AnnotationError, shorten
 from sppdet.io.files import is_file, name_problem, read_json
 from sppdet.io.records import (
     FAR_PX,
@@ -16,11 +16,9 @@ from sppdet.io.records import (
     ObjectRecord,
     Skips,
     read_flag,
-    shorten,
     stated_size,
     unique_ids,
 )
-from sppdet.types import Dataset
 
 _Entry = dict[str, Any]
 CocoId = int | str
@@ -162,51 +160,6 @@ def read_coco_annotations(
         )
         for key, (image_id, image) in zip(keys, images.items(), strict=True)
     ]
-
-
-def to_coco(dataset: Dataset) -> dict[str, Any]:
-    """The ground truth as a COCO dict, as pycocotools takes it.
-
-    Image ids are 1..N in the order of the data set, category ids are the labels. Each image also
-    has `sppdet_id`, the id in the data set. Difficult objects become crowds, the only ones that
-    pycocotools counts neither way; `area` is the box's.
-    """
-    images: list[_Entry] = []
-    annotations: list[_Entry] = []
-    for image_id, image in enumerate(dataset.images, start=1):
-        images.append(
-            {
-                "id": image_id,
-                "file_name": image.path.name,
-                "width": image.width,
-                "height": image.height,
-                "sppdet_id": image.id,
-            }
-        )
-        objects = zip(
-            image.gt_boxes.tolist(),
-            image.gt_labels.tolist(),
-            image.difficult.tolist(),
-            strict=True,
-        )
-        for (x1, y1, x2, y2), label, difficult in objects:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # pycocotools takes id 0 for "no match"
-                    "image_id": image_id,
-                    "category_id": label,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(difficult),
-                }
-            )
-    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.class_names, start=1)]
-    return {
-        "info": {"description": dataset.name},
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
 
 
 def _read_object(path: Path) -> _Entry:

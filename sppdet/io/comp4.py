@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.errors import DataError
+from sppdet.errors import DataError, shorten
 from sppdet.evaluation.inputs import flatten_detections
 from sppdet.io.detection_rows import Rows, class_file_names
 from sppdet.io.files import read_text
 from sppdet.io.image_names import ImageNames
-from sppdet.io.records import safe_id, shorten
+from sppdet.io.records import safe_id
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 

@@ -10,8 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.errors import DataError
-from sppdet.io.records import number_repeats, safe_id, shorten
+from sppdet.errors import DataError, shorten
+from sppdet.io.records import number_repeats, safe_id
 from sppdet.types import Dataset, Detections
 
 log = logging.getLogger("sppdet")

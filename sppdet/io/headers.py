@@ -12,9 +12,6 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-# 16320 x 12240, the largest sensor of a phone, fits in; decoded, such an image takes 600 MB
-MAX_PIXELS = 200_000_000
-
 _MAX_PARTS = 100_000  # chunks, segments or boxes that are looked at; files have some thousands
 _JPEG_SIZES = frozenset(
     {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}

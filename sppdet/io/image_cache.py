@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sppdet.errors import DataError, ImageError
 from sppdet.io.files import read_bytes
-from sppdet.io.headers import MAX_PIXELS
 from sppdet.io.images import changed_image, decode, read_image_bytes
 from sppdet.runs.artifacts import write_json
+from sppdet.setting_types import MAX_PIXELS
 from sppdet.types import ImageArray
 
 _log = logging.getLogger("sppdet")

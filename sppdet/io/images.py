@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from sppdet.errors import ImageError
 from sppdet.io.files import read_bytes
-from sppdet.io.headers import MAX_PIXELS, Header, read_header
+from sppdet.io.headers import Header, read_header
+from sppdet.setting_types import MAX_PIXELS
 from sppdet.types import ImageArray
 
 _log = logging.getLogger("sppdet")

@@ -125,9 +125,3 @@ def number_repeats(ids: Sequence[str]) -> list[str]:
         taken.add(name)
         unique.append(name)
     return unique
-
-
-def shorten(names: Sequence[str], *, most: int = 20) -> str:
-    """The names in one line, no more than `most` of them: "a, b and 7 more"."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from sppdet.config import Config
 from sppdet.errors import ConfigError, one_line
+from sppdet.features.nets import problem_with_name
 from sppdet.io import plain_yaml
 from sppdet.io.files import name_problem, read_text
 from sppdet.setting_types import Section
@@ -57,9 +58,13 @@ def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
     if problem:
         raise ConfigError(f"{where}: {problem}")
     try:
-        return model.model_validate_json(json.dumps(raw))
+        settings = model.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
+    backbone = getattr(settings, "backbone", None)
+    if backbone is not None and (problem := problem_with_name(backbone.name)):
+        raise ConfigError(f"{where}: backbone.name: {problem}")
+    return settings
 
 
 def _read_with_bases(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import defusedxml.ElementTree as SafeTree
 
-from sppdet.errors import AnnotationError
+from sppdet.errors import AnnotationError, shorten
 from sppdet.io.files import is_file, name_problem, read_bytes, read_text
 from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.io.records import (
@@ -28,7 +28,6 @@ from sppdet.io.records import (
     ObjectRecord,
     Skips,
     safe_id,
-    shorten,
     stated_size,
 )
 from sppdet.runs.artifacts import write_text

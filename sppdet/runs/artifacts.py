@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.processes import place, start_of
-from sppdet.runs.tensor_types import TensorType
+from sppdet.tensor_types import TensorType
 
 _log = logging.getLogger("sppdet")
 _DTYPES = {

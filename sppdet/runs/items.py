@@ -12,7 +12,7 @@ import torch
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.artifacts import fingerprint, read_header, read_tensors, write_tensors
-from sppdet.runs.tensor_types import Types, misfit, not_finite, types_of
+from sppdet.tensor_types import Types, misfit, not_finite, types_of
 
 T = TypeVar("T")
 _log = logging.getLogger("sppdet")

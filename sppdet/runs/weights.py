@@ -10,7 +10,7 @@ import torch
 
 from sppdet.errors import ArtifactError, TrainingError
 from sppdet.runs.artifacts import read_tensors, write_tensors
-from sppdet.runs.tensor_types import Types, misfit, not_finite, types_of
+from sppdet.tensor_types import Types, misfit, not_finite, types_of
 
 
 def write_weights(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou, encode_deltas
 from sppdet.config import BboxConfig, SvmConfig
-from sppdet.detection.detector import Regressors
+from sppdet.detection.detect import Regressors
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
 from sppdet.runs.distributed import Tensors

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from sppdet.config import Config, DataConfig, worker_count
-from sppdet.detection.detector import VERSION as DETECTION_VERSION
-from sppdet.detection.detector import Detector
+from sppdet.detection.detect import VERSION as DETECTION_VERSION
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.backbones import ScaledImage
@@ -27,10 +26,11 @@ from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.items import ItemStore
 from sppdet.runs.run import Reporter
-from sppdet.runs.tensor_types import TensorType, Types
-from sppdet.stages.model import ModelFiles, choose_device, load_detector, read_run_config
+from sppdet.stages.detector import Detector, load_detector
+from sppdet.stages.model import ModelFiles, choose_device, read_run_config
 from sppdet.stages.proposals import Proposer
 from sppdet.stages.report import print_table, write_curves, write_metrics
+from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
 from sppdet.version import __version__
 

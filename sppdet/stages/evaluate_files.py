@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from sppdet.config import Config, worker_count
-from sppdet.errors import DataError
+from sppdet.errors import DataError, shorten
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.detection_files import open_detections
 from sppdet.io.files import read_bytes
 from sppdet.io.image_ids import meaning_of
-from sppdet.io.records import shorten
 from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
 from sppdet.runs.run import Reporter

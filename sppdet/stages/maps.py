@@ -18,8 +18,8 @@ from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import process_count
 from sppdet.runs.items import ItemStore
 from sppdet.runs.run import Reporter
-from sppdet.runs.tensor_types import TensorType, Types
 from sppdet.stages.map_memory import MapMemory
+from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
 
 

@@ -1,8 +1,7 @@
-"""A run's trained parts on disk: safetensors under `model/`, put together into a detector."""
+"""A run's trained parts on disk: safetensors under `model/`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -10,13 +9,11 @@ from typing import Any, get_args
 import torch
 
 from sppdet.config import Config, Layer
-from sppdet.detection.detector import VERSION as DETECTION_VERSION
-from sppdet.detection.detector import Classifiers, Detector, Regressors
+from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
-from sppdet.features.head import Head, empty_head, truncated
-from sppdet.features.regions import Extractor
-from sppdet.io.image_cache import ImageCache
+from sppdet.features.head import Head, empty_head
+from sppdet.io import plain_yaml
 from sppdet.io.settings import load_config
 from sppdet.runs.artifacts import (
     fingerprint,
@@ -25,10 +22,8 @@ from sppdet.runs.artifacts import (
     write_json,
     write_text,
 )
-from sppdet.runs.tensor_types import TensorType
 from sppdet.runs.weights import check_types, class_names_in, fill, read_weights, write_weights
-from sppdet.stages.maps import MapSource
-from sppdet.stages.proposals import Proposer
+from sppdet.tensor_types import TensorType
 
 
 class ModelFiles:
@@ -55,7 +50,7 @@ class ModelFiles:
             training_data: digest of the training set.
             arithmetic: what the networks multiplied in, see `sppdet.parallel.arithmetic`.
         """
-        text = config.to_yaml()
+        text = plain_yaml.dump(config.to_plain())
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_text(self.config, text)
         seal = {**self._seal(config), "training_data": training_data, "arithmetic": arithmetic}
@@ -191,25 +186,6 @@ def _layer(about: dict[str, Any], path: Path) -> Layer:
     raise ArtifactError(f"{path}: damaged: expected the name of a layer in its header")
 
 
-def _check_width(
-    part: Classifiers | Regressors, extractor: Extractor, channels: int, config: Config, path: Path
-) -> None:
-    """Refuse weights for features of another layer or length than the run's."""
-    wanted = config.bbox.layer if isinstance(part, Regressors) and config.bbox else None
-    wanted = wanted or config.svm_layer()
-    if part.layer != wanted:
-        raise ArtifactError(
-            f"{path}: doesn't fit the run's settings: it is for {part.layer}, expected {wanted}"
-        )
-    shape = list(part.weights.shape)
-    expected = [shape[0], extractor.width(part.layer, channels), *shape[2:]]
-    check_types(
-        {"weights": part.weights},
-        {"weights": TensorType(torch.float32, tuple(expected))},
-        path,
-    )
-
-
 def choose_device(name: str) -> torch.device:
     """auto takes a GPU where there is one."""
     if name == "auto":
@@ -227,58 +203,3 @@ def read_run_config(run: Path) -> Config:
     if not path.is_file():
         raise ArtifactError(f"{run}: not a run: it has no config.yaml")
     return load_config(path)
-
-
-def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector:
-    """The detector of a run's folder.
-
-    Raises:
-        ArtifactError: not a run, or one whose training isn't finished or was by other settings.
-    """
-    config = read_run_config(run)
-    files = ModelFiles(run)
-    target = device if isinstance(device, torch.device) else choose_device(device)
-    files.check_sealed(config)
-    classifiers, names = read_classifiers(files.svm)
-    backbone = read_backbone(files.backbone, config)
-    backbone.layers.to(target)
-    regressors = None
-    if config.bbox is not None:
-        regressors = read_regressors(files.bbox, classes=len(names))
-    head = None
-    if {config.svm_layer(), config.bbox.layer if config.bbox else "pool5"} != {"pool5"}:
-        head = read_head(files.head, backbone, config, classes=len(names)).to(target)
-    extractor = Extractor.by(config.spp_levels, config.features, head, target)
-    _check_width(classifiers, extractor, backbone.channels, config, files.svm)
-    if regressors is not None:
-        _check_width(regressors, extractor, backbone.channels, config, files.bbox)
-    if head is not None:
-        extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
-    proposer = Proposer(config.proposals)
-    maps = MapSource(backbone, config.scales, config.features, ImageCache())
-    return Detector(
-        class_names=names,
-        proposer=proposer,
-        maps=maps,
-        extractor=extractor,
-        classifiers=Classifiers(
-            classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
-        ),
-        regressors=regressors
-        and Regressors(
-            regressors.layer, regressors.weights.to(target), regressors.biases.to(target)
-        ),
-        config=config.detect,
-        max_pixels=config.data.max_pixels,
-        made_by=fingerprint(
-            "detector",
-            DETECTION_VERSION,
-            files.fingerprint(),
-            proposer.fingerprint,
-            maps.fingerprint,
-            config.spp_levels,
-            config.features.canonical_size,
-            config.detect.model_dump(),
-            target.type,  # a GPU's sums are rounded otherwise
-        ),
-    )

@@ -15,9 +15,11 @@ import numpy as np
 
 from sppdet.config import Config, worker_count
 from sppdet.errors import TrainingError
-from sppdet.features.backbones import Backbone, load_backbone
+from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head, check_start, pretrained_fc
 from sppdet.features.regions import Extractor
+from sppdet.io import plain_yaml
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
@@ -106,7 +108,7 @@ def _train(
         if ranks.is_first:
             images.save(run / "images.json")
             if not files.sealed.is_file():  # a trained model keeps the settings it was trained by
-                write_text(files.config, config.to_yaml())
+                write_text(files.config, plain_yaml.dump(config.to_plain()))
         if last >= STAGES.index("features"):
             # before the long stages: weights that are missing or don't fit end the run here
             backbone = _backbone(config, files, ranks)

@@ -20,7 +20,7 @@ from sppdet.proposals.selective_search import VERSION, selective_search
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.items import ItemStore
 from sppdet.runs.run import Reporter
-from sppdet.runs.tensor_types import TensorType, Types
+from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, ImageArray, Proposals
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sppdet.config import Layer, SvmConfig
-from sppdet.detection.detector import Classifiers
+from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Tensors
 from sppdet.stages.material import Material, Sight, feature_scale

@@ -13,11 +13,11 @@ from campaigns.areas import JSON_TOKENS, Area, all_of, json_bytes, json_document
 from campaigns.mutation import WORDS, mutants
 from campaigns.workspace import Workspace
 from sppdet.cli.info import describe_run
-from sppdet.detection.detector import Detector
 from sppdet.folders.folder import detect_folder
 from sppdet.folders.journal import JOURNAL, Journal
 from sppdet.io.image_cache import ImageCache
 from sppdet.runs.run import Reporter, run_lock
+from sppdet.stages.detector import Detector
 
 
 def file_areas(space: Workspace) -> list[Area]:

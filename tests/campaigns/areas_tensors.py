@@ -16,11 +16,11 @@ from campaigns.areas_arrays import tensor_documents
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.cli.info import describe_run
-from sppdet.detection.detector import Detector
-from sppdet.features.backbones import load_backbone
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.stages.detector import Detector
 from sppdet.stages.maps import MapSource
 from sppdet.stages.model import ModelFiles, read_run_config
 from sppdet.stages.proposals import Proposer

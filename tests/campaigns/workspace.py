@@ -23,7 +23,7 @@ from runs import (
     write_settings,
 )
 from sppdet.demo.set import make_demo_set
-from sppdet.io.coco import to_coco
+from sppdet.evaluation.coco import to_coco
 from sppdet.io.dataset import load_dataset
 
 # less than the tests' settings: a whole training in about two seconds
