@@ -15,7 +15,7 @@ from sppdet.demo.scene import CLASS_NAMES
 from sppdet.errors import DataError
 from sppdet.features.nets import tiny
 from sppdet.runs.artifacts import fingerprint_of, read_tensors
-from sppdet.stages.model import read_run_config
+from sppdet.stages.model_files import read_run_config
 
 SMALLER = (
     *("scales=[120,200]", "proposals.image_width=200", "proposals.max_boxes=120", "workers=2"),

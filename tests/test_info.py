@@ -14,8 +14,7 @@ from runs import CommandLine
 from sppdet.cli.info import describe_run
 from sppdet.config import Config
 from sppdet.runs.artifacts import read_json, write_json
-from sppdet.stages.evaluate import signature
-from sppdet.stages.model import ModelFiles, read_run_config
+from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 
 SCORES = "eval/test/voc07/metrics.json"
 

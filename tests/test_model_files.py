@@ -19,7 +19,8 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.runs.run import Reporter, read_timings
 from sppdet.stages.detector import load_detector
-from sppdet.stages.model import ModelFiles, read_run_config, save_classifiers
+from sppdet.stages.model import save_classifiers
+from sppdet.stages.model_files import ModelFiles, read_run_config
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors, dict[str, Any]], object]

@@ -27,7 +27,7 @@ from sppdet.runs.run import run_lock
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.maps import MapSource
-from sppdet.stages.model import read_run_config
+from sppdet.stages.model_files import read_run_config
 from sppdet.stages.pipeline import STAGES, Stage
 from sppdet.types import FeatureMaps
 

@@ -28,9 +28,8 @@ from sppdet.classification import config as settings_types
 from sppdet.classification.classifier import (
     build_classifier,
     load_classifier,
-    read_classifier_config,
 )
-from sppdet.classification.config import PretrainConfig
+from sppdet.classification.config import PretrainConfig, read_classifier_config
 from sppdet.classification.trainer import Trainer
 from sppdet.classification.views import centre_crop
 from sppdet.errors import ArtifactError, TrainingError

@@ -8,13 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sppdet.classification.config import PretrainConfig
-from sppdet.errors import ArtifactError, ConfigError
+from sppdet.classification.config import PretrainConfig, read_classifier_config
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.io.backbone_weights import load_backbone
-from sppdet.io.settings import load_settings
 from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.runs.weights import class_names_in, fill, read_weights, write_weights
 
@@ -100,14 +98,3 @@ def load_classifier(run: Path) -> SppClassifier:
     classifier = SppClassifier(backbone, config.spp_levels, head, names)
     fill(classifier, tensors, path)
     return classifier.eval().requires_grad_(False)
-
-
-def read_classifier_config(run: Path) -> PretrainConfig:
-    """The settings of a classifier's run."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ArtifactError(f"{run}: not a run: it has no config.yaml")
-    try:
-        return load_settings(path, PretrainConfig)
-    except ConfigError as error:
-        raise ArtifactError(f"{run}: not the run of a classifier: {error}") from None

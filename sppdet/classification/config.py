@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.io.settings import read_run_settings
 from sppdet.setting_types import MAX_PIXELS, Count, Fraction, Section, SppLevels, none_of
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
@@ -200,3 +202,15 @@ class ProbeConfig(Section):
     """With format: folder, the seeds of the random splits over which the accuracy is averaged."""
     workers: Literal["auto"] | Count = "auto"
     """Number of threads that decode images. auto: one per core. Results don't depend on it."""
+
+
+def read_classifier_config(run: Path) -> PretrainConfig:
+    """Read the settings of a classifier's run.
+
+    Raises:
+        ArtifactError: not a run, or not that of a classifier.
+    """
+    try:
+        return read_run_settings(run, PretrainConfig)
+    except ConfigError as error:
+        raise ArtifactError(f"{run}: not the run of a classifier: {error}") from None

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from sppdet.classification.classifier import (
     SppClassifier,
     load_classifier,
-    read_classifier_config,
 )
-from sppdet.classification.config import TestConfig, ViewSet
+from sppdet.classification.config import TestConfig, ViewSet, read_classifier_config
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count

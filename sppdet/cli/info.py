@@ -1,16 +1,21 @@
-"""Describe a run in a few lines."""
+"""Describe a run in a few lines, from its small files and the headers of its large ones: no torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from sppdet.classification.classifier import load_classifier, read_classifier_config
+from sppdet.classification.config import read_classifier_config
+from sppdet.config import Layer
 from sppdet.errors import ArtifactError, shorten
-from sppdet.runs.artifacts import read_json
-from sppdet.stages.evaluate import signature
-from sppdet.stages.model import ModelFiles, read_classifiers, read_run_config
+from sppdet.runs.artifacts import TensorHeader, read_header, read_json
+from sppdet.runs.weights import class_names_in
+from sppdet.stages.model_files import ModelFiles, read_run_config, signature
+
+# tensors of a network that aren't weights: the statistics of batch normalisation
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def describe_run(run: Path) -> Iterator[str]:
@@ -27,9 +32,14 @@ def describe_run(run: Path) -> Iterator[str]:
     yield f"run        {run}"
     yield f"settings   {signature(config, train=files.training_data())}"
     if files.svm.is_file():
-        classifiers, names = read_classifiers(files.svm)
+        header = _header(files.svm)
+        names = class_names_in(header.about, files.svm)
+        _, shape = header.layout.get("weights", ("", ()))
+        layer = header.about.get("layer")
+        if layer not in get_args(Layer) or len(shape) != 2:
+            raise ArtifactError(f"{files.svm}: damaged: expected a layer and weights in its header")
         yield f"classes    {len(names)}: {', '.join(names)}"
-        yield f"svms       on {classifiers.layer}, {classifiers.weights.shape[1]} values"
+        yield f"svms       on {layer}, {shape[1]} values"
     else:
         yield "svms       not trained yet"
     for part in (files.backbone, files.head, files.svm, files.bbox):
@@ -41,7 +51,8 @@ def describe_run(run: Path) -> Iterator[str]:
             yield from _describe_times(run / "timings.json")
         except ArtifactError as error:
             problems.append(error)
-    for path in _score_files(run / "eval"):
+    # SPLIT/METRIC/metrics.json, and SPLIT/metrics.json of older versions
+    for path in sorted((run / "eval").rglob("metrics.json")):
         try:
             yield from _describe_score(path, run / "eval")
         except ArtifactError as error:
@@ -50,9 +61,11 @@ def describe_run(run: Path) -> Iterator[str]:
         raise problems[0]
 
 
-def _score_files(folder: Path) -> list[Path]:
-    """Every `metrics.json`: SPLIT/METRIC/metrics.json, and SPLIT/metrics.json of older versions."""
-    return sorted(folder.rglob("metrics.json"))
+def _header(path: Path) -> TensorHeader:
+    header = read_header(path)
+    if header is None:
+        raise ArtifactError(f"{path}: damaged, or not written by this version of sppdet")
+    return header
 
 
 def _describe_times(path: Path) -> Iterator[str]:
@@ -89,12 +102,15 @@ def _number(value: object, path: Path, key: str) -> float:
 
 def _describe_classifier(run: Path) -> Iterator[str]:
     config = read_classifier_config(run)
-    classifier = load_classifier(run)
-    weights = sum(p.numel() for p in classifier.parameters())
+    path = run / "model" / "net.safetensors"
+    header = _header(path)
+    names = class_names_in(header.about, path)
+    shapes = [s for name, (_, s) in header.layout.items() if not name.endswith(_STATISTICS)]
+    weights = sum(map(math.prod, shapes))
     yield f"run        {run}"
-    yield f"classifier {classifier.net}, levels {config.spp_levels}, {weights / 1e6:.1f} M weights"
+    yield f"classifier {config.backbone.name}, levels {config.spp_levels}, {weights / 1e6:.1f} M weights"
     yield f"trained    at {config.train.sizes} px, seed {config.seed}"
-    yield f"classes    {len(classifier.class_names)}: {shorten(list(classifier.class_names))}"
+    yield f"classes    {len(names)}: {shorten(names)}"
     if not (run / "model" / "last.safetensors").is_file():
         yield "training   not finished yet"
     path = run / "eval" / "classifier.json"

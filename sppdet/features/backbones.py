@@ -16,7 +16,7 @@ from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError
 from sppdet.features.geometry import scale_factors_of
 from sppdet.features.graph import before_last_pooling, geometry_of
-from sppdet.features.nets import OWN_NETS
+from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.parallel import multiplying_in
 from sppdet.randomness import keeping_torch_state
 from sppdet.resizing import resized
@@ -136,7 +136,9 @@ def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
-    """The convolutional layers alone, to be filled with a run's own weights."""
+    """Build the convolutional layers alone, to be filled with a run's own weights."""
+    if problem := problem_with_name(name):
+        raise ConfigError(f"backbone.name: {problem}")
     with keeping_torch_state():
         model = random_model(name)
     return backbone_of(name, model, whole=whole, with_fc=False)

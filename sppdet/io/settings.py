@@ -13,8 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sppdet.config import Config
-from sppdet.errors import ConfigError, one_line
-from sppdet.features.nets import problem_with_name
+from sppdet.errors import ArtifactError, ConfigError, one_line
 from sppdet.io import plain_yaml
 from sppdet.io.files import name_problem, read_text
 from sppdet.setting_types import Section
@@ -52,19 +51,40 @@ def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> 
     return check_config(raw, known_from, model)
 
 
+def read_run_settings(run: Path, model: type[S]) -> S:
+    """Read the `config.yaml` of a run.
+
+    The name of its network was checked when the run began: this needs no torch.
+
+    Raises:
+        ArtifactError: the folder has no `config.yaml`.
+        ConfigError: see `load_settings`.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ArtifactError(f"{run}: not a run: it has no config.yaml")
+    return _validated(_read_with_bases(path), str(path), model)
+
+
 def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
     """Validate plain data; `where` starts the message of an error."""
-    problem = _unknown_key(raw, model, ()) or _unusable_text(raw, (), plain_yaml.MAX_DEPTH)
-    if problem:
-        raise ConfigError(f"{where}: {problem}")
-    try:
-        settings = model.model_validate_json(json.dumps(raw))
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+    from sppdet.features.nets import problem_with_name  # imports torchvision
+
+    settings = _validated(raw, where, model)
     backbone = getattr(settings, "backbone", None)
     if backbone is not None and (problem := problem_with_name(backbone.name)):
         raise ConfigError(f"{where}: backbone.name: {problem}")
     return settings
+
+
+def _validated(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
+    problem = _unknown_key(raw, model, ()) or _unusable_text(raw, (), plain_yaml.MAX_DEPTH)
+    if problem:
+        raise ConfigError(f"{where}: {problem}")
+    try:
+        return model.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from None
 
 
 def _read_with_bases(path: Path) -> dict[str, Any]:

@@ -17,30 +17,31 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.processes import place, start_of
-from sppdet.tensor_types import TensorType
+
+if TYPE_CHECKING:  # `sppdet info` reads headers and JSON without waiting for torch
+    import torch
+
+    from sppdet.tensor_types import TensorType
 
 _log = logging.getLogger("sppdet")
 _DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
 }
-
-_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 # the one key of the files' metadata: safetensors takes only texts there
 HEADER_KEY = "sppdet"
@@ -181,7 +182,7 @@ def write_tensors(
     for name in names:
         start, end = end, end + plain[name].nbytes
         header[name] = {
-            "dtype": _DTYPES[plain[name].dtype],
+            "dtype": _DTYPES[str(plain[name].dtype)],
             "shape": list(plain[name].shape),
             "data_offsets": [start, end],
         }
@@ -224,29 +225,46 @@ _WAY_OUT = "the command that made it makes it again"
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """The header of a tensor file: its fingerprint, its checksum, and its tensors' types."""
+    """The header of a tensor file.
+
+    Attributes:
+        about: the facts given to `write_tensors`.
+        layout: dtype, as safetensors names it, and shape of every tensor.
+    """
 
     fingerprint: str
     checksum: str
-    types: dict[str, TensorType]
+    about: dict[str, Any]
+    layout: dict[str, tuple[str, tuple[int, ...]]]
+
+    @property
+    def types(self) -> dict[str, TensorType]:
+        """The types of the tensors; needs torch."""
+        import torch
+
+        from sppdet.tensor_types import TensorType
+
+        dtypes = {code: getattr(torch, name[6:]) for name, code in _DTYPES.items()}
+        return {
+            name: TensorType(dtypes.get(code), shape) for name, (code, shape) in self.layout.items()
+        }
 
 
 def read_header(path: Path) -> TensorHeader | None:
-    """The header of a file of the right length; None if it is missing or damaged or not ours.
+    """Read the header of a file of the right length; None if it is missing, damaged or not ours.
 
-    The content isn't looked at: `read_tensors` verifies it.
+    The content isn't verified, which `read_tensors` does.
     """
     try:
-        with safe_open(str(path), framework="pt") as handle:
+        with safe_open(str(path), framework="numpy") as handle:
             facts = _facts(handle.metadata())
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-            types = {
-                name: TensorType(_TYPES.get(part.get_dtype()), tuple(part.get_shape()))
-                for name, part in slices.items()
-            }
+            layout = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
     except (OSError, ValueError, SafetensorError, RecursionError):
         return None
-    return TensorHeader(facts["fingerprint"], facts["crc32"], types) if facts else None
+    if facts is None:
+        return None
+    return TensorHeader(facts["fingerprint"], facts["crc32"], facts["about"], layout)
 
 
 def fingerprint_of(path: Path) -> str | None:
@@ -295,6 +313,8 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU."""
     if tensor.numel() == 0:  # its strides may be anything, which torch refuses to view as bytes
         return memoryview(b"")
+    import torch
+
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -308,7 +328,7 @@ def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> 
     crc = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        line = f"{name} {_DTYPES.get(tensor.dtype)} {list(tensor.shape)}"
+        line = f"{name} {_DTYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
         crc = zlib.crc32(line.encode(errors="surrogatepass"), crc)
         crc = zlib.crc32(_bytes(tensor), crc)
     return f"{crc:08x}"

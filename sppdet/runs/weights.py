@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sppdet.errors import ArtifactError, TrainingError
 from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.tensor_types import Types, misfit, not_finite, types_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_weights(

@@ -21,14 +21,13 @@ from sppdet.runs.weights import check_types
 from sppdet.setting_types import MAX_PIXELS
 from sppdet.stages.maps import MapSource
 from sppdet.stages.model import (
-    ModelFiles,
     choose_device,
     read_backbone,
     read_classifiers,
     read_head,
     read_regressors,
-    read_run_config,
 )
+from sppdet.stages.model_files import ModelFiles, read_run_config
 from sppdet.stages.proposals import Proposer
 from sppdet.tensor_types import TensorType
 from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals

@@ -27,12 +27,12 @@ from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.items import ItemStore
 from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector, load_detector
-from sppdet.stages.model import ModelFiles, choose_device, read_run_config
+from sppdet.stages.model import choose_device
+from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposals import Proposer
 from sppdet.stages.report import print_table, write_curves, write_metrics
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
-from sppdet.version import __version__
 
 Metric = Literal["voc07", "voc10", "coco"]
 
@@ -126,42 +126,6 @@ def write_scores(
     set_name = "+".join(dict.fromkeys(Path(name).stem for name in data.sets_of(split) if name))
     write_comp4(folder, replace(dataset, name=set_name), detections)
     write_curves(result, own)
-
-
-def signature(config: Config, *, train: str | None, test: str | None = None) -> str:
-    """A short line that names the settings and the data behind a score.
-
-    Args:
-        train: digest of the training set, None where it isn't known.
-        test: digest of the set that is scored, None where there is no score.
-    """
-    levels = "+".join(map(str, config.spp_levels))
-    scales = "+".join(map(str, config.scales))
-    parts = [
-        f"net:{config.backbone.name}",
-        f"scales:{scales}",
-        f"spp:{levels}",
-        f"svm:{config.svm_layer()}",
-        f"ft:{'yes' if config.head and config.finetune else 'no'}",
-        f"bb:{'yes' if config.bbox else 'no'}",
-        f"prop:{config.proposals.engine}.{config.proposals.mode}",
-        f"seed:{config.seed}",
-        f"settings:{_settings_fingerprint(config)}",
-        f"train:{train[:8] if train else 'unknown'}",
-        *([f"test:{test[:8]}"] if test else []),
-        f"sppdet:{__version__}",
-    ]
-    return "|".join(parts)
-
-
-def _settings_fingerprint(config: Config) -> str:
-    """Of what can change the result: not of folders, threads or how often work is saved."""
-    aside = {"store", "workers", "checkpoint_minutes"}
-    raw = config.model_dump(mode="json", exclude=aside)
-    raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
-    raw["features"].pop("store")
-    raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
-    return fingerprint(raw)[:8]
 
 
 def _detect_all(

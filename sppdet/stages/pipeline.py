@@ -39,7 +39,6 @@ from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.maps import MapSource, weights_digest
 from sppdet.stages.material import Material
 from sppdet.stages.model import (
-    ModelFiles,
     choose_device,
     read_head,
     save_backbone,
@@ -47,6 +46,7 @@ from sppdet.stages.model import (
     save_head,
     save_regressors,
 )
+from sppdet.stages.model_files import ModelFiles
 from sppdet.stages.plan import Plan
 from sppdet.stages.proposals import Proposer
 from sppdet.stages.svm import train_svms

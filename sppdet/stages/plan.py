@@ -10,7 +10,7 @@ from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.runs.artifacts import fingerprint, is_intact
 from sppdet.stages.maps import weights_digest
 from sppdet.stages.material import Material
-from sppdet.stages.model import ModelFiles
+from sppdet.stages.model_files import ModelFiles
 from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
 from sppdet.training.svm import VERSION as SVM_VERSION
