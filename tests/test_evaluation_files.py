@@ -18,7 +18,7 @@ from sppdet.evaluation.voc import evaluate_voc
 from sppdet.io.coco_results import default_image_ids, write_coco_results
 from sppdet.io.comp4 import write_comp4
 from sppdet.io.detection_files import read_detections, write_curve_csv
-from sppdet.io.detection_rows import class_file_names
+from sppdet.io.names import class_file_names
 from sppdet.types import Dataset, Detections
 
 A: Box = (0, 0, 10, 10)

@@ -11,9 +11,8 @@ from typing import Any, TextIO
 from sppdet.folders.journal import Result
 from sppdet.folders.outputs import Outputs
 from sppdet.folders.planning import JOINT_FILES, Format, Item
-from sppdet.io.coco_entry import results_entry
-from sppdet.io.csv_cells import text_cell
-from sppdet.io.names import escape_name
+from sppdet.io.coco_results import results_entry
+from sppdet.io.names import escape_name, text_cell
 
 
 class JointFiles:
@@ -89,12 +88,10 @@ class JointFiles:
     def _write_coco(self, out: TextIO) -> None:
         entries = (
             results_entry(
-                image_id=image_id,
-                file_name=item.name,
-                category_id=label,
-                category_name=self._class_names[label - 1],
-                box=box,
-                score=score,
+                box,
+                score,
+                image=(image_id, item.name),
+                category=(label, self._class_names[label - 1]),
             )
             for image_id, item, box, score, label in self._rows()
         )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sppdet.errors import AnnotationError, shorten
 from sppdet.io.files import is_file, name_problem, read_json
+from sppdet.io.names import unique_ids
 from sppdet.io.records import (
     FAR_PX,
     ImageRecord,
@@ -17,7 +18,6 @@ from sppdet.io.records import (
     Skips,
     read_flag,
     stated_size,
-    unique_ids,
 )
 
 _Entry = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 from sppdet.errors import DataError
 from sppdet.evaluation.inputs import check_detections
 from sppdet.io.coco import CocoId, coco_id
-from sppdet.io.coco_entry import results_entry
-from sppdet.io.detection_rows import Rows
+from sppdet.io.detection_rows import Key, Names, Rows
 from sppdet.io.files import name_problem, read_json
 from sppdet.io.image_ids import IdMeaning, labels_of_ids, rows_of_ids
 from sppdet.io.image_names import ImageNames, distinct_names
@@ -22,6 +21,35 @@ from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
 _Entry = dict[str, Any]
+
+
+def results_entry(
+    box: Sequence[float], score: float, *, image: tuple[CocoId, str], category: tuple[CocoId, str]
+) -> dict[str, Any]:
+    """Build a COCO results entry that names its image and class as well as numbering them.
+
+    The ids are what COCO's tools look at; they mean something only beside the annotation file that
+    they come from. The names identify image and class anywhere; pycocotools ignores them.
+
+    Args:
+        box: x1, y1, x2, y2 in original pixels, 0-based, half-open.
+        image: id, and path with `/` between folders: below the searched folder, or as much of its
+            end as no other image of the set shares.
+        category: id and class name.
+
+    Returns:
+        image_id, category_id, bbox [x, y, width, height], score, file_name, category_name. Nine
+        digits, so that float32 scores come back as they were and boxes to 1e-5 px.
+    """
+    x1, y1, x2, y2 = box
+    return {
+        "image_id": image[0],
+        "category_id": category[0],
+        "bbox": [float(f"{value:.9g}") for value in (x1, y1, x2 - x1, y2 - y1)],
+        "score": float(f"{score:.9g}"),
+        "file_name": image[1],
+        "category_name": category[1],
+    }
 
 
 def write_coco_results(
@@ -32,78 +60,44 @@ def write_coco_results(
     image_ids: Mapping[str, CocoId] | None = None,
     category_ids: Mapping[str, CocoId] | None = None,
 ) -> None:
-    """Write COCO results: a list of `results_entry`, boxes [x, y, width, height], 0-based.
+    """Write COCO results: a list of `results_entry`.
 
     Args:
         image_ids: image id -> id in the file; by default `default_image_ids`. For a server or a
-            script that has the annotations, take `ids.ids_to_write`.
+            script that has the annotations, take `image_ids.ids_to_write`.
         category_ids: class name -> id in the file; by default the labels 1..K.
 
     Raises:
-        DataError: detections that do not fit the data set, or an image or class without an id.
+        DataError: detections that do not fit the data set.
     """
     check_detections(dataset, detections)
-    image_ids = default_image_ids(dataset) if image_ids is None else image_ids
-    category_ids = default_category_ids(dataset) if category_ids is None else category_ids
-    categories = [_id_of(name, category_ids, "class") for name in dataset.class_names]
-    entries = []
-    for image, file_name in zip(dataset.images, distinct_names(dataset), strict=True):
-        found = detections.get(image.id)
-        if found is None or not len(found):
-            continue
-        image_id = _id_of(image.id, image_ids, "image")
-        for label, box, score in zip(
-            found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
-        ):
-            entry = results_entry(
-                image_id=image_id,
-                file_name=file_name,
-                category_id=categories[label - 1],
-                category_name=dataset.class_names[label - 1],
-                box=box,
-                score=score,
+    image_ids = image_ids or default_image_ids(dataset)
+    names = dataset.class_names
+    category_ids = category_ids or {name: label for label, name in enumerate(names, start=1)}
+    categories = [(category_ids[name], name) for name in names]
+    entries = [
+        json.dumps(
+            results_entry(
+                box, score, image=(image_ids[image.id], file_name), category=categories[label - 1]
             )
-            entries.append(json.dumps(entry))
+        )
+        for image, file_name in zip(dataset.images, distinct_names(dataset), strict=True)
+        if (found := detections.get(image.id)) is not None
+        for box, score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        )
+    ]
     write_text(path, "[" + ",\n".join(entries) + "]\n")
 
 
 def default_image_ids(dataset: Dataset) -> dict[str, CocoId]:
-    """The ids as integers where all are different ones (COCO's, VOC 2007's), else 1..N in order."""
+    """Take the ids as integers where all are different ones (COCO, VOC 2007), else 1..N in order."""
     names = [image.id for image in dataset.images]
     if all(name.isascii() and name.isdigit() for name in names):
         numbers = [int(name) for name in names]
         if len(set(numbers)) == len(numbers):
             return dict(zip(names, numbers, strict=True))
     return {name: number for number, name in enumerate(names, start=1)}
-
-
-def default_category_ids(dataset: Dataset) -> dict[str, CocoId]:
-    """The labels: 1..K."""
-    return {name: label for label, name in enumerate(dataset.class_names, start=1)}
-
-
-@dataclass(frozen=True, repr=False)
-class _Name:
-    """An image or a class named by text; `others` are names to try where the first fits nothing."""
-
-    name: str
-    others: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return repr(self.others[-1] if self.others else self.name)
-
-
-@dataclass(frozen=True, repr=False)
-class _Id:
-    """An image or a class named by an id."""
-
-    id: CocoId
-
-    def __repr__(self) -> str:
-        return repr(self.id)
-
-
-_Key = _Name | _Id
 
 
 @dataclass(frozen=True)
@@ -116,13 +110,13 @@ class CocoResults:
 
     path: Path
     entries: list[Any]
-    images: dict[CocoId, _Name] | None
-    categories: dict[CocoId, _Name] | None
-    where: str  # begins the place of an entry
+    images: dict[CocoId, Names] | None
+    categories: dict[CocoId, Names] | None
+    where: str  # prefix of an entry's number in messages
 
     @classmethod
     def read(cls, path: Path) -> CocoResults:
-        """Read a file; its entries are looked at by the methods.
+        """Read a file; the methods check its entries.
 
         Raises:
             DataError: no JSON, neither a list nor an object with the lists images, categories and
@@ -140,31 +134,27 @@ class CocoResults:
                     f"{path}: no list {key!r}; expected a list of detections or an object with images,"
                     " categories and annotations"
                 )
-        images = _table(data["images"], _image_name, f"{path}, images")
-        categories = _table(data["categories"], _category_name, f"{path}, categories")
-        where = f"{path}, annotations, entry "
-        return cls(path, data["annotations"], images, categories, where)
+        images = _table(data["images"], _names_of_image, f"{path}, images, entry ")
+        categories = _table(data["categories"], _name_of_category, f"{path}, categories, entry ")
+        return cls(path, data["annotations"], images, categories, f"{path}, annotations, entry ")
 
     def class_names(self, meaning: IdMeaning) -> list[str]:
-        """The names of the classes that the entries are of, where they have names; sorted.
+        """List the names of the classes that the entries are of, where they have names; sorted.
 
         Raises:
             DataError: an entry names no class.
         """
-        names = set()
-        for where, entry in self._entries():
-            key = self._category(entry, where, meaning)
-            name = key.name if isinstance(key, _Name) else meaning.tables.categories.get(key.id)
-            if name:
-                names.add(name)
-        return sorted(names)
+        keys = {self._category(entry, where, meaning) for where, entry in self._entries()}
+        known = meaning.tables.categories
+        names = {key[0] if isinstance(key, tuple) else known.get(key) for key in keys}
+        return sorted(name for name in names if name)
 
     def detections(self, dataset: Dataset, meaning: IdMeaning) -> dict[str, Detections]:
-        """The detections of every image of a split by its id, in descending score.
+        """Group the detections of a split by image id, in descending score.
 
         What is in no image or of no class of the split, and boxes that can't be scored, are left out
-        with a warning (see `Rows.group`). Further keys of an entry, such as a segmentation, are not
-        looked at.
+        with a warning (see `Rows.group`). Further keys of an entry, such as a segmentation, are
+        ignored.
 
         Raises:
             DataError: an entry is wrong: a key is missing or no number; a number that could mean two
@@ -179,108 +169,100 @@ class CocoResults:
             (score,) = _numbers([entry.get("score")], 1, f"{where}: score")
             box = (x, y, x + w, y + h)
             rows.add(number, image=image, category=category, score=score, box=box)
+        by_name = {name: label for label, name in enumerate(dataset.class_names, start=1)}
+        # images without a detection are matched, too, so that their names aren't taken for others'
+        keys = [*rows.images, *(self.images or {}).values()]
         try:
-            images = _image_rows(rows.image_keys, self.images, dataset, meaning)
-            labels = _labels(rows.class_keys, dataset, meaning)
+            images = _meanings(
+                keys, ImageNames(dataset).match, lambda ids: rows_of_ids(ids, dataset, meaning)
+            )
+            labels = _meanings(
+                rows.classes,
+                lambda found: [by_name.get(name) for (name,) in found],
+                lambda ids: labels_of_ids(ids, dataset, meaning),
+            )
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
         return rows.group(dataset, images=images, labels=labels)
 
     def _entries(self) -> Iterator[tuple[str, _Entry]]:
-        for number, entry in enumerate(self.entries, start=1):
-            where = f"{self.where}{number}"
-            if not isinstance(entry, dict):
-                raise DataError(f"{where}: {entry!r:.60}, expected an object")
-            yield where, entry
+        return _objects(self.entries, self.where)
 
-    def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
+    def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> Key:
         image_id = entry.get("image_id")
         if self.images is not None:
             return _look_up(image_id, self.images, f"{where}: image_id", "images")
         is_id = not isinstance(image_id, str) or image_id in meaning.tables.images
         if meaning.forced and is_id and image_id is not None:
-            return _Id(coco_id(image_id, "image_id", where))
+            return coco_id(image_id, "image_id", where)
         if (name := _text(entry, "file_name", where)) is not None:
-            return _Name(name)
+            return (name,)
         if image_id is None:
             _refuse(f"{where}: image_id", None, "expected it or file_name")
         key = coco_id(image_id, "image_id", where)
-        return _Name(key) if isinstance(key, str) and not is_id else _Id(key)
+        return key if is_id or not isinstance(key, str) else (key,)
 
-    def _category(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
+    def _category(self, entry: _Entry, where: str, meaning: IdMeaning) -> Key:
         category = entry.get("category_id")
         if self.categories is not None:
             return _look_up(category, self.categories, f"{where}: category_id", "categories")
         for key in ("category_name", "class"):
             if (name := _text(entry, key, where)) is not None:
-                return _Name(name.strip())
+                return (name.strip(),)
         if category is None:
             _refuse(f"{where}: category_id", None, "expected it or category_name")
         if isinstance(category, str) and category not in meaning.tables.categories:
-            return _Name(category.strip())
-        return _Id(coco_id(category, "category_id", where))
+            return (category.strip(),)
+        return coco_id(category, "category_id", where)
 
 
-def _image_rows(
-    keys: list[Hashable],
-    table: Mapping[CocoId, _Name] | None,
-    dataset: Dataset,
-    meaning: IdMeaning,
-) -> dict[Hashable, int | None]:
-    # images without a detection are matched, too, so that their names aren't taken for others'
-    named = dict.fromkeys(key for key in keys if isinstance(key, _Name))
-    named |= dict.fromkeys(table.values() if table is not None else ())
-    names = ImageNames(dataset).match([(key.name, *key.others) for key in named])
-    rows: dict[Hashable, int | None] = dict(zip(named, names, strict=True))
-    numbers = [key.id for key in keys if isinstance(key, _Id)]
-    if numbers:
-        rows |= {_Id(k): row for k, row in rows_of_ids(numbers, dataset, meaning).items()}
-    return rows
+def _meanings(
+    keys: Iterable[Key],
+    by_names: Callable[[list[Names]], list[int | None]],
+    by_ids: Callable[[list[CocoId]], Mapping[CocoId, int | None]],
+) -> dict[Key, int | None]:
+    distinct = dict.fromkeys(keys)
+    named = [key for key in distinct if isinstance(key, tuple)]
+    ids = [key for key in distinct if not isinstance(key, tuple)]
+    found: list[tuple[Key, int | None]] = list(zip(named, by_names(named), strict=True))
+    found += (by_ids(ids) if ids else {}).items()
+    return dict(found)
 
 
-def _labels(
-    keys: list[Hashable], dataset: Dataset, meaning: IdMeaning
-) -> dict[Hashable, int | None]:
-    by_name = {name: label for label, name in enumerate(dataset.class_names, start=1)}
-    labels: dict[Hashable, int | None] = {
-        key: by_name.get(key.name) for key in keys if isinstance(key, _Name)
-    }
-    numbers = [key.id for key in keys if isinstance(key, _Id)]
-    if numbers:
-        labels |= {_Id(k): label for k, label in labels_of_ids(numbers, dataset, meaning).items()}
-    return labels
+def _objects(entries: list[Any], prefix: str) -> Iterator[tuple[str, _Entry]]:
+    for number, entry in enumerate(entries, start=1):
+        where = f"{prefix}{number}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: {entry!r:.60}, expected an object")
+        yield where, entry
 
 
 def _table(
-    entries: list[Any], name_of: Callable[[_Entry, str], _Name], where: str
-) -> dict[CocoId, _Name]:
-    table: dict[CocoId, _Name] = {}
-    for number, entry in enumerate(entries, start=1):
-        place = f"{where}, entry {number}"
-        if not isinstance(entry, dict):
-            raise DataError(f"{place}: {entry!r:.60}, expected an object")
-        key = coco_id(entry.get("id"), "id", place)
+    entries: list[Any], names_of: Callable[[_Entry, str], Names], prefix: str
+) -> dict[CocoId, Names]:
+    table: dict[CocoId, Names] = {}
+    for where, entry in _objects(entries, prefix):
+        key = coco_id(entry.get("id"), "id", where)
         if key in table:
-            raise DataError(f"{place}: id {key!r:.60} is there twice")
-        table[key] = name_of(entry, place)
+            raise DataError(f"{where}: id {key!r:.60} is there twice")
+        table[key] = names_of(entry, where)
     return table
 
 
-def _image_name(entry: _Entry, where: str) -> _Name:
-    """The whole path as it is on this machine, the path, the file name: the best first."""
+def _names_of_image(entry: _Entry, where: str) -> Names:
+    """The absolute path on this machine, the path, the file name: the best first."""
     path, name = _text(entry, "path", where), _text(entry, "file_name", where)
-    names = [os.path.abspath(path), path] if path is not None else []
-    names += [name] if name is not None else []
-    if not names:
+    names = () if path is None else (os.path.abspath(path), path)
+    if name is None and path is None:
         _refuse(f"{where}: file_name", None, "expected text")
-    return _Name(names[0], tuple(names[1:]))
+    return names if name is None else (*names, name)
 
 
-def _category_name(entry: _Entry, where: str) -> _Name:
+def _name_of_category(entry: _Entry, where: str) -> Names:
     name = _text(entry, "name", where)
     if name is None:
         _refuse(f"{where}: name", None, "expected text")
-    return _Name(name.strip())
+    return (name.strip(),)
 
 
 def _text(entry: _Entry, key: str, where: str) -> str | None:
@@ -294,7 +276,7 @@ def _text(entry: _Entry, key: str, where: str) -> str | None:
     return value
 
 
-def _look_up(key: object, table: Mapping[CocoId, _Name], what: str, list_name: str) -> _Name:
+def _look_up(key: object, table: Mapping[CocoId, Names], what: str, list_name: str) -> Names:
     try:
         return table[coco_id(key, "", "")]
     except (DataError, KeyError):
@@ -315,10 +297,3 @@ def _numbers(values: object, count: int, what: str) -> list[float]:
 def _refuse(what: str, value: object, problem: str) -> NoReturn:
     shown = "missing" if value in (None, [None]) else f"{value!r:.60}"
     raise DataError(f"{what}: {shown}, {problem}")
-
-
-def _id_of(name: str, ids: Mapping[str, CocoId], what: str) -> CocoId:
-    try:
-        return ids[name]
-    except KeyError:
-        raise DataError(f"{what} {name!r} has no id") from None

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from sppdet.errors import DataError, shorten
 from sppdet.evaluation.inputs import flatten_detections
-from sppdet.io.detection_rows import Rows, class_file_names
+from sppdet.io.detection_rows import Key, Rows
 from sppdet.io.files import read_text
 from sppdet.io.image_names import ImageNames
-from sppdet.io.records import safe_id
+from sppdet.io.names import class_file_names, safe_id
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
-log = logging.getLogger("sppdet")
+_log = logging.getLogger("sppdet")
 
 
 def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detections]) -> list[Path]:
@@ -34,16 +34,14 @@ def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detecti
     """
     found = flatten_detections(dataset, detections)
     boxes = found.boxes.astype(np.float64) + np.array([1.0, 1.0, 0.0, 0.0])
-    paths = comp4_paths(folder, dataset)
+    values = np.column_stack([found.scores, boxes])
+    paths = _paths(folder, dataset)
     for label, path in enumerate(paths, start=1):
         rows = np.flatnonzero(found.labels == label)
         lines = [
-            f"{dataset.images[index].id} {' '.join(f'{value:.9g}' for value in (score, *box))}\n"
-            for index, score, box in zip(
-                found.image_index[rows].tolist(),
-                found.scores[rows].tolist(),
-                boxes[rows].tolist(),
-                strict=True,
+            f"{dataset.images[index].id} {' '.join(f'{value:.9g}' for value in row)}\n"
+            for index, row in zip(
+                found.image_index[rows].tolist(), values[rows].tolist(), strict=True
             )
         ]
         write_text(path, "".join(lines))
@@ -51,7 +49,7 @@ def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detecti
 
 
 def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
-    """Read the `comp4` files of a folder; images are named as `ImageNames` knows them.
+    """Read the `comp4` files of a folder; `ImageNames` finds their images.
 
     A class's file is that of the set `dataset.name`, or else the only one that ends in
     `_<class>.txt`. A class without a file has no detections; that and files of other classes are
@@ -70,47 +68,42 @@ def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
         rows.begin(f"{path}:")
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             if line.strip():
-                name, score, x1, y1, x2, y2 = _fields(line, f"{path}:{number}")
+                name, (score, x1, y1, x2, y2) = _fields(line, f"{path}:{number}")
                 box = (x1 - 1, y1 - 1, x2, y2)
                 rows.add(number, image=name, category=label, score=score, box=box)
-    names = [str(key) for key in rows.image_keys]
     try:
-        found = ImageNames(dataset).match([(name,) for name in names])
+        found = ImageNames(dataset).match([(str(name),) for name in rows.images])
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    images: dict[Hashable, int | None] = dict(zip(names, found, strict=True))
-    labels: dict[Hashable, int | None] = {k + 1: k + 1 for k in range(len(dataset.class_names))}
+    images: dict[Key, int | None] = dict(zip(rows.images, found, strict=True))
+    labels: dict[Key, int | None] = {k + 1: k + 1 for k in range(len(dataset.class_names))}
     return rows.group(dataset, images=images, labels=labels)
 
 
-def comp4_paths(folder: Path, dataset: Dataset) -> list[Path]:
-    """The `comp4` file of every class: `/` and the like in names made safe."""
+def _paths(folder: Path, dataset: Dataset) -> list[Path]:
     names = class_file_names(dataset.class_names)
     return [folder / f"comp4_det_{safe_id(dataset.name)}_{name}.txt" for name in names]
 
 
 def _find_files(folder: Path, dataset: Dataset) -> dict[int, Path]:
-    # label -> its file
+    """Map each label to its file; of other sets only where the data set's own is missing."""
     there = sorted(folder.glob("comp4_det_*.txt"))
     if not there:
         raise DataError(f"{folder}: no comp4_det_*.txt in it")
-    candidates: dict[int, list[Path]] = {k + 1: [] for k in range(len(dataset.class_names))}
-    expected = comp4_paths(folder, dataset)
-    for label, path in enumerate(expected, start=1):
-        if path in there:
-            candidates[label] = [path]
+    expected = _paths(folder, dataset)
+    candidates = {k: [path] * (path in there) for k, path in enumerate(expected, start=1)}
     for path in there:
-        found = _label_of(path, dataset)
-        if found is None:
-            log.warning("%s: not a class of %s, not read", path, dataset.name)
-        elif expected[found - 1] not in there:
-            candidates[found].append(path)
+        label = _label_of(path, dataset)
+        if label is None:
+            _log.warning("%s: not a class of %s, not read", path, dataset.name)
+        elif expected[label - 1] not in there:
+            candidates[label].append(path)
     for paths in candidates.values():
         if len(paths) > 1:
             raise DataError(f"{folder}: {paths[0].name} or {paths[1].name}? keep one set of files")
     missing = [dataset.class_names[k - 1] for k, paths in candidates.items() if not paths]
     if missing:
-        log.warning("%s: no file, so no detections, for: %s", folder, shorten(missing))
+        _log.warning("%s: no file, so no detections, for: %s", folder, shorten(missing))
     return {label: paths[0] for label, paths in candidates.items() if paths}
 
 
@@ -126,12 +119,11 @@ def _label_of(path: Path, dataset: Dataset) -> int | None:
     return max(ends, key=lambda k: len(names[k - 1]), default=None)
 
 
-def _fields(line: str, where: str) -> tuple[str, float, float, float, float, float]:
-    fields = line.rsplit(maxsplit=5)  # from the right: ids may have spaces
-    if len(fields) != 6:
-        raise DataError(f"{where}: {len(fields)} fields, expected: id score x1 y1 x2 y2")
+def _fields(line: str, where: str) -> tuple[str, list[float]]:
+    name, *fields = line.rsplit(maxsplit=5)  # from the right: ids may have spaces
+    if len(fields) != 5:
+        raise DataError(f"{where}: {len(fields) + 1} fields, expected: id score x1 y1 x2 y2")
     try:
-        score, x1, y1, x2, y2 = (float(field) for field in fields[1:])
+        return name.strip(), [float(field) for field in fields]
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
-    return fields[0].strip(), score, x1, y1, x2, y2

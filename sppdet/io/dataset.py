@@ -18,7 +18,8 @@ from sppdet.boxes import clip_boxes
 from sppdet.errors import DataError, ImageError, shorten
 from sppdet.io.coco import read_coco_set
 from sppdet.io.image_cache import ImageCache, ImageInfo
-from sppdet.io.records import ImageRecord, Skips, number_repeats, safe_id
+from sppdet.io.names import number_repeats, safe_id
+from sppdet.io.records import ImageRecord, Skips
 from sppdet.io.stated_sizes import EXPLAINED, REPAIRABLE, Conflict, compare_sizes, repaired_boxes
 from sppdet.io.voc import read_voc_set
 from sppdet.types import AnnotatedImage, Dataset

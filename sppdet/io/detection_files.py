@@ -1,4 +1,4 @@
-"""Detection files: reading either format, and a CSV for each class."""
+"""Detection files: reading of any format, and a CSV for each class."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from sppdet.errors import DataError
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from sppdet.io.coco_results import CocoResults
 from sppdet.io.comp4 import read_comp4
-from sppdet.io.csv_cells import text_cell
 from sppdet.io.image_ids import IdMeaning
+from sppdet.io.names import text_cell
 from sppdet.runs.artifacts import write_text
 from sppdet.types import ClassResult, Dataset, Detections
 
@@ -23,16 +26,16 @@ _OUTCOMES = {TRUE_POSITIVE: "tp", FALSE_POSITIVE: "fp", IGNORED: "ignored"}
 
 @dataclass(frozen=True)
 class Comp4Folder:
-    """A folder of `comp4` files, which say by their names which classes they are of."""
+    """A folder of `comp4` files; their names say which classes they are of."""
 
     path: Path
 
     def class_names(self, meaning: IdMeaning) -> list[str]:
-        """None: in names of files the characters of a class's name may be replaced."""
+        """List none: in names of files the characters of a class's name may be replaced."""
         return []
 
     def detections(self, dataset: Dataset, meaning: IdMeaning) -> dict[str, Detections]:
-        """The detections of every image of a split by its id (see `read_comp4`)."""
+        """Group the detections of a split by image id (see `read_comp4`)."""
         return read_comp4(self.path, dataset)
 
 
@@ -56,7 +59,7 @@ def read_detections(
     """Read detections made elsewhere of the split `dataset`.
 
     Args:
-        meaning: how numbers in the file are read; by default only what is certain is.
+        meaning: how to read numbers in the file; by default only what is certain is read.
 
     Returns:
         The detections of every image of the split by its id, in descending score.
@@ -68,7 +71,7 @@ def read_detections(
 
 
 def write_curve_csv(path: Path, result: ClassResult, image_ids: Sequence[str]) -> None:
-    """Write one class's curve: a line a detection in descending score.
+    """Write one class's curve: a line per detection in descending score.
 
     Columns: image, score, x1, y1, x2, y2 (0-based, half-open), recall, precision, outcome (tp, fp,
     ignored). Where the result has no outcomes (COCO): recall, precision, score. Images' ids are
@@ -76,20 +79,19 @@ def write_curve_csv(path: Path, result: ClassResult, image_ids: Sequence[str]) -
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    curve = [
-        [f"{value:.9g}" for value in column.tolist()]
-        for column in (result.scores, result.recall, result.precision)
-    ]
+    curve = [_numbers(values) for values in (result.scores, result.recall, result.precision)]
     if len(result.outcomes) < len(result.scores):
         writer.writerow(["recall", "precision", "score"])
         writer.writerows(zip(curve[1], curve[2], curve[0], strict=True))
     else:
         writer.writerow(_COLUMNS)
-        names = [image_ids[index] for index in result.image_index.tolist()]
-        boxes = [[f"{side:.9g}" for side in box] for box in result.boxes.tolist()]
+        names = [text_cell(image_ids[index]) for index in result.image_index.tolist()]
+        sides = [_numbers(side) for side in result.boxes.T]
         outcomes = [_OUTCOMES[outcome] for outcome in result.outcomes.tolist()]
-        for name, box, score, recall, precision, outcome in zip(
-            names, boxes, *curve, outcomes, strict=True
-        ):
-            writer.writerow([text_cell(name), score, *box, recall, precision, outcome])
+        columns = (names, curve[0], *sides, *curve[1:], outcomes)
+        writer.writerows(zip(*columns, strict=True))
     write_text(path, text.getvalue())
+
+
+def _numbers(values: NDArray[Any]) -> list[str]:
+    return [f"{value:.9g}" for value in values.tolist()]

@@ -1,65 +1,51 @@
-"""From the entries of a detection file, whatever its format, to the detections of each image."""
+"""Entries of a detection file, whatever its format, grouped into the detections of each image."""
 
 from __future__ import annotations
 
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.errors import DataError, shorten
-from sppdet.io.records import number_repeats, safe_id
 from sppdet.types import Dataset, Detections
 
-log = logging.getLogger("sppdet")
+_log = logging.getLogger("sppdet")
+Names = tuple[str, ...]  # of an image or a class, the best first
+Key = Names | int | str  # names, or an id
 
 
 class Rows:
-    """The entries of detection files as they are read, in flat arrays: there may be millions.
+    """Entries of detection files in flat arrays: there may be millions.
 
-    Images and classes are kept as the files name them, until all of them are known.
+    Attributes:
+        images: the keys that entries name images by, each with its position; in order of occurrence.
+        classes: the keys of classes likewise.
     """
 
-    def __init__(self, source: object) -> None:
-        """`source` begins messages: the file or folder."""
+    def __init__(self, source: Path) -> None:
+        """`source`, the file or folder, begins messages."""
+        self.images: dict[Key, int] = {}
+        self.classes: dict[Key, int] = {}
         self._source = source
-        self._files: list[tuple[int, str]] = []  # first row of a file, what to say before a number
-        self._integers = array(
-            "q"
-        )  # number in the file, position of the image's key, of the class's
+        self._files: list[tuple[int, str]] = []  # first row of a file, prefix of an entry's number
+        self._integers = array("q")  # number in the file, positions of the image and of the class
         self._values = array("d")  # score, x1, y1, x2, y2
-        self._images: dict[Hashable, int] = {}
-        self._classes: dict[Hashable, int] = {}
-
-    @property
-    def image_keys(self) -> list[Hashable]:
-        """What the entries name images by, in the order of the first entry of each."""
-        return list(self._images)
-
-    @property
-    def class_keys(self) -> list[Hashable]:
-        """What the entries name classes by, likewise."""
-        return list(self._classes)
 
     def begin(self, where: str) -> None:
-        """Start a file; an entry is named by `where` and its number: "a.txt:" and 3, "a.txt:3"."""
+        """Start a file; messages name entry 3 of "a.txt:" as "a.txt:3"."""
         self._files.append((len(self._integers) // 3, where))
 
     def add(
-        self,
-        number: int,
-        *,
-        image: Hashable,
-        category: Hashable,
-        score: float,
-        box: tuple[float, float, float, float],
+        self, number: int, *, image: Key, category: Key, score: float, box: tuple[float, ...]
     ) -> None:
-        """Take an entry: its number, its keys, xyxy 0-based, half-open; numbers may be any floats."""
-        image_position = self._images.setdefault(image, len(self._images))
-        class_position = self._classes.setdefault(category, len(self._classes))
+        """Append an entry; `box` is xyxy, 0-based, half-open, of any floats."""
+        image_position = self.images.setdefault(image, len(self.images))
+        class_position = self.classes.setdefault(category, len(self.classes))
         self._integers.extend((number, image_position, class_position))
         self._values.extend((score, *box))
 
@@ -67,10 +53,10 @@ class Rows:
         self,
         dataset: Dataset,
         *,
-        images: Mapping[Hashable, int | None],
-        labels: Mapping[Hashable, int | None],
+        images: Mapping[Key, int | None],
+        labels: Mapping[Key, int | None],
     ) -> dict[str, Detections]:
-        """Sort the entries by image; what can't be scored is left out, counted and warned of.
+        """Group the entries by image; count those that can't be scored and leave them out.
 
         Left out are entries of other images and of other classes, those with a number that is not
         finite and boxes without area.
@@ -83,94 +69,66 @@ class Rows:
             The detections of every image by its id, in descending score, ties in the order read.
 
         Raises:
-            DataError: there are entries, and no image or no class of them is in the data set.
+            DataError: there are entries, but none of an image or none of a class of the data set.
         """
         integers = np.array(self._integers, dtype=np.int64).reshape(-1, 3)
         values = np.array(self._values, dtype=np.float64).reshape(-1, 5)
-        rows = self._translate(self._images, images, integers[:, 1])
-        found_labels = self._translate(self._classes, labels, integers[:, 2])
-        problem, have = (
-            f"image not in {dataset.name}",
-            [image.path.name for image in dataset.images],
-        )
-        self._report_unknown(rows, integers[:, 1], self._images, problem, have)
-        problem, have = f"not a class of {dataset.name}", list(dataset.class_names)
-        self._report_unknown(found_labels, integers[:, 2], self._classes, problem, have)
+        known = [image.path.name for image in dataset.images]
+        problem = f"image not in {dataset.name}"
+        rows = self._translate(self.images, images, integers[:, 1], problem, known)
+        problem, known = f"not a class of {dataset.name}", list(dataset.class_names)
+        found = self._translate(self.classes, labels, integers[:, 2], problem, known)
         with np.errstate(over="ignore", invalid="ignore"):
             scores, boxes = values[:, 0].astype(np.float32), values[:, 1:].astype(np.float32)
-            usable = self._usable(scores, boxes)
-        kept = np.flatnonzero((rows >= 0) & (found_labels > 0) & usable)
+            kept = np.flatnonzero((rows >= 0) & (found >= 0) & self._usable(scores, boxes))
         order = kept[np.lexsort((-scores[kept], rows[kept]))]
-        ends = np.searchsorted(rows[order], np.arange(len(dataset) + 1))
+        ends = np.searchsorted(rows[order], np.arange(1, len(dataset)))
+        groups = np.split(order, ends)[: len(dataset)]
         return {
             image.id: Detections(
-                boxes[some := order[ends[k] : ends[k + 1]]],
-                scores[some],
-                found_labels[some],
-                dataset.class_names,
-                str(image.path),
+                boxes[rows], scores[rows], found[rows], dataset.class_names, str(image.path)
             )
-            for k, image in enumerate(dataset.images)
+            for image, rows in zip(dataset.images, groups, strict=True)
         }
 
-    @staticmethod
     def _translate(
-        positions: Mapping[Hashable, int],
-        meanings: Mapping[Hashable, int | None],
-        column: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        """What each entry's key means; -1 for nothing."""
-        table = np.full(len(positions), -1, dtype=np.int64)
-        for key, position in positions.items():
-            meaning = meanings[key]
-            if meaning is not None:
-                table[position] = meaning
-        translated: NDArray[np.int64] = table[column]
-        return translated
-
-    def _report_unknown(
         self,
-        translated: NDArray[np.int64],
+        positions: Mapping[Key, int],
+        meanings: Mapping[Key, int | None],
         column: NDArray[np.int64],
-        positions: Mapping[Hashable, int],
         problem: str,
-        have: list[str],
-    ) -> None:
-        counts = np.bincount(column[translated < 0], minlength=len(positions))
-        lost = Counter({key: int(counts[k]) for key, k in positions.items() if counts[k]})
-        if not lost:
-            return
-        shown = shorten([f"{key!r:.60}" for key, _ in lost.most_common()], most=3)
-        line = f"{self._source}: {problem}: {shown}"
-        if lost.total() == len(translated):
-            known = shorten([f"{name!r:.60}" for name in have], most=3)
-            raise DataError(
-                f"{line}; none of the {len(translated)} detections is left; the set has {known}"
-            )
-        log.warning("%s; %d of %d detections left out", line, lost.total(), len(translated))
+        known: list[str],
+    ) -> NDArray[np.int64]:
+        """Map the key of each entry to its meaning, -1 for none; report keys without one."""
+        table = [-1 if (meaning := meanings[key]) is None else meaning for key in positions]
+        translated: NDArray[np.int64] = np.array(table, dtype=np.int64)[column]
+        counts = np.bincount(column[translated < 0], minlength=len(positions)).tolist()
+        lost = Counter({key: count for key, count in zip(positions, counts, strict=True) if count})
+        if lost:
+            keys = [key[-1] if isinstance(key, tuple) else key for key, _ in lost.most_common()]
+            line = f"{self._source}: {problem}: {_listed(keys)}"
+            if lost.total() == len(column):
+                raise DataError(
+                    f"{line}; none of the {len(column)} detections is left; the set has {_listed(known)}"
+                )
+            _log.warning("%s; %d of %d detections left out", line, lost.total(), len(column))
+        return translated
 
     def _usable(self, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
         finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
-        area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        bad = np.flatnonzero(~(finite & area))
-        if len(bad):
-            row = int(bad[0])
-            where = next(text for first, text in reversed(self._files) if first <= row)
+        usable: NDArray[np.bool_] = finite & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        bad = np.flatnonzero(~usable).tolist()
+        if bad:
+            where = next(text for first, text in reversed(self._files) if first <= bad[0])
             infinite = int((~finite).sum())
-            log.warning(
+            _log.warning(
                 "%s: %d of %d detections left out: %d boxes without area, %d with a number that is not"
                 " finite; the first: %s%d",
                 *(self._source, len(bad), len(scores), len(bad) - infinite, infinite),
-                *(where, self._integers[3 * row]),
+                *(where, self._integers[3 * bad[0]]),
             )
-        return finite & area
+        return usable
 
 
-def class_file_names(class_names: Sequence[str]) -> list[str]:
-    """The class names as parts of file names, different also where case does not count."""
-    safe = [safe_id(name) for name in class_names]
-    folded = [name.casefold() for name in safe]
-    unique = number_repeats(folded)
-    return [
-        name + other[len(fold) :] for name, fold, other in zip(safe, folded, unique, strict=True)
-    ]
+def _listed(keys: list[str] | list[int | str]) -> str:
+    return shorten([f"{key!r:.60}" for key in keys], most=3)

@@ -1,4 +1,4 @@
-"""What the ids in a detection file mean: only what is certain is taken, the rest is refused."""
+"""The meaning of the ids in a detection file: only what is certain is taken, the rest is refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Literal
 
 from sppdet.config import DataConfig
 from sppdet.errors import ConfigError, DataError
-from sppdet.io.coco import CocoId, CocoIds, read_coco_file_ids, read_coco_ids
+from sppdet.io.coco import CocoId, read_coco_file_ids, read_coco_ids
 from sppdet.io.image_names import ImageNames
 from sppdet.types import Dataset
 
-NumberMeaning = Literal["certain", "stem", "position"]
 _WAY_OUT = (
     "give every entry a file_name, or say --ids stem, --ids position or --ids FILE.json (the COCO "
     "annotations that the ids are of)"
@@ -34,14 +33,14 @@ class IdTables:
     categories: Mapping[CocoId, str] = field(default_factory=dict)
 
     def image_rows(self, dataset: Dataset) -> dict[CocoId, int | None]:
-        """The row of `dataset.images` of each id, None for images that aren't in the data set."""
+        """Map each id to its row of `dataset.images`, None for images that aren't in the data set."""
         rows = ImageNames(dataset).match([(name,) for name in self.images.values()])
         return dict(zip(self.images, rows, strict=True))
 
 
 @dataclass(frozen=True)
 class IdMeaning:
-    """How the numbers of a detection file are read.
+    """How to read the numbers of a detection file.
 
     Attributes:
         numbers: "stem" takes an image's number for the stem of its file name, "position" for its
@@ -52,48 +51,52 @@ class IdMeaning:
             its label.
     """
 
-    numbers: NumberMeaning = "certain"
+    numbers: Literal["certain", "stem", "position"] = "certain"
     tables: IdTables = IdTables()
     forced: bool = False
     labels_given: bool = False
 
 
 def meaning_of(ids: str | None, data: DataConfig, split: str) -> IdMeaning:
-    """The meaning of numbers by the option `--ids` and the annotations of a split.
+    """Derive the meaning of numbers from the option `--ids` and the annotations of a split.
 
     Raises:
         ConfigError: `ids` is neither "stem", "position" nor the name of a `.json` file.
         DataError: the file is no COCO annotations.
     """
-    labels_given = data.classes != "auto"
-    if ids is None or ids in ("stem", "position"):
-        tables = tables_of_split(data, split)
-        if ids is None:
-            return IdMeaning("certain", tables, labels_given=labels_given)
-        numbers: NumberMeaning = "stem" if ids == "stem" else "position"
-        return IdMeaning(numbers, tables, forced=True, labels_given=labels_given)
-    path = Path(ids)
-    if path.suffix.lower() != ".json":
+    given = data.classes != "auto"
+    if ids is None:
+        return IdMeaning(tables=tables_of_split(data, split), labels_given=given)
+    if ids in ("stem", "position"):
+        numbers: Literal["stem", "position"] = "stem" if ids == "stem" else "position"
+        return IdMeaning(numbers, tables_of_split(data, split), forced=True, labels_given=given)
+    if not ids.lower().endswith(".json"):
         raise ConfigError(f"--ids {ids}: expected stem, position or a COCO annotation file (.json)")
-    ids_of_file = read_coco_file_ids(path)
-    tables = IdTables(ids_of_file.file_names, ids_of_file.category_names)
-    return IdMeaning("certain", tables, forced=True, labels_given=labels_given)
+    of_file = read_coco_file_ids(Path(ids))
+    tables = IdTables(of_file.file_names, of_file.category_names)
+    return IdMeaning(tables=tables, forced=True, labels_given=given)
 
 
 def tables_of_split(data: DataConfig, split: str) -> IdTables:
-    """The ids of the annotation files of a split; none for the VOC layout."""
-    if data.format != "coco":
-        return IdTables()
-    used = zip(data.root, data.sets_of(split), strict=True)
-    return _merge(
-        [read_coco_ids(root, name, images=data.images) for root, name in used if name is not None]
-    )
+    """Read the ids of the annotation files of a split; none for the VOC layout."""
+    images: dict[CocoId, str] = {}
+    categories: dict[CocoId, str] = {}
+    if data.format == "coco":
+        for root, set_name in zip(data.root, data.sets_of(split), strict=True):
+            if set_name is None:
+                continue
+            ids = read_coco_ids(root, set_name, images=data.images)
+            for key, path in ids.image_paths.items():
+                images[key] = "" if key in images else os.path.abspath(path)
+            for key, name in ids.category_names.items():
+                categories[key] = name if categories.get(key, name) == name else ""
+    return IdTables(images, categories)
 
 
 def ids_to_write(
     tables: IdTables, dataset: Dataset
 ) -> tuple[dict[str, CocoId] | None, dict[str, CocoId] | None]:
-    """Image ids by image and category ids by class as the annotation files have them.
+    """Look up image ids by image and category ids by class name in the annotation files.
 
     A class that the files don't know gets a number that they don't use.
 
@@ -115,17 +118,14 @@ def ids_to_write(
         if name:
             categories.setdefault(name, key)
     unused = 1 + max((key for key in tables.categories if isinstance(key, int)), default=0)
-    for name in dataset.class_names:
-        if name not in categories:
-            categories[name] = unused
-            unused += 1
-    return images, categories
+    unknown = [name for name in dataset.class_names if name not in categories]
+    return images, categories | {name: number for number, name in enumerate(unknown, unused)}
 
 
 def rows_of_ids(
     ids: Collection[CocoId], dataset: Dataset, meaning: IdMeaning
 ) -> dict[CocoId, int | None]:
-    """The row of `dataset.images` that each image id means, None for ids of no image.
+    """Map each image id to its row of `dataset.images`, None for ids of no image.
 
     Without annotation files a number may be the stem of a file name or a position in the set, counted
     from 0 or 1 in the set's order or in that of the paths. It is taken for the stem where all ids are
@@ -135,69 +135,18 @@ def rows_of_ids(
         DataError: a number could mean two things, or means nothing that is known.
     """
     if meaning.numbers == "position":
-        return {key: _position(key, len(dataset)) for key in ids}
+        rows: dict[CocoId, int] = {row + 1: row for row in range(len(dataset))}
+        return {key: rows.get(key) for key in ids}
     if meaning.numbers == "stem":
         stems = _stems(dataset)
         if stems is None:
             raise DataError(f"--ids stem: the stems of {dataset.name} aren't different numbers")
         return {key: stems.get(key) for key in ids}
     if meaning.tables.images:
-        rows = meaning.tables.image_rows(dataset)
-        for key in ids:
-            if meaning.tables.images.get(key) == "":
-                raise DataError(
-                    f"image_id {key!r:.40} is an id in several annotation files; expected a "
-                    "file_name in every entry"
-                )
-        return {key: rows.get(key) for key in ids}
-    return dict(_certain_stems(ids, dataset))
-
-
-def labels_of_ids(
-    ids: Collection[CocoId], dataset: Dataset, meaning: IdMeaning
-) -> dict[CocoId, int | None]:
-    """The label that each category id means, None for those of other classes.
-
-    Raises:
-        DataError: a number could mean any class.
-    """
-    labels = {name: label for label, name in enumerate(dataset.class_names, start=1)}
-    table = meaning.tables.categories
-    if table:
-        for key in ids:
-            if table.get(key) == "":
-                raise DataError(
-                    f"category_id {key!r:.40} is of different classes in several annotation files; "
-                    "expected a category_name in every entry"
-                )
-        return {key: labels.get(table[key]) if key in table else None for key in ids}
-    count = len(labels)
-    if meaning.labels_given or count == 1:
-        for key in ids:
-            if not isinstance(key, int) or not 1 <= key <= count:
-                raise DataError(f"category_id {key!r:.40} is not a label in 1..{count}")
-        return {key: int(key) for key in ids}
-    example = next(iter(ids))
-    raise DataError(
-        f"category_id {example!r:.40} could be any class; give every entry a category_name, or the "
-        "classes in the order of their numbers as data.classes, or --ids FILE.json (the COCO "
-        "annotations that the ids are of)"
-    )
-
-
-def _merge(files: list[CocoIds]) -> IdTables:
-    images: dict[CocoId, str] = {}
-    categories: dict[CocoId, str] = {}
-    for ids in files:
-        for key, path in ids.image_paths.items():
-            images[key] = "" if key in images else os.path.abspath(path)
-        for key, name in ids.category_names.items():
-            categories[key] = name if categories.get(key, name) == name else ""
-    return IdTables(images, categories)
-
-
-def _certain_stems(ids: Collection[CocoId], dataset: Dataset) -> dict[CocoId, int]:
-    """The rows of numbers that can only be stems, or of which every reading is the same image."""
+        of_tables = meaning.tables.image_rows(dataset)
+        problem = "is an id in several annotation files; expected a file_name in every entry"
+        _refuse_ambiguous("image_id", ids, meaning.tables.images, problem)
+        return {key: of_tables.get(key) for key in ids}
     stems = _stems(dataset) or {}
     unknown = next((key for key in ids if key not in stems), None)
     if unknown is not None:
@@ -205,32 +154,72 @@ def _certain_stems(ids: Collection[CocoId], dataset: Dataset) -> dict[CocoId, in
         raise DataError(
             f"image_id {unknown!r:.40} {problem}, and what else it counts isn't known; {_WAY_OUT}"
         )
+    _refuse_positions(ids, stems, dataset)
+    return {key: stems[key] for key in ids}
+
+
+def labels_of_ids(
+    ids: Collection[CocoId], dataset: Dataset, meaning: IdMeaning
+) -> dict[CocoId, int | None]:
+    """Map each category id to its label, None for those of other classes.
+
+    Raises:
+        DataError: a number could mean any class.
+    """
+    labels = {name: label for label, name in enumerate(dataset.class_names, start=1)}
+    table = meaning.tables.categories
+    if table:
+        problem = (
+            "is of different classes in several annotation files; expected a category_name in every "
+            "entry"
+        )
+        _refuse_ambiguous("category_id", ids, table, problem)
+        return {key: labels.get(table[key]) if key in table else None for key in ids}
+    if not meaning.labels_given and len(labels) != 1:
+        raise DataError(
+            f"category_id {next(iter(ids))!r:.40} could be any class; give every entry a "
+            "category_name, or the classes in the order of their numbers as data.classes, or --ids "
+            "FILE.json (the COCO annotations that the ids are of)"
+        )
+    for key in ids:
+        if not isinstance(key, int) or not 1 <= key <= len(labels):
+            raise DataError(f"category_id {key!r:.40} is not a label in 1..{len(labels)}")
+    return {key: int(key) for key in ids}
+
+
+def _refuse_ambiguous(
+    what: str, ids: Collection[CocoId], table: Mapping[CocoId, str], problem: str
+) -> None:
+    for key in ids:
+        if table.get(key) == "":
+            raise DataError(f"{what} {key!r:.40} {problem}")
+
+
+def _refuse_positions(
+    ids: Collection[CocoId], stems: Mapping[CocoId, int], dataset: Dataset
+) -> None:
+    """Refuse ids that could all be positions and of which one would be another image than its stem."""
     in_order = list(range(len(dataset)))
     by_path = sorted(in_order, key=lambda row: dataset.images[row].path.as_posix())
     for start in (1, 0):
         for rows in (in_order, by_path):
             counted: dict[CocoId, int] = dict(enumerate(rows, start))
-            if not all(key in counted for key in ids):
-                continue
-            for key in ids:
-                if counted[key] != stems[key]:
-                    stem = dataset.images[stems[key]].path.name
-                    place = dataset.images[counted[key]].path.name
-                    raise DataError(
-                        f"image_id {key!r:.40} could be {stem} by its name or {place} by its position;"
-                        f" {_WAY_OUT}"
-                    )
-    return {key: stems[key] for key in ids}
+            differs = [key for key in ids if counted.get(key) != stems[key]]
+            if differs and all(key in counted for key in ids):
+                key = differs[0]
+                by_stem, by_count = (
+                    dataset.images[table[key]].path.name for table in (stems, counted)
+                )
+                raise DataError(
+                    f"image_id {key!r:.40} could be {by_stem} by its name or {by_count} by its "
+                    f"position; {_WAY_OUT}"
+                )
 
 
 def _stems(dataset: Dataset) -> dict[CocoId, int] | None:
-    """Row by the number that is the stem of the file name; None unless all are, and differ."""
+    """Map the numbers that are the stems of file names to rows; None unless all are, and differ."""
     stems = [image.path.stem for image in dataset.images]
     if not all(stem.isascii() and stem.isdigit() and len(stem) <= 18 for stem in stems):
         return None
     numbers: dict[CocoId, int] = {int(stem): row for row, stem in enumerate(stems)}
     return numbers if len(numbers) == len(stems) else None
-
-
-def _position(key: CocoId, count: int) -> int | None:
-    return key - 1 if isinstance(key, int) and 1 <= key <= count else None

@@ -1,74 +1,47 @@
-"""Which image of a data set a name in a detection file means."""
+"""Match names of images in other files with the images of a data set."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from sppdet.errors import DataError
 from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.types import Dataset
 
-_Parts = tuple[str, ...]
+_Parts = tuple[str, ...]  # folders and file name
 
 
 def distinct_names(dataset: Dataset) -> list[str]:
     """Name each image by the shortest end of its path that no other image's path ends in.
 
     Returns:
-        A name for each row of `dataset.images`: "1.jpg", or "x/1.jpg" and "y/1.jpg".
+        A name for each row of `dataset.images`: "1.jpg", or "x/1.jpg" and "y/1.jpg". An image that is
+        in the set twice, or whose path ends another's, has its whole path.
     """
-    paths = _whole_paths(dataset)
-    names = ["/".join(parts) for parts in paths]
-    open_rows = list(range(len(paths)))
-    length = 1
-    while open_rows:
-        groups: dict[_Parts, list[int]] = defaultdict(list)
-        for row in open_rows:
-            groups[paths[row][-length:]].append(row)
-        for end, rows in groups.items():
-            if len(rows) == 1:
-                names[rows[0]] = "/".join(end)
-        # a path that is used up stays whole: its image is in the set twice, or ends another's path
-        open_rows = [
-            row
-            for rows in groups.values()
-            if len(rows) > 1
-            for row in rows
-            if len(paths[row]) > length
-        ]
-        length += 1
-    return names
+    paths = _paths(dataset)
+    ends = Counter(parts[k:] for parts in paths for k in range(len(parts)))
+    shortest = (
+        next((parts[k:] for k in reversed(range(len(parts))) if ends[parts[k:]] == 1), parts)
+        for parts in paths
+    )
+    return ["/".join(parts) for parts in shortest]
 
 
-def path_parts(name: str) -> _Parts:
-    """The folders and the file name of a path of any system, Unicode composed, without `.` and `..`."""
-    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
-    return tuple(part for part in parts if part not in ("", ".", ".."))
-
-
-@dataclass
 class ImageNames:
-    """The images of a data set as names in files find them.
+    """The images of a data set, to be found by name.
 
     A name is an image's id, or the end of its path from a folder on; the suffix of the file may be
     another or missing. Names that differ are taken to mean different images.
     """
 
-    dataset: Dataset
-    _paths: list[_Parts] = field(init=False)
-    _by_file: dict[str, list[int]] = field(init=False)
-    _by_stem: dict[str, list[int]] = field(init=False)
-    _by_id: dict[str, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        images = self.dataset.images
-        self._paths = _whole_paths(self.dataset)
-        self._by_id = {image.id: row for row, image in enumerate(images)}
-        self._by_file, self._by_stem = defaultdict(list), defaultdict(list)
+    def __init__(self, dataset: Dataset) -> None:
+        self._paths = _paths(dataset)
+        self._by_id = {image.id: row for row, image in enumerate(dataset.images)}
+        self._by_file: dict[str, list[int]] = defaultdict(list)
+        self._by_stem: dict[str, list[int]] = defaultdict(list)
         for row, parts in enumerate(self._paths):
             if parts:
                 self._by_file[parts[-1]].append(row)
@@ -78,8 +51,8 @@ class ImageNames:
         """Find the image that each of `wanted` means.
 
         The most specific names go first: ids, then the longest ends of paths, whole file names before
-        those of another suffix. What they name is not what a less specific name means: of "y/a.jpg" and
-        "a.jpg" the second is the image in the folder above.
+        those of another suffix. A row that they take is no match of a less specific name: of
+        "y/a.jpg" and "a.jpg" the second is the image in the folder above.
 
         Args:
             wanted: for each image of a file its names, the best first; a later one is only looked
@@ -93,67 +66,80 @@ class ImageNames:
         """
         rows: list[int | None] = [None] * len(wanted)
         taken: set[int] = set()
-        doubtful: dict[int, str] = {}
+        ambiguous: dict[int, str] = {}
         for rank in range(max(map(len, wanted), default=0)):
-            due = [k for k, names in enumerate(wanted) if rows[k] is None and rank < len(names)]
-            self._match_names({k: wanted[k][rank] for k in due}, rows, taken, doubtful)
-        for k, problem in doubtful.items():
+            groups: dict[tuple[int, int], dict[int, tuple[str, list[int]]]] = defaultdict(dict)
+            for k, names in enumerate(wanted):
+                if rows[k] is not None or rank >= len(names):
+                    continue
+                if names[rank] in self._by_id:
+                    rows[k] = self._by_id[names[rank]]
+                    continue
+                parts = path_parts(names[rank])
+                inexact, candidates = self._candidates(parts)
+                groups[inexact, -len(parts)][k] = names[rank], candidates
+            for _, group in sorted(groups.items()):
+                self._match_group(group, rows, taken, ambiguous)
+        for k, problem in ambiguous.items():
             if rows[k] is None:
                 raise DataError(problem)
         return rows
 
-    def _match_names(
+    def _match_group(
         self,
-        names: dict[int, str],
+        group: dict[int, tuple[str, list[int]]],
         rows: list[int | None],
         taken: set[int],
-        doubtful: dict[int, str],
+        ambiguous: dict[int, str],
     ) -> None:
-        groups: dict[tuple[int, int], dict[int, list[int]]] = defaultdict(dict)
-        for k, name in names.items():
-            if name in self._by_id:
-                rows[k] = self._by_id[name]
+        """Match equally specific names, each with its candidate rows, by position in `rows`."""
+        claims: dict[int, dict[int, _Parts]] = defaultdict(
+            dict
+        )  # row -> who wants it, by which path
+        for k, (name, candidates) in group.items():
+            left = [row for row in candidates if row not in taken]
+            if len(left) == 1:
+                claims[left[0]][k] = path_parts(name)
+            elif left:
+                images = " or ".join(map(self._shown, left[:2]))
+                ambiguous[k] = f"image {name!r} could be {images}"
+        for row, names in claims.items():
+            if len(set(names.values())) == 1:
+                for k in names:
+                    rows[k] = row
             else:
-                parts = path_parts(name)
-                exactness, candidates = self._candidates(parts)
-                groups[exactness, -len(parts)][k] = candidates
-        for _, group in sorted(groups.items()):
-            claims: dict[int, set[_Parts]] = defaultdict(set)
-            left = {k: [row for row in found if row not in taken] for k, found in group.items()}
-            for k, found in left.items():
-                if len(found) == 1:
-                    claims[found[0]].add(path_parts(names[k]))
-                elif found:
-                    images = " or ".join("/".join(self._paths[row][-3:]) for row in found[:2])
-                    doubtful[k] = f"image {names[k]!r} could be {images}"
-            for k, found in left.items():
-                if len(found) == 1 and len(claims[found[0]]) == 1:
-                    rows[k] = found[0]
-                elif len(found) == 1:
-                    shown = " or ".join(sorted("/".join(parts) for parts in claims[found[0]])[:2])
-                    image = "/".join(self._paths[found[0]][-3:])
-                    doubtful[k] = f"image {image} could be meant by {shown}"
-            taken.update(claims)
+                shown = " or ".join(sorted({"/".join(parts) for parts in names.values()})[:2])
+                problem = f"image {self._shown(row)} could be meant by {shown}"
+                ambiguous.update(dict.fromkeys(names, problem))
+        taken.update(claims)
 
     def _candidates(self, parts: _Parts) -> tuple[int, list[int]]:
         """0 and the rows whose path ends in `parts`, or 1 and those that do but for the suffix."""
         if not parts:
             return 1, []
-        folders = parts[:-1]
 
         def inside(rows: list[int]) -> list[int]:
-            return [r for r in rows if self._paths[r][-len(parts) : -1] == folders]
+            return [r for r in rows if self._paths[r][-len(parts) : -1] == parts[:-1]]
 
         if found := inside(self._by_file.get(parts[-1], [])):
             return 0, found
         return 1, inside(self._by_stem.get(_stem(parts[-1]), []))
 
+    def _shown(self, row: int) -> str:
+        return "/".join(self._paths[row][-3:])
 
-def _whole_paths(dataset: Dataset) -> list[_Parts]:
+
+def path_parts(name: str) -> _Parts:
+    """Split a path of any system into folders and file name: Unicode composed, no `.` and `..`."""
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return tuple(part for part in parts if part not in ("", ".", ".."))
+
+
+def _paths(dataset: Dataset) -> list[_Parts]:
     return [path_parts(os.path.abspath(image.path)) for image in dataset.images]
 
 
 def _stem(file_name: str) -> str:
-    """The file name without its suffix where that is an image's: "a.b" stays, "a.b.PNG" doesn't."""
+    """Strip the suffix of an image: "a.b" stays, "a.b.PNG" doesn't."""
     stem, dot, suffix = file_name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else file_name

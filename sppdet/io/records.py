@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from sppdet.errors import AnnotationError, DataError
 
@@ -88,40 +86,3 @@ def read_flag(value: object) -> bool:
     if isinstance(value, str) and value.strip().lower() in FLAG_TEXTS:
         return FLAG_TEXTS[value.strip().lower()]
     raise ValueError(f"{value!r:.40}, expected 0 or 1")
-
-
-def safe_id(name: str) -> str:
-    """`name` as a file name on any system: '/' becomes '__', other forbidden characters '_'."""
-    safe = re.sub(r"[/\\]+", "__", name)
-    safe = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", safe)
-    return f"_{safe}" if safe.startswith(".") or not safe else safe
-
-
-def unique_ids(file_names: Sequence[str]) -> list[str]:
-    """Ids for images named by relative paths.
-
-    An id is the file's stem; if two are the same, all take the path with '/' made '__', and if
-    that doesn't help, the path with its suffix.
-    """
-    paths = [PurePosixPath(name.replace("\\", "/")) for name in file_names]
-    for ids in (
-        [safe_id(path.stem) for path in paths],
-        [safe_id(str(path.with_suffix(""))) for path in paths],
-    ):
-        if len(set(ids)) == len(ids):
-            return ids
-    return number_repeats([safe_id(str(path)) for path in paths])
-
-
-def number_repeats(ids: Sequence[str]) -> list[str]:
-    """The ids, each that occurs again ending in '__2', '__3', ...: unique whatever they were."""
-    taken: set[str] = set()
-    unique: list[str] = []
-    for wanted in ids:
-        name, count = wanted, 1
-        while name in taken:
-            count += 1
-            name = f"{wanted}__{count}"
-        taken.add(name)
-        unique.append(name)
-    return unique

@@ -21,13 +21,13 @@ import defusedxml.ElementTree as SafeTree
 from sppdet.errors import AnnotationError, shorten
 from sppdet.io.files import is_file, name_problem, read_bytes, read_text
 from sppdet.io.images import IMAGE_SUFFIXES
+from sppdet.io.names import safe_id
 from sppdet.io.records import (
     FAR_PX,
     FLAG_TEXTS,
     ImageRecord,
     ObjectRecord,
     Skips,
-    safe_id,
     stated_size,
 )
 from sppdet.runs.artifacts import write_text

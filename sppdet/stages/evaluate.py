@@ -19,7 +19,7 @@ from sppdet.io.comp4 import write_comp4
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.image_ids import ids_to_write, tables_of_split
-from sppdet.io.records import safe_id
+from sppdet.io.names import safe_id
 from sppdet.io.splits import read_split
 from sppdet.parallel import in_flight, ordered_map
 from sppdet.runs.artifacts import fingerprint

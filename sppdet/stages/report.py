@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sppdet.evaluation.voc import monotone
 from sppdet.io.detection_files import write_curve_csv
-from sppdet.io.detection_rows import class_file_names
+from sppdet.io.names import class_file_names
 from sppdet.runs.artifacts import atomic_path, write_text
 from sppdet.types import ClassResult, EvalResult
 
