@@ -25,8 +25,8 @@ from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train
 from sppdet.stages.report import metric_title
 
-SETTINGS = Path(__file__).with_name("demo.yaml")
-BACKBONE_SETTINGS = Path(__file__).with_name("demo_backbone.yaml")
+SETTINGS = Path(__file__).with_name("settings.yaml")
+BACKBONE_SETTINGS = Path(__file__).with_name("backbone.yaml")
 _ROUNDS = 4  # of crops an image
 _UNFINISHED = "unfinished"
 
