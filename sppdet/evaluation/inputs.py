@@ -1,9 +1,10 @@
-"""What the metrics start from: a data set's detections and ground truth in flat arrays, checked."""
+"""Inputs of the metrics: detections and ground truth of a data set in flat arrays, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,11 @@ class FlatDetections:
     scores: Scores  # (N,)
     labels: Labels  # (N,)
 
+    def at(self, rows: NDArray[Any]) -> FlatDetections:
+        """Select rows, by number or by a mask."""
+        arrays = (self.image_index, self.boxes, self.scores, self.labels)
+        return FlatDetections(*(values[rows] for values in arrays))
+
 
 @dataclass(frozen=True)
 class FlatGroundTruth:
@@ -32,9 +38,14 @@ class FlatGroundTruth:
     labels: Labels  # (G,)
     difficult: Flags  # (G,)
 
+    def at(self, rows: NDArray[Any]) -> FlatGroundTruth:
+        """Select rows, by number or by a mask."""
+        arrays = (self.image_index, self.boxes, self.labels, self.difficult)
+        return FlatGroundTruth(*(values[rows] for values in arrays))
+
 
 def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> FlatDetections:
-    """Put the detections of all images into one set of arrays.
+    """Concatenate the detections of all images.
 
     Args:
         dataset: the split.
@@ -61,7 +72,7 @@ def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -
 
 
 def flatten_ground_truth(dataset: Dataset) -> FlatGroundTruth:
-    """Put the annotated objects of all images into one set of arrays."""
+    """Concatenate the annotated objects of all images."""
     images = dataset.images
     counts = np.array([len(image.gt_boxes) for image in images], dtype=np.int64)
     return FlatGroundTruth(
