@@ -1,4 +1,4 @@
-"""COCO annotations: reading instance files, and ground truth as a COCO dict for pycocotools."""
+"""Reading of COCO annotations."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _image_folders(path: Path, root: Path, set_name: str, images: Path | None) -
 
 
 def coco_file(root: Path, set_name: str) -> Path:
-    """The annotation file of a set.
+    """Find the annotation file of a set.
 
     It is root/annotations/instances_<set>.json, root/annotations/<set>.json, root/<set>.json or
     root/<set>/_annotations.coco.json, whichever comes first; a set name that ends in `.json` is
@@ -141,7 +141,6 @@ def read_coco_annotations(
     objects: dict[CocoId, list[ObjectRecord]] = defaultdict(list)
     for where, entry in _entries(data, "annotations", path):
         try:
-            _check_is_object(entry, where)
             image_id = _known(entry, "image_id", images, where)
             name = names[_known(entry, "category_id", names, where)]
             _get(entry, "bbox", where)
@@ -170,7 +169,7 @@ def _read_object(path: Path) -> _Entry:
 
 
 def _entries(data: _Entry, key: str, path: Path) -> Iterator[tuple[str, _Entry]]:
-    """Each entry of the list `key`, not yet checked, and where it is: "coco.json, images, entry 3"."""
+    """Yield each entry of the list `key`, not yet checked, and its place: "coco.json, images, entry 3"."""
     entries = data.get(key)
     if not isinstance(entries, list):
         raise AnnotationError(f"{path}: no list {key!r}")
@@ -178,13 +177,8 @@ def _entries(data: _Entry, key: str, path: Path) -> Iterator[tuple[str, _Entry]]
         yield f"{path}, {key}, entry {number}", entry
 
 
-def _check_is_object(entry: object, where: str) -> None:
-    if not isinstance(entry, dict):
-        raise AnnotationError(f"{where}: expected an object")
-
-
 def _read_images(data: _Entry, path: Path, skips: Skips) -> dict[CocoId, _Image]:
-    """The entries of `images` by id; one without a name is reported, an id or name twice refused."""
+    """Read `images` by id; report an entry without a name, refuse a repeated id or name."""
     images: dict[CocoId, _Image] = {}
     for where, entry in _entries(data, "images", path):
         try:
@@ -192,7 +186,7 @@ def _read_images(data: _Entry, path: Path, skips: Skips) -> dict[CocoId, _Image]
         except AnnotationError as error:
             skips.report(error)
             continue
-        _refuse_twice(entry_id, images, where)
+        _refuse_repeated(entry_id, images, where)
         images[entry_id] = _Image(name, stated_size(entry.get("width"), entry.get("height")))
     for name, count in Counter(image.file_name for image in images.values()).items():
         if count > 1:
@@ -201,18 +195,17 @@ def _read_images(data: _Entry, path: Path, skips: Skips) -> dict[CocoId, _Image]
 
 
 def _category_names(data: _Entry, path: Path) -> dict[CocoId, str]:
-    """Class name by category id; several ids may share a name."""
+    """Read the class names by category id; several ids may share a name."""
     names: dict[CocoId, str] = {}
     for where, entry in _entries(data, "categories", path):
         entry_id, name = _id_and_text(entry, "name", where)
-        _refuse_twice(entry_id, names, where)
+        _refuse_repeated(entry_id, names, where)
         names[entry_id] = name
     return names
 
 
 def _id_and_text(entry: _Entry, key: str, where: str) -> tuple[CocoId, str]:
-    """The id and the text at `key`, without spaces around it."""
-    _check_is_object(entry, where)
+    """Get the id and the text at `key`, stripped."""
     entry_id, value = coco_id(_get(entry, "id", where), "id", where), _get(entry, key, where)
     if not isinstance(value, str) or not value.strip():
         raise AnnotationError(f"{where}: {key} {value!r:.80}, expected text")
@@ -221,7 +214,7 @@ def _id_and_text(entry: _Entry, key: str, where: str) -> tuple[CocoId, str]:
     return entry_id, value.strip()
 
 
-def _refuse_twice(entry_id: CocoId, known: Collection[CocoId], where: str) -> None:
+def _refuse_repeated(entry_id: CocoId, known: Collection[CocoId], where: str) -> None:
     if entry_id in known:
         raise AnnotationError(f"{where}: id {entry_id!r:.80} is there twice")
 
@@ -234,7 +227,7 @@ def _known(entry: _Entry, key: str, known: Collection[CocoId], where: str) -> Co
 
 
 def coco_id(value: object, key: str, where: str) -> CocoId:
-    """An id as COCO's tools write them: a whole number (7.0 is 7) or text.
+    """Check an id as COCO's tools write it: an integer (7.0 is 7) or text.
 
     Raises:
         AnnotationError: neither; `where` and `key` begin the message.
@@ -246,7 +239,9 @@ def coco_id(value: object, key: str, where: str) -> CocoId:
     return value
 
 
-def _get(entry: _Entry, key: str, where: str) -> Any:
+def _get(entry: object, key: str, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise AnnotationError(f"{where}: expected an object")
     if key not in entry:
         raise AnnotationError(f"{where}: no {key!r}")
     return entry[key]
@@ -255,7 +250,8 @@ def _get(entry: _Entry, key: str, where: str) -> Any:
 def _object(entry: _Entry, name: str, number: CocoId) -> ObjectRecord:
     try:
         crowd, ignore, difficult, truncated = (
-            _flag(entry, key) for key in ("iscrowd", "ignore", "difficult", "truncated")
+            read_flag(entry.get(key), key)
+            for key in ("iscrowd", "ignore", "difficult", "truncated")
         )
         box = _box(entry["bbox"])
     except ValueError as error:
@@ -263,15 +259,8 @@ def _object(entry: _Entry, name: str, number: CocoId) -> ObjectRecord:
     return ObjectRecord(name, box, crowd or ignore or difficult, truncated, number)
 
 
-def _flag(entry: _Entry, key: str) -> bool:
-    try:
-        return read_flag(entry.get(key))
-    except ValueError as error:
-        raise ValueError(f"{key} {error}") from None
-
-
 def _box(bbox: object) -> tuple[float, float, float, float]:
-    """xyxy of [x, y, width, height]; numbers given as text are refused, JSON has numbers."""
+    """Convert [x, y, width, height] to xyxy; numbers given as text are refused."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         raise ValueError(f"bbox {bbox!r:.80}, expected 4 numbers")
     x, y, w, h = map(float, bbox)

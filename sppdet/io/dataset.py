@@ -1,4 +1,4 @@
-"""Data sets: annotations read, joined, checked against their images and given labels."""
+"""Reading of data sets: annotations joined, checked against their images and labelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes
 from sppdet.errors import DataError, ImageError, shorten
@@ -22,7 +21,7 @@ from sppdet.io.names import number_repeats, safe_id
 from sppdet.io.records import ImageRecord, Skips
 from sppdet.io.stated_sizes import EXPLAINED, REPAIRABLE, Conflict, compare_sizes, repaired_boxes
 from sppdet.io.voc import read_voc_set
-from sppdet.types import AnnotatedImage, Dataset
+from sppdet.types import AnnotatedImage, Boxes, Dataset
 
 _log = logging.getLogger("sppdet")
 _CLIP_TOLERANCE_PX = 0.01  # a box that reaches out by no more is rounding and not counted
@@ -44,25 +43,25 @@ def load_dataset(
     """Read one split, from one root or several.
 
     Images come in the order of the roots and of their set files; images without objects stay.
-    With `read_images` every image is decoded once, or found unchanged in `known`: sizes come
-    from there and never from the annotations, and boxes are clipped to them. Sizes that annotations
-    state and that contradict their images are counted in warnings, and so are images that aren't
-    8-bit. Without it no image need exist, sizes are 0 and boxes stay as annotated.
+    With `read_images` every image is decoded once, or found unchanged in `known`: sizes are those of
+    the images, never of the annotations, and boxes are clipped to them. Warnings count the stated
+    sizes that contradict their images, and the images that aren't 8-bit. Without it no image need
+    exist, sizes are 0 and boxes stay as annotated.
 
     Args:
         format: of the annotations, in all roots.
         roots: folders in the VOC layout, or that `coco_file` knows.
-        sets: a set of each root; None where the root has no part in this split.
-        images: folder of the images; None where the format has it.
+        sets: a set of each root; None where the root has none for this split.
+        images: folder of the images; None takes the format's own.
         class_names: the classes in the order of their labels; objects of others are left out with a
             warning. None takes the classes that occur, sorted.
-        on_error: "stop" raises the first error; "skip" leaves out a box that can't be used or a
+        on_error: "stop" raises the first error; "skip" leaves out a box that can't be used or an
             image that can't be read, and lists it in `Dataset.skipped`.
-        read_images: whether images are read.
+        read_images: read the images.
         workers: threads that decode.
-        known: the images read before; it is added to, and saved by the caller.
+        known: cache of the images; the caller saves it.
         repair_sizes: move the boxes of images whose annotations state another size into the images,
-            where it is certain how; see `sizes`. Needs `read_images`.
+            where it is certain how; see `stated_sizes`. Needs `read_images`.
 
     Returns:
         The data set; its name is made of those of roots and sets ("VOC2007-trainval").
@@ -88,13 +87,12 @@ def load_dataset(
     infos: dict[Path, ImageInfo] = {}
     if read_images:
         cache = ImageCache() if known is None else known
-        infos = _look(records, cache, workers=workers, skips=skips)
+        infos = _look_up(records, cache, workers=workers, skips=skips)
         records = [record for record in records if record.path in infos]
-    if not records:
-        raise DataError(f"{split}: no image can be read; the first: {skips.lines[0]}")
-    _say_depths(split, infos)
-    if infos:
-        records = _in_their_images(split, records, infos, repair=repair_sizes)
+        if not records:
+            raise DataError(f"{split}: no image can be read; the first: {skips.lines[0]}")
+        _warn_of_depths(split, infos)
+        records = _check_sizes(split, records, infos, repair=repair_sizes)
     annotated = [_annotate(record, infos.get(record.path), labels, skips) for record in records]
     clipped = sum(count for _, count in annotated)
     if clipped:
@@ -118,7 +116,7 @@ def _root_name(root: Path) -> str:
 
 
 def _prefixes(roots: Sequence[Path], positions: Sequence[int]) -> list[str]:
-    """What tells the roots at `positions` apart: their names, or names and positions from 1."""
+    """Name the roots at `positions`; where names are the same, append the positions from 1."""
     names = [_root_name(root) for root in roots]
     if len({names[k] for k in positions}) < len(positions):
         return [f"{names[k]}_{k + 1}" for k in positions]
@@ -126,37 +124,38 @@ def _prefixes(roots: Sequence[Path], positions: Sequence[int]) -> list[str]:
 
 
 def _join(parts: Sequence[list[ImageRecord]], prefixes: Sequence[str]) -> list[ImageRecord]:
-    """The records of all roots, every id prefixed with its root if two roots share one."""
-    ids = [[record.id for record in part] for part in parts]
-    shared = sum(len(set(part)) for part in ids) > len({name for part in ids for name in part})
-    if shared:
-        ids = [
-            [safe_id(f"{prefix}__{name}") for name in part]
-            for prefix, part in zip(prefixes, ids, strict=True)
-        ]
-    unique = number_repeats([name for part in ids for name in part])
-    records = [record for part in parts for record in part]
-    return [replace(record, id=name) for name, record in zip(unique, records, strict=True)]
+    """Concatenate the records of all roots; prefix every id with its root if two roots share one."""
+    ids = [{record.id for record in part} for part in parts]
+    shared = sum(map(len, ids)) > len(set().union(*ids))
+    names = [
+        safe_id(f"{prefix}__{record.id}") if shared else record.id
+        for prefix, part in zip(prefixes, parts, strict=True)
+        for record in part
+    ]
+    records = (record for part in parts for record in part)
+    return [
+        replace(record, id=name)
+        for name, record in zip(number_repeats(names), records, strict=True)
+    ]
 
 
 def _of_classes(records: Iterable[ImageRecord], names: frozenset[str]) -> list[ImageRecord]:
-    """The records with no objects but those of the classes `names`; the others are counted."""
+    """Leave out the objects of other classes than `names`; a warning counts them."""
     others: Counter[str] = Counter()
     kept = []
     for record in records:
         # an object without a name stays: that is an error, not another class
         ours = tuple(item for item in record.objects if item.name in names or not item.name)
-        others.update(item.name for item in record.objects if item.name)
-        others.subtract(item.name for item in ours if item.name)
         kept.append(replace(record, objects=ours))
-    counts = [f"{name} {count}" for name, count in others.most_common() if count]
-    if counts:
+        others.update(o.name for o in record.objects if o.name and o.name not in names)
+    if others:
+        counts = [f"{name} {count}" for name, count in others.most_common()]
         _log.warning("%d objects of other classes left out: %s", others.total(), shorten(counts))
     return kept
 
 
 def _usable(record: ImageRecord, skips: Skips) -> ImageRecord:
-    """The record without the objects that its file describes wrongly; they are reported."""
+    """Leave out and report the objects that the file describes wrongly."""
     for item in record.objects:
         if item.problem:
             skips.report(record.error(item, item.problem))
@@ -164,10 +163,9 @@ def _usable(record: ImageRecord, skips: Skips) -> ImageRecord:
 
 
 def _labels(records: Iterable[ImageRecord], class_names: Sequence[str] | None) -> dict[str, int]:
-    """Label by class name: 1..K in the order given, or sorted as found."""
-    names = class_names
-    if names is None:
-        names = sorted({item.name for record in records for item in record.objects})
+    """Map class names to labels: 1..K in the order given, or sorted as found."""
+    found = {item.name for record in records for item in record.objects}
+    names = sorted(found) if class_names is None else class_names
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"class names given twice: {shorten(twice)}")
     if not names:
@@ -175,10 +173,10 @@ def _labels(records: Iterable[ImageRecord], class_names: Sequence[str] | None) -
     return {name: label for label, name in enumerate(names, start=1)}
 
 
-def _look(
+def _look_up(
     records: Sequence[ImageRecord], cache: ImageCache, *, workers: int, skips: Skips
 ) -> dict[Path, ImageInfo]:
-    """What is known of each image that can be decoded, by path."""
+    """Look up each image in the cache, which decodes new ones; by path, without undecodable ones."""
     infos = {}
     pool = ThreadPoolExecutor(max(1, workers))
     try:
@@ -193,8 +191,8 @@ def _look(
     return infos
 
 
-def _say_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
-    """Warn of images that aren't 8-bit, one line for each kind."""
+def _warn_of_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
+    """Warn of images that aren't 8-bit, one line per kind."""
     kinds: dict[str, list[str]] = {}
     for path, info in infos.items():
         if info.depth:
@@ -204,36 +202,27 @@ def _say_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
         _log.warning("%s: %d of %d images have %s, made 8 bits: %s", *counts, depth, listed)
 
 
-def _in_their_images(
-    split: str,
-    records: Sequence[ImageRecord],
-    infos: dict[Path, ImageInfo],
-    *,
-    repair: bool,
+def _check_sizes(
+    split: str, records: Sequence[ImageRecord], infos: dict[Path, ImageInfo], *, repair: bool
 ) -> list[ImageRecord]:
-    """The records with boxes moved into their images where that is certain and asked for.
-
-    Contradictions are counted in a warning for each kind.
-    """
+    """Warn of stated sizes that contradict their images, a line per kind; repair boxes if asked."""
     kept: list[ImageRecord] = []
     found: dict[Conflict, list[str]] = {}
     for record in records:
-        info = infos[record.path]
-        size, stated = (info.width, info.height), record.stated
-        if stated is None or stated == size:
-            kept.append(record)
-            continue
-        boxes = np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
-        kind = compare_sizes(stated, size, orientation=info.orientation, boxes=boxes)
-        if kind is not None:
-            example = f"{record.path.name} {stated[0]}x{stated[1]} for {size[0]}x{size[1]}"
-            found.setdefault(kind, []).append(example)
-        if repair and kind in REPAIRABLE:
-            moved = repaired_boxes(
-                boxes, kind, stated=stated, found=size, orientation=info.orientation
-            )
-            pairs = zip(record.objects, moved.tolist(), strict=True)
-            record = replace(record, objects=tuple(replace(o, box=tuple(b)) for o, b in pairs))
+        info, stated = infos[record.path], record.stated
+        size = info.width, info.height
+        if stated is not None and stated != size:
+            boxes = _boxes(record)
+            kind = compare_sizes(stated, size, orientation=info.orientation, boxes=boxes)
+            if kind is not None:
+                example = f"{record.path.name} {stated[0]}x{stated[1]} for {size[0]}x{size[1]}"
+                found.setdefault(kind, []).append(example)
+            if repair and kind in REPAIRABLE:
+                moved = repaired_boxes(
+                    boxes, kind, stated=stated, found=size, orientation=info.orientation
+                )
+                pairs = zip(record.objects, moved.tolist(), strict=True)
+                record = replace(record, objects=tuple(replace(o, box=tuple(b)) for o, b in pairs))
         kept.append(record)
     for kind, examples in found.items():
         cause, advice = EXPLAINED[kind]
@@ -246,17 +235,22 @@ def _in_their_images(
     return kept
 
 
+def _boxes(record: ImageRecord) -> Boxes:
+    return np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
+
+
 def _annotate(
     record: ImageRecord, info: ImageInfo | None, labels: dict[str, int], skips: Skips
 ) -> tuple[AnnotatedImage, int]:
-    """The image with its boxes clipped and labelled, and how many boxes were clipped."""
-    boxes = np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
+    """Clip and label the boxes of an image; returns it and the number of clipped boxes."""
+    boxes = _boxes(record)
     width, height = (info.width, info.height) if info else (0, 0)
     inside = clip_boxes(boxes, width=width, height=height) if info else boxes
     has_area = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
     for row in np.flatnonzero(~has_area):
         where = f"lies outside the {width}x{height} image" if info else "has no area"
-        skips.report(record.error(record.objects[row], f"box {_corners(boxes[row])} {where}"))
+        corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
+        skips.report(record.error(record.objects[row], f"box ({corners}) {where}"))
     reach = np.abs(boxes - inside).max(axis=1, initial=0.0)
     clipped = int(np.count_nonzero(has_area & (reach > _CLIP_TOLERANCE_PX)))
     kept = [record.objects[row] for row in np.flatnonzero(has_area)]
@@ -271,7 +265,3 @@ def _annotate(
         truncated=np.array([item.truncated for item in kept], dtype=np.bool_),
     )
     return image, clipped
-
-
-def _corners(box: NDArray[np.float32]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in box.tolist()) + ")"

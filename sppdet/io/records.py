@@ -1,4 +1,4 @@
-"""What the readers of annotation formats hand to `load_dataset`: one record an image."""
+"""Records of annotated images, common to all annotation formats."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from sppdet.errors import AnnotationError, DataError
 
 FAR_PX = 1e9  # a coordinate that is not nearer to 0 can't be meant
-FLAG_TEXTS = {"0": False, "false": False, "1": True, "true": True}
+_FLAG_TEXTS = {"0": False, "false": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """One annotated object as its file gives it, not yet clipped to the image.
+    """One annotated object as in its file, not yet clipped to the image.
 
     `box` is xyxy, 0-based, half-open. Where `problem` is not empty the box can't be used and the
     text says why. `number` is the object's position in a VOC file, from 1, or its id in COCO's.
@@ -41,12 +41,12 @@ class ImageRecord:
     stated: tuple[int, int] | None = None
 
     def error(self, item: ObjectRecord, problem: str) -> AnnotationError:
-        """The error "000012.xml, object 3: <problem>"."""
+        """Build the error "000012.xml, object 3: <problem>"."""
         return AnnotationError(f"{self.where} {item.number}: {problem}")
 
 
 class Skips:
-    """What to do with data that can't be used: stop at it, or leave it out and list it."""
+    """Policy for data that can't be used: stop at it, or leave it out and list it."""
 
     def __init__(self, *, stop: bool) -> None:
         self.stop = stop
@@ -60,7 +60,7 @@ class Skips:
 
 
 def stated_size(width: object, height: object) -> tuple[int, int] | None:
-    """A size as it stands in an annotation, numbers or text; None unless both are whole and > 0."""
+    """Read a size in an annotation, numbers or text; None unless both are integers > 0."""
     sides = []
     for value in (width, height):
         try:
@@ -73,16 +73,16 @@ def stated_size(width: object, height: object) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def read_flag(value: object) -> bool:
-    """Read a flag of a JSON file: 0, 1, true, false, each also as text, or null for false.
+def read_flag(value: object, key: str) -> bool:
+    """Read a flag: 0, 1, true, false, each also as text, or None for false.
 
     Raises:
-        ValueError: anything else, such as 2, 0.5 or "yes".
+        ValueError: anything else, such as 2, 0.5 or "yes"; `key` begins the message.
     """
     if value is None:
         return False
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
-    if isinstance(value, str) and value.strip().lower() in FLAG_TEXTS:
-        return FLAG_TEXTS[value.strip().lower()]
-    raise ValueError(f"{value!r:.40}, expected 0 or 1")
+    if isinstance(value, str) and value.strip().lower() in _FLAG_TEXTS:
+        return _FLAG_TEXTS[value.strip().lower()]
+    raise ValueError(f"{key} {value!r:.40}, expected 0 or 1")

@@ -24,10 +24,10 @@ from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.io.names import safe_id
 from sppdet.io.records import (
     FAR_PX,
-    FLAG_TEXTS,
     ImageRecord,
     ObjectRecord,
     Skips,
+    read_flag,
     stated_size,
 )
 from sppdet.runs.artifacts import write_text
@@ -35,14 +35,13 @@ from sppdet.types import Boxes, Flags
 
 _log = logging.getLogger("sppdet")
 _MAX_XML_BYTES = 64 * 2**20  # of one image's annotations; parsed they take some ten times as much
-_FLAGS = {**FLAG_TEXTS, "": False, "unspecified": False}
 
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """One annotation file: the image's name as it stands there ("" if missing), its objects.
+    """One annotation file: the file name of its image ("" if missing) and its objects.
 
-    `size` is the image's (width, height) as stated; None where it is missing or 0.
+    `size` is the stated (width, height) of the image; None where it is missing or 0.
     """
 
     filename: str
@@ -77,7 +76,7 @@ def read_voc_set(
 
     Args:
         root: folder of the VOC layout.
-        set_name: a file of ImageSets/Main, without `.txt`.
+        set_name: a file of ImageSets/Main without `.txt`.
         images: folder of the images; JPEGImages if None.
         skips: told of annotation files that can't be read.
     """
@@ -95,10 +94,10 @@ def read_voc_set(
 
 
 def read_set_file(root: Path, set_name: str) -> list[str]:
-    """The image names listed in `root`/ImageSets/Main/`set_name`.txt, in its order.
+    """Read the image names in `root`/ImageSets/Main/`set_name`.txt, in its order.
 
-    Empty lines are passed over, and so is the second column (1, 0 or -1) of the files that exist
-    for each class. A name that stands there again is used once, with a warning.
+    Empty lines are ignored, and so is the second column (1, 0 or -1) of the files that exist for
+    each class. A repeated name is used once, with a warning.
 
     Raises:
         AnnotationError: there is no such set (the sets that exist are listed), it is empty, or a name
@@ -121,10 +120,10 @@ def read_set_file(root: Path, set_name: str) -> list[str]:
 
 
 def voc_image_path(folder: Path, name: str, filename: str = "") -> Path:
-    """Where in `folder` the image of annotation `name` is.
+    """Find the image of annotation `name` in `folder`.
 
     `name`.jpg comes first, then the other suffixes that OpenCV reads, in lower and upper case,
-    then the annotation's own `filename`. If none of them exists the answer is `name`.jpg.
+    then the annotation's own `filename`. If none of them exists, returns `name`.jpg.
     """
     default = folder / f"{name}.jpg"
     suffixes = [s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
@@ -159,23 +158,17 @@ def write_voc_annotation(
         difficult, truncated: (N,); false if None.
     """
     root = ElementTree.Element("annotation")
-    _add(root, "folder", "JPEGImages")
-    _add(root, "filename", filename)
-    size = ElementTree.SubElement(root, "size")
-    for tag, value in (("width", width), ("height", height), ("depth", 3)):
-        _add(size, tag, value)
-    _add(root, "segmented", 0)
-    for row, (box, name) in enumerate(zip(boxes, names, strict=True)):
+    _add(root, folder="JPEGImages", filename=filename)
+    _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    _add(root, segmented=0)
+    flags = {"truncated": truncated, "difficult": difficult}
+    for row, (box, name) in enumerate(zip(boxes.tolist(), names, strict=True)):
         item = ElementTree.SubElement(root, "object")
-        _add(item, "name", name)
-        _add(item, "pose", "Unspecified")
-        _add(item, "truncated", int(truncated is not None and bool(truncated[row])))
-        _add(item, "difficult", int(difficult is not None and bool(difficult[row])))
-        x1, x2 = _whole_pixels(float(box[0]), float(box[2]))
-        y1, y2 = _whole_pixels(float(box[1]), float(box[3]))
+        _add(item, name=name, pose="Unspecified")
+        _add(item, **{tag: int(f is not None and f[row]) for tag, f in flags.items()})
+        (x1, x2), (y1, y2) = _whole_pixels(box[0], box[2]), _whole_pixels(box[1], box[3])
         bounds = ElementTree.SubElement(item, "bndbox")
-        for tag, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-            _add(bounds, tag, value)
+        _add(bounds, xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
     ElementTree.indent(root)
     write_text(path, ElementTree.tostring(root, encoding="unicode") + "\n")
 
@@ -230,18 +223,17 @@ def _coordinate(bounds: ElementTree.Element, tag: str) -> float:
 
 
 def _read_flag(item: ElementTree.Element, tag: str) -> bool:
-    text = _text(item, tag).lower()
-    if text not in _FLAGS:
-        raise ValueError(f"{tag} {text!r}, expected 0 or 1")
-    return _FLAGS[text]
+    text = _text(item, tag)
+    return read_flag(None if text.lower() in ("", "unspecified") else text, tag)
 
 
 def _text(item: ElementTree.Element, tag: str) -> str:
     return (item.findtext(tag) or "").strip()
 
 
-def _add(parent: ElementTree.Element, tag: str, value: str | int) -> None:
-    ElementTree.SubElement(parent, tag).text = str(value)
+def _add(parent: ElementTree.Element, **values: str | int) -> None:
+    for tag, value in values.items():
+        ElementTree.SubElement(parent, tag).text = str(value)
 
 
 def _whole_pixels(low: float, high: float) -> tuple[int, int]:
