@@ -271,7 +271,7 @@ def test_half_floats_are_refused_in_a_line() -> None:
 def test_it_is_said_once_a_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sppdet.io.images, "_said", set())
+    monkeypatch.setattr(sppdet.io.images, "_warned", set())
     paths = []
     for k, maximum in enumerate((4000, 4001, 1000)):
         paths.append(tmp_path / f"{k}.png")

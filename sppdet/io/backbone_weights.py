@@ -1,4 +1,4 @@
-"""Weights that a backbone starts from: torchvision's, a file's, or those of a classifier's run."""
+"""Initial weights of a backbone: torchvision's, a file's, or those of a classifier's run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False
         weights: imagenet (torchvision's own, fetched on first use), none (random from `seed`), a
             file of tensors (the whole torchvision model's or the convolutional layers' alone), or
             the folder of a `sppdet pretrain` run.
-        whole: all layers up to the last pooling, as a classifier has them; otherwise a ResNet ends
-            at stride 16.
+        whole: build all layers up to the last pooling, for a classifier; otherwise a ResNet ends at
+            stride 16.
 
     Raises:
         ConfigError: an unknown name, or a network without a convolutional map.
@@ -73,7 +73,7 @@ def _imagenet_model(name: str) -> nn.Module:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `.safetensors` file or of a torch state dict, loaded without running code."""
+    """Read the tensors of a `.safetensors` file or of a torch state dict without running code."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights")
     try:
@@ -95,9 +95,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
-    """Fill the model from a file; returns whether its fc6 and fc7 were filled too."""
+    """Load a file into the model; returns True if its fc6 and fc7 were loaded, too."""
     state = read_state_dict(path)
-    # the classes' layer is of no use here: it may be missing, or have other classes
+    # the classification layer isn't used: it may be missing, or have other classes
     last = "classifier.6." if name.startswith(("alexnet", "vgg")) else "classifier."
     own = {k: v for k, v in model.state_dict().items() if not k.startswith((last, "fc."))}
     for key, tensor in state.items():
@@ -107,7 +107,7 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
             )
     if broken := not_finite({key: tensor for key, tensor in state.items() if key in own}):
         raise WeightsError(f"{path}: {broken} has values that aren't finite")
-    # a file may hold the convolutional layers alone; BatchNorm's counter is of no use here
+    # a file may hold the convolutional layers alone; BatchNorm's counter isn't used
     absent = [key for key in own if key not in state and "num_batches" not in key]
     missing = [key for key in absent if not key.startswith("classifier.")]
     if missing:
@@ -119,10 +119,10 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
 
 
 def _load_run(backbone: Backbone, run: Path) -> FcLayers | None:
-    """Fill the layers from a run of `sppdet pretrain`; its fc6 and fc7, where it has them.
+    """Load the layers from a run of `sppdet pretrain`; returns its fc6 and fc7, if any.
 
-    Layers that a ResNet's classifier has beyond the backbone's are left out, and its fully
-    connected ones with them.
+    Layers that a ResNet's classifier has beyond the backbone's are ignored, and its fully connected
+    ones with them.
     """
     path = run / "model" / "net.safetensors"
     try:
@@ -147,7 +147,7 @@ def _load_run(backbone: Backbone, run: Path) -> FcLayers | None:
 def _fc_of_run(
     tensors: dict[str, torch.Tensor], about: dict[str, Any], backbone: Backbone, path: Path
 ) -> FcLayers | None:
-    """The fc6 and fc7 in a classifier's file, where it has them."""
+    """Build fc6 and fc7 from a classifier's file, if it has them."""
     if "head.fc6.weight" not in tensors:
         return None
     levels = about.get("levels")

@@ -1,4 +1,4 @@
-"""A short name of what a data set consists of."""
+"""Digest of a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sppdet.types import Dataset
 
 
 def dataset_digest(dataset: Dataset, images: ImageCache | None) -> str:
-    """16 hexadecimal digits that name the images and their ground truth, wherever they lie.
+    """Hash the images and their ground truth, wherever they lie, to 16 hexadecimal digits.
 
     Args:
         images: has the digests of the images; None for a data set read without images, whose

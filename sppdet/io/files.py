@@ -1,7 +1,6 @@
-"""Reading whole files, with one clear line where that fails.
+"""Reading of whole files, with an error of one clear line.
 
-Files from outside are read here and nowhere else: a FIFO would make the reader wait for ever, and
-/dev/zero has no end.
+All files of users are read here: opening a FIFO would block forever, and /dev/zero has no end.
 """
 
 from __future__ import annotations
@@ -26,14 +25,16 @@ _KINDS = (
 
 
 def read_bytes(path: Path, error: type[SppdetError], *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a regular file.
+    """Read the bytes of a regular file.
 
     Raises:
         error: the file is missing, isn't a regular file, has more than `max_bytes`, or can't be read.
     """
     try:
-        _check(os.stat(path), max_bytes)  # before opening, for which a FIFO waits
-        descriptor = os.open(path, os.O_RDONLY | _flag("O_NONBLOCK") | _flag("O_BINARY"))
+        _check(os.stat(path), max_bytes)  # before opening, which blocks for a FIFO
+        # not every system has these flags
+        flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, os.O_RDONLY | flags)
         with open(descriptor, "rb") as handle:  # noqa: PTH123
             _check(os.fstat(descriptor), max_bytes)  # it may be another file by now
             return handle.read()
@@ -53,7 +54,7 @@ def read_bytes(path: Path, error: type[SppdetError], *, max_bytes: int = MAX_BYT
 def read_text(
     path: Path, error: type[SppdetError] = AnnotationError, *, max_bytes: int = MAX_BYTES
 ) -> str:
-    """The UTF-8 text of a regular file, with or without a byte order mark.
+    """Read the UTF-8 text of a regular file, with or without a byte order mark.
 
     Raises:
         error: as `read_bytes`, or the file is not UTF-8.
@@ -65,7 +66,7 @@ def read_text(
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file made by anyone.
+    """Read a JSON file made by anyone.
 
     Raises:
         AnnotationError: there is no such file, or it is not JSON, nested too deeply, or has a number
@@ -81,12 +82,12 @@ def read_json(path: Path) -> Any:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False for a name that no file can have, such as one too long."""
+    """Check that a file exists; False for a name that no file can have, such as one too long."""
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long
 
 
 def name_problem(name: str) -> str:
-    """Why `name`, as it stands in annotations, can't be that of a file or a class; "" if it can."""
+    """Say why `name` can't be the name of a file or a class; "" if it can."""
     if "\0" in name:
         return "has a NUL byte"
     if any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -95,7 +96,7 @@ def name_problem(name: str) -> str:
 
 
 class _NotReadable(Exception):
-    """The file is of a kind or size that isn't read."""
+    """The file is of a kind or size that is refused."""
 
 
 def _check(state: os.stat_result, max_bytes: int) -> None:
@@ -104,9 +105,3 @@ def _check(state: os.stat_result, max_bytes: int) -> None:
             raise _NotReadable(problem)
     if state.st_size > max_bytes:
         raise _NotReadable(f"{state.st_size} bytes, expected {max_bytes} at most")
-
-
-def _flag(name: str) -> int:
-    """A flag of `os.open` that not every system has."""
-    value: int = getattr(os, name, 0)
-    return value

@@ -1,8 +1,9 @@
-"""Headers of image files: the size, the EXIF turn and the depth, without decoding a pixel.
+"""Headers of image files: size, EXIF orientation and depth, without decoding a pixel.
 
-A file of a few kilobytes can decode to gigabytes, so that its size must be known before. Every
-function takes the bytes of a whole file or of a part of it, and raises `struct.error`, `LookupError`
-or `ValueError` where they end or make no sense; `read_header` turns these into None.
+A file of a few kilobytes can decode to gigabytes, so that its size must be known before. Pillow and
+OpenCV state neither the significant bits of a PNG nor the white of TIFF, PNM and JPEG 2000. Every
+function takes the bytes of a file or of a part of it, and raises `struct.error`, `LookupError` or
+`ValueError` where they end or make no sense; `read_header` turns these into None.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-_MAX_PARTS = 100_000  # chunks, segments or boxes that are looked at; files have some thousands
-_JPEG_SIZES = frozenset(
-    {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-)
+_MAX_PARTS = 100_000  # chunks, segments or boxes to read; real files have some thousands
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 # (quarter turns counter-clockwise, mirroring after it) of AVIF to the EXIF orientation
 _AVIF_TURNS = {
@@ -29,10 +28,9 @@ _AVIF_TURNS = {
 class Header:
     """The header of an image file.
 
-    `width` and `height` are in pixels as stored, before the turn that `orientation` (EXIF, 1 to 8)
-    asks for. `bits` is the size of a sample in the file. `white` is the greatest value that a
-    sample can have by what the file states; 0: it states none. With `zero_is_white` values count
-    down from white.
+    `width` and `height` are in pixels as stored, before the turn by `orientation` (EXIF, 1 to 8).
+    `bits` is the size of a sample in the file. `white` is the maximum of a sample that the file
+    states; 0 if it states none. With `zero_is_white` values count down from white.
     """
 
     format: str
@@ -45,7 +43,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of an image file in a format that OpenCV reads; None for anything else."""
+    """Read the header of an image file in a format of OpenCV's; None for anything else."""
     for pattern, read in _READERS:
         if re.match(pattern, data, re.DOTALL):
             try:
@@ -182,7 +180,7 @@ def _pnm(data: bytes) -> Header:
         return Header("PNM", width, height, bits=1)
     maximum = re.compile(rb"(?:\s|#[^\n]*\n)+(\d{1,5})").match(data, found.end())
     if maximum is None:
-        raise ValueError("no greatest value")
+        raise ValueError("no maximum")
     white = int(maximum[1])
     if white < 255 and kind in (2, 3):  # OpenCV itself scales what is written as text
         white = 255
@@ -235,7 +233,7 @@ _READERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that an EXIF block states; 1 if it states none or is damaged."""
+    """Read the orientation, 1 to 8, of an EXIF block; 1 if it has none or is damaged."""
     try:
         return _valid(_directory(exif).get(274, (1,))[0])
     except (struct.error, LookupError, ValueError):
@@ -247,7 +245,7 @@ def _valid(orientation: int) -> int:
 
 
 def _directory(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The whole-number tags of the first directory of a TIFF file or an EXIF block, by their number."""
+    """Read the integer tags in the first directory of a TIFF file or an EXIF block, by tag number."""
     order = {b"II": "<", b"MM": ">"}[data[:2]] if data[:2] in (b"II", b"MM") else ""
     if not order:
         raise ValueError("no byte order")
@@ -274,7 +272,7 @@ def _directory(data: bytes) -> dict[int, tuple[int, ...]]:
 def _chunks(
     data: bytes, at: int, layout: str, *, trailer: int = 0, even: bool = False
 ) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start of the content, its length) of the chunks from `at` on."""
+    """Yield (name, start of the content, its length) of the chunks from `at` on."""
     for _ in range(_MAX_PARTS):
         if at + 8 > len(data):
             return
@@ -285,7 +283,7 @@ def _chunks(
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start of the content, its end) of the boxes of an ISO media file."""
+    """Yield (name, start of the content, its end) of the boxes of an ISO media file."""
     for _ in range(_MAX_PARTS):
         if at + 8 > end:
             return

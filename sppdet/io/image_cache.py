@@ -1,4 +1,4 @@
-"""What is known of image files: no second decoding by a restart, no mixture of states in a run."""
+"""Cache of image files: a restart decodes none again, and a run never mixes two states of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from sppdet.errors import DataError, ImageError
@@ -23,7 +23,7 @@ _VERSION = 2  # of the file; another one is read as empty
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """An image file that could be decoded: its state on disk and what was found in it.
+    """An image file that could be decoded: its state on disk and its properties.
 
     `width` and `height` are in pixels after EXIF orientation; `digest` is the BLAKE2b hash of the
     file's bytes, in hexadecimal; `orientation` and `depth` are those of `Decoded`.
@@ -42,10 +42,10 @@ class ImageInfo:
 class ImageCache:
     """Image files by absolute path; a file whose size or one of whose times differs is read again.
 
-    From its first look at a file on, a cache stands for one state of it: where the content is
-    another later on, `look`, `digest` and `read` raise an error, so that whoever holds one cache
-    through a run can't mix two states. Images that can't be decoded are not remembered, so they
-    are tried again each time. Several threads may use one cache.
+    From the first look at a file on, a cache stands for one state of it: if the content changes,
+    `look`, `digest` and `read` raise an error, so that a run with one cache can't mix two states.
+    Images that can't be decoded are not cached, so they are tried again each time. Several threads
+    may use one cache.
     """
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -57,7 +57,7 @@ class ImageCache:
 
     @classmethod
     def load(cls, path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageCache:
-        """The cache stored in `path`; an empty one if there is none or it can't be read."""
+        """Load the cache stored in `path`; an empty one if there is none or it is damaged."""
         cache = cls(max_pixels=max_pixels)
         cache._file = path
         if not path.exists():
@@ -71,7 +71,7 @@ class ImageCache:
         return cache
 
     def save(self, path: Path) -> None:
-        """Store the cache in `path`, atomically; the same contents give the same bytes."""
+        """Write the cache to `path`, atomically; the same contents give the same bytes."""
         images = {name: asdict(self._known[name]) for name in sorted(self._known)}
         write_json(path, {"version": _VERSION, "images": images})
 
@@ -79,7 +79,7 @@ class ImageCache:
         return len(self._known)
 
     def look(self, path: Path) -> ImageInfo:
-        """What is known of `path`, which is read and decoded unless it is known and unchanged.
+        """Look up `path`; read and decode it unless it is known and unchanged.
 
         Raises:
             ImageError: there is no such file, it can't be decoded, has too many pixels, or its
@@ -87,23 +87,21 @@ class ImageCache:
         """
         key = os.path.abspath(path)
         try:
-            stat = os.stat(key)  # before reading: a change meanwhile shows at the next look
+            stat = os.stat(key)  # before reading, so that the next look sees a later change
         except (OSError, ValueError):
             read_image_bytes(path)  # raises the error that says what is wrong
             raise ImageError(f"{path}: no such file") from None
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         known = self._known.get(key)
         if known and known.width * known.height > self._max_pixels:
-            known = None  # the bound is a lower one than it was: reading says so
+            known = None  # the bound is lower than it was: reading raises the error
         if known and (known.file_bytes, known.mtime_ns, known.ctime_ns) == state:
             self._seen.add(key)
             return known
         data = read_image_bytes(path, max_pixels=self._max_pixels)
         digest = _digest(data)
         if known and known.digest == digest:  # touched or copied
-            info = ImageInfo(
-                *state, digest, known.width, known.height, known.orientation, known.depth
-            )
+            info = ImageInfo(*state, *astuple(known)[3:])
         elif key in self._seen:
             raise self._changed(path)
         else:
@@ -111,7 +109,7 @@ class ImageCache:
             height, width = decoded.pixels.shape[:2]
             info = ImageInfo(*state, digest, width, height, decoded.orientation, decoded.depth)
         with self._lock:
-            # of two threads that saw different states one is refused
+            # if two threads saw different states, one fails
             if key in self._seen and self._known[key].digest != digest:
                 raise self._changed(path)
             self._known[key] = info
@@ -119,14 +117,14 @@ class ImageCache:
         return info
 
     def digest(self, path: Path) -> str:
-        """The hash of the image's bytes, for fingerprints; errors as `look`."""
+        """Hash of the image's bytes, for fingerprints; errors as `look`."""
         return self.look(path).digest
 
     def read(self, path: Path) -> ImageArray:
-        """The pixels of `path`, (H, W, 3) RGB: of the very bytes whose hash is `digest`.
+        """Read the pixels of `path`, (H, W, 3) RGB, from the very bytes whose hash is `digest`.
 
         Raises:
-            ImageError: as `look`; also where neither size nor time of the file tell of the change.
+            ImageError: as `look`; also for a change that neither size nor times of the file show.
         """
         expected = self.digest(path)
         data = read_image_bytes(path, max_pixels=self._max_pixels)
@@ -135,9 +133,9 @@ class ImageCache:
         return decode(data, path, max_pixels=self._max_pixels).pixels
 
     def _changed(self, path: Path) -> ImageError:
-        """The error of a file whose content is another one; the stored cache isn't trusted again.
+        """Delete the stored cache and build the error of a file whose content has changed.
 
-        Otherwise a file whose size and time are the old ones would be refused by every later run.
+        With the stored cache every later run would refuse a file whose size and times are the old ones.
         """
         if self._file is not None:
             self._file.unlink(missing_ok=True)

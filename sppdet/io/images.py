@@ -21,25 +21,25 @@ from sppdet.types import ImageArray
 
 _log = logging.getLogger("sppdet")
 
-# What OpenCV reads, `.jpg` first; GIF and AVIF only in builds that have them.
+# formats that OpenCV reads, `.jpg` first; GIF and AVIF only in builds that have them
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jpe", ".jp2", ".dib", ".ppm"),
     *(".pgm", ".pbm", ".pnm", ".pfm", ".ras", ".sr", ".hdr", ".pic", ".gif", ".avif"),
 )
 
 
-_BLOCK_ROWS = 256  # of large images are converted at once, so that no second whole copy is needed
+_BLOCK_ROWS = 256  # of large images to convert at once, which saves a second whole copy
 _SMALL = 2**24  # values
 _WHITES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16, 24))  # of sensors and containers
 
-_said: set[str] = set()
+_warned: set[str] = set()  # conversions to 8 bits
 
 
 @dataclass(frozen=True)
 class Decoded:
     """A decoded image: (H, W, 3) uint8 RGB pixels, turned by its EXIF `orientation` (1 to 8).
 
-    `depth` says how values other than 8-bit ones became such; empty for 8-bit images.
+    `depth` describes the conversion of values to 8 bits; empty for 8-bit images.
     """
 
     pixels: ImageArray
@@ -55,14 +55,14 @@ def read_image(
 ) -> ImageArray:
     """Read an image as annotation tools show it.
 
-    The EXIF orientation is applied; grey, palette, CMYK and transparent images come out as 8-bit
-    RGB, transparency dropped: the colours are those that lie under it. Of an animation or of
-    several pages it is the first image. Values of more than 8 bits are scaled as `decode` says,
-    and a warning tells so once for each kind of scaling.
+    The EXIF orientation is applied; grey, palette, CMYK and transparent images become 8-bit RGB;
+    transparency is dropped, which shows the colours under it. An animation or a file of several
+    pages gives its first image. Values of more than 8 bits are scaled as by `decode`, with a warning
+    once for each kind of scaling.
 
     Args:
-        max_pixels: an image of more is refused, before it is decoded.
-        check: is called with the file's bytes before they are decoded; it may raise an error.
+        max_pixels: larger images are refused before they are decoded.
+        check: called with the file's bytes before they are decoded; may raise an error.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -75,8 +75,8 @@ def read_image(
     if check is not None:
         check(data)
     decoded = decode(data, path, max_pixels=max_pixels)
-    if decoded.depth and decoded.depth not in _said:
-        _said.add(decoded.depth)
+    if decoded.depth and decoded.depth not in _warned:
+        _warned.add(decoded.depth)
         _log.warning(
             "%s: %s, made 8 bits; the same of further images isn't told", path, decoded.depth
         )
@@ -84,12 +84,12 @@ def read_image(
 
 
 def read_image_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of an image file, not more than `max_pixels` could need uncompressed."""
+    """Read an image file; refuse more bytes than `max_pixels` need uncompressed."""
     return read_bytes(path, ImageError, max_bytes=8 * max_pixels + 2**26)
 
 
 def changed_image(path: Path) -> ImageError:
-    """The error of an image whose content isn't the one that the work began with."""
+    """Build the error of an image whose content has changed during the work."""
     return ImageError(
         f"{path}: changed while it was in use; the same command starts again with its new content"
     )
@@ -101,13 +101,13 @@ def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> De
     Values of more than 8 bits, and floating-point ones, are scaled linearly so that white becomes
     255. White is what the file states: the largest value of a PNM, the significant bits of a PNG
     (sBIT), the bits or MaxSampleValue of a TIFF, the bits of JPEG 2000, 1 in Radiance HDR. Where
-    it states nothing, or has greater values, white is the least of 2**8 - 1, 2**10 - 1, 2**12 - 1,
-    2**14 - 1, ... that no value exceeds; of floating-point values 1, or where some are greater one of
+    it states nothing, or has greater values, white is the smallest of 2**8 - 1, 2**10 - 1, 2**12 - 1,
+    2**14 - 1, ... that no value exceeds; for floating-point values 1, or where some are greater one of
     these, or their maximum. Negative values and NaN become 0.
 
     Args:
         path: names the image in errors.
-        max_pixels: an image of more is refused, by its header.
+        max_pixels: larger images are refused by their header.
 
     Raises:
         ImageError: as `read_image`.
@@ -129,7 +129,7 @@ def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> De
 
 
 def turn(pixels: ImageArray, orientation: int) -> ImageArray:
-    """An image as stored, (H, W, 3), turned by its EXIF orientation, 1 to 8, to be looked at."""
+    """Turn an image as stored, (H, W, 3), by its EXIF orientation, 1 to 8."""
     turned: NDArray[Any] = pixels
     if orientation >= 5:
         turned = cv2.transpose(turned)
@@ -150,7 +150,7 @@ def _check_size(width: int, height: int, path: Path | str, max_pixels: int) -> N
 
 
 def _decode_bgr(data: bytes, header: Header, *, deep: bool) -> NDArray[Any] | None:
-    """What OpenCV makes of a file, as stored: (H, W, 3) BGR, of deep images also (H, W) and (H, W, 4)."""
+    """Decode a file with OpenCV, as stored: (H, W, 3) BGR; deep images also (H, W) and (H, W, 4)."""
     encoded = np.frombuffer(data, dtype=np.uint8)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     ways = [flags]
@@ -167,7 +167,7 @@ def _decode_bgr(data: bytes, header: Header, *, deep: bool) -> NDArray[Any] | No
 
 
 def _eight_bits(values: NDArray[Any], header: Header) -> tuple[ImageArray, str]:
-    """Values scaled so that white is 255, and how it was found: see `decode`."""
+    """Scale values so that white is 255, see `decode`; returns how white was found, too."""
     floating = bool(np.issubdtype(values.dtype, np.floating))
     kept = values[np.isfinite(values)] if floating else values
     largest = float(kept.max()) if kept.size else 0.0
@@ -192,24 +192,23 @@ def _eight_bits(values: NDArray[Any], header: Header) -> tuple[ImageArray, str]:
 
 
 def _to_rgb(image: ImageArray) -> ImageArray:
-    """(H, W, 3) RGB from BGR, BGRA or grey."""
-    if image.ndim == 2:
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
-    if image.shape[2] != 3:
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGRA2RGB), dtype=np.uint8)
-    if image.size < _SMALL:
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-    for top in range(0, len(image), _BLOCK_ROWS):  # in place
-        rows = image[top : top + _BLOCK_ROWS]
-        rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
-    return image
+    """Convert BGR, BGRA or grey to (H, W, 3) RGB; large BGR images in place."""
+    if image.ndim == 3 and image.shape[2] == 3 and image.size >= _SMALL:
+        for top in range(0, len(image), _BLOCK_ROWS):
+            rows = image[top : top + _BLOCK_ROWS]
+            rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
+        return image
+    way = cv2.COLOR_GRAY2RGB
+    if image.ndim == 3:
+        way = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB
+    return np.asarray(cv2.cvtColor(image, way), dtype=np.uint8)
 
 
 def find_images(paths: Sequence[Path | str]) -> list[Path]:
-    """The images named by `paths`: files as they are, folders searched to any depth.
+    """Find the images in `paths`: files as they are, folders searched to any depth.
 
     In folders every file with a suffix of `IMAGE_SUFFIXES` (any case) counts; hidden files and
-    folders are passed over, links to folders are not followed.
+    folders are skipped, links to folders are not followed.
 
     Returns:
         Paths, relative where the one given was, sorted by name, each file once.

@@ -1,7 +1,7 @@
-"""MATLAB's `.mat` files (level 5, as -v6 and -v7 write them), as far as cells of text and numbers go.
+"""Reading of cells of text and numbers in MATLAB's `.mat` files (level 5, as written by -v6 and -v7).
 
-A reader of our own: SciPy's crashes the interpreter on damaged files. Nothing is read before its declared
-size is checked against the bytes that are there. Source: MathWorks, *MAT-File Format*, chapter 1.
+A reader of our own: SciPy's crashes the interpreter on damaged files. Every declared size is checked
+against the bytes of the file before use. Source: MathWorks, *MAT-File Format*, chapter 1.
 """
 
 from __future__ import annotations
@@ -17,22 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Value = str | NDArray[Any]
-MAX_EXPANSION = 50  # times the size of the file; smaller ones may expand to the next
-MAX_SMALL = 16 * 2**20
+MAX_EXPANSION = 50  # times the size of the file, or up to MAX_SMALL
+MAX_SMALL = 16 * 2**20  # bytes
 
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _CHAR = 1, 4
 _CLASSES = {2: "a structure", 3: "an object", 5: "a sparse matrix"}
 _NUMERIC_CLASSES = range(6, 16)
 _COMPLEX = 0x0800
-_NUMBERS = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
+# element type -> NumPy type
+_NUMBERS = dict(enumerate(["i1", "u1", "i2", "u2", "i4", "u4", "f4"], start=1)) | {
     9: "f8",
     12: "i8",
     13: "u8",
@@ -42,12 +36,12 @@ _HEADER = 128
 
 
 class MatlabError(ValueError):
-    """The bytes are no `.mat` file of this kind; says why."""
+    """The bytes are no `.mat` file of this kind."""
 
 
 @dataclass(frozen=True)
 class _Array:
-    """The head of a matrix element, and where its values begin."""
+    """Head of a matrix element, and the offset of its values."""
 
     kind: int
     is_complex: bool
@@ -57,10 +51,10 @@ class _Array:
 
 
 def read_cells(content: bytes, names: Container[str]) -> dict[str, list[Value]]:
-    """Read the cell arrays called `names`; other variables are passed over.
+    """Read the cell arrays called `names`; other variables are ignored.
 
     Returns:
-        the cells of each in column order: text (one row of characters), or an array of numbers with
+        The cells of each in column order: text (one row of characters), or an array of numbers with
         the shape that MATLAB shows and the type that the file stores.
 
     Raises:
@@ -72,7 +66,7 @@ def read_cells(content: bytes, names: Container[str]) -> dict[str, list[Value]]:
     found: dict[str, list[Value]] = {}
     for kind, data in _elements(memoryview(content)[_HEADER:], order):
         if kind == _COMPRESSED:
-            # the name stands within the first bytes: what isn't wanted isn't expanded
+            # the name is within the first bytes: other variables need not be expanded
             if _array_head(_expanded(data, 2048, order, whole=False), order).name not in names:
                 continue
             matrix = _expanded(data, room, order)
@@ -104,7 +98,7 @@ def _byte_order(content: bytes) -> str:
 
 
 def _element(data: memoryview, at: int, order: str) -> tuple[int, memoryview, int]:
-    """The type and data of the element at byte `at`, and where the next one begins."""
+    """Type and data of the element at byte `at`, and the offset of the next one."""
     if at + 8 > len(data):
         raise MatlabError("it ends within an element")
     kind, size = struct.unpack_from(order + "II", data, at)
@@ -127,7 +121,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
 
 
 def _expanded(data: memoryview, room: int, order: str, *, whole: bool = True) -> memoryview:
-    """The matrix in a compressed element of up to `room` bytes; not `whole`: its beginning."""
+    """Expand the matrix in a compressed element to up to `room` bytes; unless `whole`, its beginning."""
     stream = zlib.decompressobj()
     try:
         content = memoryview(stream.decompress(data, room))

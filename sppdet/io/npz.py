@@ -1,4 +1,4 @@
-"""NumPy's `.npz` files of plain arrays, with every declared size checked before it is believed."""
+"""Reading of NumPy's `.npz` files of plain arrays; every declared size is checked before use."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_EXPANSION = 50  # times the size of the file; smaller ones may expand to the next
-MAX_SMALL = 16 * 2**20
+MAX_EXPANSION = 50  # times the size of the file, or up to MAX_SMALL
+MAX_SMALL = 16 * 2**20  # bytes
 _DESCR = re.compile(rb"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z][0-9]{0,4})['"]""")
 _ORDER = re.compile(rb"""['"]fortran_order['"]\s*:\s*(True|False)""")
 _SHAPE = re.compile(rb"""['"]shape['"]\s*:\s*\(([0-9,\s]{0,200})\)""")
@@ -35,7 +35,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             return _arrays(file)
         except NpzError:
             raise
-        except Exception as error:  # zipfile raises whatever the damaged bytes lead it to
+        except Exception as error:  # zipfile has no common error for damaged files
             raise NpzError(str(error) or type(error).__name__) from None
 
 
@@ -58,7 +58,7 @@ def _arrays(file: Any) -> dict[str, NDArray[Any]]:
 
 
 def _array(content: bytes, name: str) -> NDArray[Any]:
-    """An array in NumPy's `.npy` format."""
+    """Parse an array in NumPy's `.npy` format."""
     if not content.startswith(b"\x93NUMPY") or len(content) < 12:
         raise NpzError(f"{name} is no array")
     width = 2 if content[6] == 1 else 4  # bytes of the header's length in versions 1 and later

@@ -55,7 +55,7 @@ def parse(text: str) -> Any:
 
 
 class _Builder:
-    """Builds plain data from PyYAML's events, which come one by one: what is refused isn't built."""
+    """Builder of plain data from PyYAML's events, one by one: nothing refused is ever built."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -73,7 +73,7 @@ class _Builder:
         return value
 
     def _value(self, event: Any, events: _Events, levels: int) -> Any:
-        """The node that begins with `event`; takes the rest of its events."""
+        """Build the node that begins with `event`; consumes the rest of its events."""
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise _problem(event, f"more than {MAX_NODES:,} values")
@@ -109,7 +109,7 @@ class _Builder:
 
 
 def _scalar(event: Any) -> Any:
-    """A plain scalar (without quotes) by YAML 1.2's core schema."""
+    """Resolve a plain scalar (without quotes) by YAML 1.2's core schema."""
     text: str = event.value
     if text in _CONSTANTS:
         return _CONSTANTS[text]

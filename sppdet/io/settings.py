@@ -1,4 +1,4 @@
-"""Reading settings: YAML files that may build on a base, overrides, and errors of one line."""
+"""Reading of settings: YAML files with optional bases, overrides, and errors of one line."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ S = TypeVar("S", bound=Section)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """A detector's settings; see `load_settings`."""
+    """Read a detector's settings; see `load_settings`."""
     return load_settings(path, Config, overrides)
 
 
 def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> S:
-    """Read a YAML file, its `base` files and the `overrides` ("svm.C=0.01"), and check the whole.
+    """Read and check a YAML file with its `base` files and the `overrides` ("svm.C=0.01").
 
     Args:
-        model: what the file holds the settings of.
+        model: class of the settings.
         overrides: paths in them are relative to the working folder, those in a file to that file.
 
     Raises:
-        ConfigError: one line with file, key and what was expected.
+        ConfigError: one line with file, key and the expected value.
     """
     raw = _read_with_bases(path)
     known_from = str(path)
@@ -88,7 +88,7 @@ def _validated(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
 
 
 def _read_with_bases(path: Path) -> dict[str, Any]:
-    """The settings of a file and of those that it builds on; the file's own come first."""
+    """Merge the settings of a file and of its bases; the file's own win."""
     chain: list[dict[str, Any]] = []
     seen: list[str] = []
     base: Any = path.name
@@ -107,7 +107,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
 
 
 def _base_path(path: Path, base: Any, seen: list[str]) -> Path:
-    """The file that `path` builds on, after the files `seen`."""
+    """Path of the base of `path`, after the files `seen`."""
     if not isinstance(base, str) or not base or name_problem(base):
         raise ConfigError(f"{path}: base: expected the name of a YAML file")
     if os.path.realpath(path.parent / base) in seen:

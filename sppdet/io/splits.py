@@ -1,4 +1,4 @@
-"""The splits that the settings name."""
+"""Reading of the splits that the settings name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def read_split(
     *,
     workers: int,
 ) -> Dataset:
-    """A split by its name: train, test, or any other set that the folders hold.
+    """Read a split by its name: train, test, or any other set in the folders.
 
-    With `data.repair_sizes` images are read in any case, since boxes are moved into them.
+    With `data.repair_sizes` images are always read, since boxes are moved into them.
 
     Args:
         class_names: the labels; None takes `data.classes`.
-        images: what is known of the images; None reads annotations alone.
+        cache: of the images; None reads annotations alone.
         workers: threads that decode.
     """
     if class_names is None and config.classes != "auto":

@@ -1,4 +1,4 @@
-"""Sizes that annotations state against those of the decoded images, and boxes moved where they differ.
+"""Comparison of sizes in annotations with those of the images, and repair of boxes where they differ.
 
 Boxes are float32 xyxy, 0-based, half-open, in pixels; sizes are (width, height).
 """
@@ -46,9 +46,9 @@ _ROUNDING_PX = 1.0  # of a resized image's sides, less than this
 
 
 def compare_sizes(stated: Size, found: Size, *, orientation: int, boxes: Boxes) -> Conflict | None:
-    """How the size that an annotation states contradicts its image; None: it doesn't.
+    """Classify how the stated size contradicts the image; None if it doesn't.
 
-    A difference of one pixel a side is none, unless the sides are exactly swapped.
+    A difference of one pixel a side is ignored, unless the sides are exactly swapped.
 
     Args:
         stated: both > 0.
@@ -62,28 +62,26 @@ def compare_sizes(stated: Size, found: Size, *, orientation: int, boxes: Boxes) 
         "outside": one of the first three, but a box reaches more than a pixel out of the size stated;
         "other": none of these, or more than one.
     """
-    swapped = stated == found[::-1] != found
     quarter = orientation >= 5
     if stated == found:
         return None
     kind: Conflict = "other"
-    if swapped and not quarter:
-        return "swapped"
-    if swapped:
+    if stated == found[::-1]:
+        if not quarter:
+            return "swapped"
         kind = "turned"
     elif max(abs(stated[0] - found[0]), abs(stated[1] - found[1])) <= 1:
         return None
     else:
         upright = one_factor(stated, found)
-        turned = quarter and one_factor(stated, found[::-1])
-        if upright != turned:
+        if upright != (quarter and one_factor(stated, found[::-1])):
             kind = "scaled" if upright else "turned and scaled"
     reach = (boxes[:, 2:] - stated).max(initial=0.0)
     return "outside" if kind in REPAIRABLE and reach > 1 else kind
 
 
 def one_factor(stated: Size, found: Size) -> bool:
-    """Whether one factor takes `stated` to `found`, or back, to within rounding (less than a pixel)."""
+    """Check that one factor scales `stated` to `found`, or back, within rounding (below a pixel)."""
     for small, large in ((stated, found), (found, stated)):
         low = max((s - _ROUNDING_PX) / b for s, b in zip(small, large, strict=True))
         high = min((s + _ROUNDING_PX) / b for s, b in zip(small, large, strict=True))
@@ -95,7 +93,7 @@ def one_factor(stated: Size, found: Size) -> bool:
 def repaired_boxes(
     boxes: Boxes, conflict: Conflict | None, *, stated: Size, found: Size, orientation: int
 ) -> Boxes:
-    """(N, 4) boxes of the frame `stated` in the frame `found`; as they are where that isn't certain."""
+    """Map (N, 4) boxes from the frame `stated` to the frame `found`; unchanged if that isn't certain."""
     if conflict not in REPAIRABLE:
         return boxes
     turned = conflict != "scaled"
@@ -106,7 +104,7 @@ def repaired_boxes(
 
 
 def turned_boxes(boxes: Boxes, stored: Size, orientation: int) -> Boxes:
-    """Boxes of an image as stored, in the image as its EXIF orientation, 1 to 8, shows it.
+    """Map boxes of an image as stored to the image as its EXIF orientation, 1 to 8, shows it.
 
     Args:
         boxes: (N, 4) in the stored image.

@@ -1,4 +1,4 @@
-"""Proposals that others computed: R-CNN's selective-search `.mat` files and `.npz`."""
+"""Proposals computed elsewhere: R-CNN's selective-search `.mat` files and `.npz`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sppdet.types import Boxes, Proposals
 
 @dataclass(frozen=True)
 class _Entry:
-    """One image's boxes as a file has them; by MATLAB: [y1, x1, y2, x2], 1-based inclusive."""
+    """One image's boxes as in the file; MATLAB's are [y1, x1, y2, x2], 1-based inclusive."""
 
     file: Path
     boxes: Value
@@ -27,7 +27,7 @@ class _Entry:
 
 
 class StoredProposals:
-    """Boxes by image id, from files or folders; the first that names an image has it.
+    """Boxes by image id, from files or folders; the first that names an image wins.
 
     - `.mat`: cells `images` (ids) and `boxes`, each (P, 4) [y1, x1, y2, x2], 1-based inclusive, as
       R-CNN and Fast R-CNN distribute them, one file a split;
@@ -49,7 +49,7 @@ class StoredProposals:
             self._entries.update(_read_file(file))
 
     def look_up(self, image_id: str, *, width: int, height: int, max_boxes: int) -> Proposals:
-        """The image's first `max_boxes` boxes, clipped, distinct; those without area are left out."""
+        """Look up the image's first `max_boxes` boxes, clipped, distinct, with area."""
         entry = self._entries.get(image_id)
         for folder in self._folders:
             file = folder / file_name(image_id)
@@ -61,10 +61,10 @@ class StoredProposals:
 
 
 def file_name(image_id: str) -> str:
-    """The file of an image's proposals in a folder: `<id>.npz`, in a subfolder if the id has slashes.
+    """Name the file of an image's proposals: `<id>.npz`, in a subfolder if the id has slashes.
 
-    `id-<32 hexadecimal digits of its BLAKE2b hash>.npz` where that is no file name, or would lead out
-    of the folder.
+    `id-<32 hexadecimal digits of its BLAKE2b hash>.npz` where that is no file name, or leads out of
+    the folder.
     """
     name = f"{image_id}.npz"
     parts = PurePosixPath(name).parts
@@ -89,7 +89,7 @@ def _read_file(path: Path) -> dict[str, _Entry]:
 
 
 def _valid(entry: _Entry, image_id: str, width: int, height: int) -> Boxes:
-    """The boxes of an image as float32 xyxy, 0-based, half-open, clipped, distinct, with area."""
+    """Convert boxes to float32 xyxy, 0-based, half-open, clipped, distinct, with area."""
     where = f"{entry.file}, {one_line(image_id, 80)}"
     found = entry.boxes
     if isinstance(found, str):
