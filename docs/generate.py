@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 COMMANDS = (
     *("train", "eval", "detect", "propose", "pretrain", "pretrain-eval", "classify", "probe"),
-    *("download", "demo", "info"),
+    *("init", "download", "demo", "info"),
 )
 # page and mark to the settings whose table stands there
 TABLES: dict[tuple[str, str], type[Section]] = {

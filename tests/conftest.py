@@ -23,7 +23,7 @@ from runs import (
     write_classifier_settings,
     write_settings,
 )
-from sppdet.cli import app as cli
+from sppdet.cli.main import main
 from sppdet.features.backbones import Backbone
 from sppdet.io.backbone_weights import load_backbone
 
@@ -123,7 +123,7 @@ def sppdet(
         capfd.readouterr()
         status = 0
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 0
         said = capfd.readouterr()

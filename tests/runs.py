@@ -69,7 +69,7 @@ for module in list(sys.modules.values()):
     if getattr(module, "atomic_path", None) is genuine:
         module.atomic_path = atomic_path
 sys.argv[1:] = sys.argv[4:]
-from sppdet.cli.app import main
+from sppdet.cli.main import main
 main()
 """
 

@@ -334,7 +334,7 @@ from pathlib import Path
 import sppdet.classification.stage, sppdet.folders.folder
 from sppdet.folders import journal
 from sppdet.folders import outputs
-from sppdet.cli.app import main
+from sppdet.cli.main import main
 from contextlib import contextmanager, suppress
 from sppdet.runs.artifacts import atomic_path as genuine
 from sppdet.folders.journal import Journal

@@ -15,7 +15,8 @@ from typing import NoReturn
 import pytest
 
 from runs import CommandLine
-from sppdet.cli import app as cli
+from sppdet.cli.app import app
+from sppdet.cli.main import AFTER_A_SIGNAL
 from sppdet.parallel import ordered_map
 from sppdet.runs import signals
 from sppdet.runs.signals import STOPPING, Stopped, stopping_signals
@@ -41,8 +42,8 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
 @pytest.mark.parametrize(
     ("arguments", "function", "how"),
     [
-        (["train", "c.yaml"], "sppdet.cli.app.load_config", GOES_ON),
-        (["pretrain", "c.yaml"], "sppdet.cli.app.load_settings", GOES_ON),
+        (["train", "c.yaml"], "sppdet.io.settings.load_config", GOES_ON),
+        (["pretrain", "c.yaml"], "sppdet.io.settings.load_settings", GOES_ON),
         (
             ["detect", "run", "a", "--out", "b"],
             "sppdet.stages.detector.Detector.load",
@@ -78,11 +79,9 @@ def test_a_signal_is_one_line(
 
 
 def test_every_command_says_how_to_go_on() -> None:
-    commands = {
-        str(c.name or c.callback.__name__) for c in cli.app.registered_commands if c.callback
-    }
-    known = {key.partition(" ")[0] for key in cli._AFTER_A_SIGNAL}
-    assert commands - known == {"info"}
+    commands = {str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
+    known = {key.partition(" ")[0] for key in AFTER_A_SIGNAL}
+    assert commands - known == {"info", "init"}
 
 
 def test_other_processes_of_torchrun_say_nothing(
@@ -98,15 +97,15 @@ def test_a_signal_while_the_program_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(20)\n"
     )
-    package = str(Path(cli.__file__).parent.parent)
+    package = str(Path(signals.__file__).parents[2])
     ended = subprocess.run(
-        [sys.executable, "-m", "sppdet", "info", "run"],
+        [sys.executable, "-m", "sppdet", "detect", "run", "a", "--out", "b"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])},
     )
     assert (ended.returncode, ended.stdout) == (143, "")
-    assert ended.stderr == "stopped by SIGTERM\n"
+    assert ended.stderr.startswith("stopped by SIGTERM; the results so far are kept")
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:

@@ -16,6 +16,7 @@ from sppdet.config import Config
 from sppdet.errors import ArtifactError, ConfigError, one_line
 from sppdet.io import plain_yaml
 from sppdet.io.files import name_problem, read_text
+from sppdet.io.packaged_configs import find_config
 from sppdet.setting_types import Section
 
 PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
@@ -34,16 +35,18 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> S:
-    """Read and check a YAML file with its `base` files and the `overrides` ("svm.C=0.01").
+    """Read a YAML file, its `base` files and the `overrides` ("svm.C=0.01"), and check them.
 
     Args:
-        model: class of the settings.
+        path: a file, or the name of a packaged config; see `find_config`.
+        model: the type of the settings.
         overrides: paths in them are relative to the working folder, those in a file to that file.
 
     Raises:
         ConfigError: one line with file, key and the expected value.
     """
-    raw = _read_with_bases(path)
+    file, folder = find_config(Path(path))
+    raw = read_with_bases(file, folder)
     known_from = str(path)
     for item in overrides:
         _apply_override(raw, item)
@@ -63,21 +66,22 @@ def read_run_settings(run: Path, model: type[S]) -> S:
     path = run / "config.yaml"
     if not path.is_file():
         raise ArtifactError(f"{run}: not a run: it has no config.yaml")
-    return _validated(_read_with_bases(path), str(path), model)
+    return validate(read_with_bases(path), str(path), model)
 
 
 def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
-    """Validate plain data; `where` starts the message of an error."""
+    """Validate plain data and the name of the network; `where` starts the message of an error."""
     from sppdet.features.nets import problem_with_name  # imports torchvision
 
-    settings = _validated(raw, where, model)
+    settings = validate(raw, where, model)
     backbone = getattr(settings, "backbone", None)
     if backbone is not None and (problem := problem_with_name(backbone.name)):
         raise ConfigError(f"{where}: backbone.name: {problem}")
     return settings
 
 
-def _validated(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
+def validate(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
+    """Validate plain data, except for the name of the network, which would need torch."""
     problem = _unknown_key(raw, model, ()) or _unusable_text(raw, (), plain_yaml.MAX_DEPTH)
     if problem:
         raise ConfigError(f"{where}: {problem}")
@@ -87,8 +91,12 @@ def _validated(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
 
 
-def _read_with_bases(path: Path) -> dict[str, Any]:
-    """Merge the settings of a file and of its bases; the file's own win."""
+def read_with_bases(path: Path, folder: Path | None = None) -> dict[str, Any]:
+    """Merge the settings of a file over those of the files that it builds on.
+
+    Args:
+        folder: where relative paths start; None: the folder of the file that has them.
+    """
     chain: list[dict[str, Any]] = []
     seen: list[str] = []
     base: Any = path.name
@@ -96,7 +104,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
         raw = read_yaml(path)
         seen.append(os.path.realpath(path))
         base = raw.pop("base", None)
-        _resolve_paths(raw, Path(seen[-1]).parent, str(path))
+        _resolve_paths(raw, folder or Path(seen[-1]).parent, str(path))
         chain.append(raw)
         if base is not None:
             path = _base_path(path, base, seen)
@@ -224,7 +232,7 @@ def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str |
                 else (f"; known here: {', '.join(model.model_fields)}")
             )
             return f"{one_line(name, MAX_SHOWN) or repr(name)}: unknown{hint}"
-        section = _section_of(field.annotation)
+        section = section_of(field.annotation)
         if section is not None:
             problem = _unknown_key(value, section, (*at, str(key)))
             if problem:
@@ -232,9 +240,10 @@ def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str |
     return None
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field may hold, such as HeadConfig of `HeadConfig | None`."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((s for a in get_args(annotation) if (s := _section_of(a))), None)
+        return next((s for a in get_args(annotation) if (s := section_of(a))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 

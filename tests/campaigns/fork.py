@@ -25,8 +25,8 @@ def warm_up() -> None:
     import sppdet.classification.probe
     import sppdet.classification.stage
     import sppdet.classification.testing
-    import sppdet.cli.app
     import sppdet.cli.info
+    import sppdet.cli.main
     import sppdet.demo.run
     import sppdet.stages.pipeline  # noqa: F401
 
@@ -198,7 +198,7 @@ def command(arguments: Sequence[str]) -> Callable[[], None]:
     """The command line with these arguments, as `start` takes it."""
 
     def work() -> None:
-        from sppdet.cli.app import main
+        from sppdet.cli.main import main
 
         sys.argv = ["sppdet", *arguments]
         main()
