@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_selective_search_of_any_image() -> None:
     assert boxes.dtype == np.float32 and 0 < len(boxes) <= 50 and boxes[:, 2].max() <= 80
     other = sppdet.selective_search(image, "quality", image_width=80, min_size=8, max_boxes=50)
     assert not np.array_equal(other, boxes)
-    for wrong in (image[:, :, 0], image.astype(np.float32), image[:0]):
+    wrong_images: list[Any] = [image[:, :, 0], image.astype(np.float32), image[:0]]
+    for wrong in wrong_images:
         with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
             sppdet.selective_search(wrong)
     with pytest.raises(ValueError, match="max_boxes"):
