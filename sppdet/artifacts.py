@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from sppdet.errors import ArtifactError
 from sppdet.processes import place, start_of
+from sppdet.signals import raise_if_requested
 from sppdet.tensor_types import TensorType
 
 _log = logging.getLogger("sppdet")
@@ -209,6 +210,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise_if_requested()
         raise ArtifactError(f"{path}: damaged: {error}; {_WAY_OUT}") from None
     if facts is None:
         raise ArtifactError(
@@ -245,6 +247,7 @@ def read_header(path: Path) -> TensorHeader | None:
                 for name, part in slices.items()
             }
     except (OSError, ValueError, SafetensorError, RecursionError):
+        raise_if_requested()
         return None
     return TensorHeader(facts["fingerprint"], facts["crc32"], types) if facts else None
 

@@ -21,7 +21,7 @@ from sppdet.config_file import load_config, load_settings
 from sppdet.environment import set_threads
 from sppdet.errors import ConfigError, SppdetError, one_line, printable
 from sppdet.run import Reporter
-from sppdet.signals import Stopped, stopping_signals
+from sppdet.signals import Stopped, raise_if_requested, stopping_signals
 from sppdet.version import __version__
 
 app = typer.Typer(
@@ -112,6 +112,7 @@ def _call() -> None:
         _drop_output()  # whoever read it has gone
         raise SystemExit(1) from None
     except (SppdetError, OSError, MemoryError) as error:
+        raise_if_requested()
         _drop_output()
         if _State.debug:
             traceback.print_exc()

@@ -15,6 +15,7 @@ STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _SAME_REQUEST_S = 1.0  # `timeout` and terminals may send one request to a process twice
+_requested: list[int] = []  # the signal that the block of `stopping_signals` has had
 
 
 class Stopped(BaseException):
@@ -34,6 +35,16 @@ class Stopped(BaseException):
     def status(self) -> int:
         """The exit status by the convention of shells."""
         return 128 + self.number
+
+
+def raise_if_requested() -> None:
+    """Raise `Stopped` again after a signal whose exception got lost.
+
+    Libraries that call Python from compiled code turn every exception there into one of their own:
+    call this where such an error is handled.
+    """
+    if _requested:
+        raise Stopped(_requested[0])
 
 
 @contextlib.contextmanager
@@ -57,6 +68,7 @@ def stopping_signals(at_once: Callable[[Stopped], None]) -> Iterator[None]:
         now = time.monotonic()
         if first is None:
             first = now
+            _requested.append(number)
             raise Stopped(number)
         if now - first > _SAME_REQUEST_S:
             stopped = Stopped(number)
@@ -71,6 +83,7 @@ def stopping_signals(at_once: Callable[[Stopped], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        _requested.clear()
         for number in ours:
             if signal.getsignal(number) is stop:  # a process of `torchrun` may ignore one for good
                 signal.signal(number, before[number])

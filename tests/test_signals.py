@@ -16,6 +16,8 @@ import pytest
 from runs import CommandLine
 
 from sppdet import cli, signals
+from sppdet.artifacts import read_header, read_tensors
+from sppdet.errors import DataError
 from sppdet.parallel import ordered_map
 from sppdet.signals import STOPPING, Stopped, stopping_signals
 
@@ -106,6 +108,31 @@ def test_a_signal_while_the_program_is_loaded(tmp_path: Path) -> None:
     )
     assert (ended.returncode, ended.stdout) == (143, "")
     assert ended.stderr == "stopped by SIGTERM\n"
+
+
+def swallowed(error: Exception) -> Callable[..., None]:
+    """A function that has a signal in compiled code, which makes an error of its own of it."""
+
+    def call(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(5)
+        except BaseException:
+            raise error from None
+
+    return call
+
+
+def test_a_signal_that_a_library_makes_an_error_of(
+    sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sppdet.info.describe_run", swallowed(DataError("a.jpg: damaged")))
+    assert sppdet("info", "run") == (129, "", "stopped by SIGHUP\n")
+    monkeypatch.setattr("sppdet.artifacts.safe_open", swallowed(ValueError("no shape")))
+    for read in (read_tensors, read_header):
+        with pytest.raises(Stopped, match="SIGHUP"), stopping_signals(lambda _: None):
+            read(tmp_path / "a.safetensors")
+    signals.raise_if_requested()  # does nothing: the signal is forgotten
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
