@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _SAME_REQUEST_S = 1.0  # `timeout` and terminals may send one request to a process twice
+_AGAIN_S = 0.02
 _requested: list[int] = []  # the signal that the block of `stopping_signals` has had
 
 
@@ -75,6 +77,20 @@ def stopping_signals(at_once: Callable[[Stopped], None]) -> Iterator[None]:
             at_once(stopped)
             os._exit(stopped.status)
 
+    def again_if_lost(unraisable: sys.UnraisableHookArgs) -> None:
+        """Send the signal once more where Python dropped its exception, as in a weakref's callback."""
+        nonlocal first
+        if not isinstance(unraisable.exc_value, Stopped):
+            before_hook(unraisable)
+            return
+        first = None
+        number = unraisable.exc_value.number
+        # later: raised in here it would be lost, too
+        timer = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    before_hook, sys.unraisablehook = sys.unraisablehook, again_if_lost
     ordinary = (signal.SIG_DFL, signal.default_int_handler)
     before = {n: signal.getsignal(n) for n in STOPPING}
     ours = [number for number, handler in before.items() if handler in ordinary]
@@ -84,6 +100,7 @@ def stopping_signals(at_once: Callable[[Stopped], None]) -> Iterator[None]:
         yield
     finally:
         _requested.clear()
+        sys.unraisablehook = before_hook
         for number in ours:
             if signal.getsignal(number) is stop:  # a process of `torchrun` may ignore one for good
                 signal.signal(number, before[number])

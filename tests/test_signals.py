@@ -135,6 +135,18 @@ def test_a_signal_that_a_library_makes_an_error_of(
     signals.raise_if_requested()  # does nothing: the signal is forgotten
 
 
+def test_a_signal_where_python_drops_exceptions(capfd: pytest.CaptureFixture[str]) -> None:
+    class Falling:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopping_signals(lambda _: None):
+        Falling()
+        time.sleep(20)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
