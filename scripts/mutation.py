@@ -54,6 +54,7 @@ TESTS = {
     "features/source.py": "test_stage_maps test_stored_files test_pipeline",
     "features/spp.py": "test_spp test_pyramid",
     "detection/detector.py": "test_detector test_stage_run",
+    "detection/drawing.py": "test_drawing",
     "detection/*.py": "test_detect_* test_detector",
     "evaluation/*.py": "test_evaluation_*",
     "proposals/stored*.py": "test_stored_* test_proposals",
