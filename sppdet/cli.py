@@ -20,6 +20,7 @@ from sppdet.config import available_cores
 from sppdet.config_file import load_config, load_settings
 from sppdet.environment import set_threads
 from sppdet.errors import ConfigError, SppdetError, one_line, printable
+from sppdet.places import claim_folder
 from sppdet.run import Reporter
 from sppdet.signals import Stopped, raise_if_requested, stopping_signals
 from sppdet.version import __version__
@@ -295,6 +296,8 @@ def propose(
         raise ConfigError("propose: runs in one process; expected `train --until proposals`")
     settings = load_config(config, overrides or ())
     folder = run or Path("runs") / config.stem
+    if out is not None:
+        claim_folder(out, command="propose")
     reporter = Reporter(folder)
     run_stages(settings, folder, device="cpu", until="proposals", reporter=reporter)
     if out is not None:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sppdet.artifacts import read_json, remove_leftovers, write_json
 from sppdet.distributed import Ranks
 from sppdet.errors import ArtifactError, one_line
+from sppdet.places import check_run_folder
 from sppdet.processes import start_of
 
 T = TypeVar("T")
@@ -129,11 +130,12 @@ def held_run(folder: Path, ranks: Ranks, reporter: Reporter | None) -> Iterator[
         `reporter`, or one of the folder's; in all processes but the first one that says nothing.
 
     Raises:
-        ArtifactError: another process is training in this folder.
+        ArtifactError: another process is training in this folder, or it has other files than a run's.
     """
     if not ranks.is_first:
         yield Reporter(quiet=True)
         return
+    check_run_folder(folder)
     with run_lock(folder):
         remove_leftovers(folder)
         yield reporter or Reporter(folder)

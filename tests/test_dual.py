@@ -299,7 +299,8 @@ def test_stopped_early_the_best_state_counts(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(dual, "_evaluate", evaluate)
     monkeypatch.setattr(dual, "ROUND_PASSES", 1)
-    _, _, fit = solved(*cloud(5, 20, 40, 9, 1.0), TIGHT.model_copy(update={"max_iterations": 2}))
+    p, n = cloud(5, 20, 40, 9, 1.0)
+    _, _, fit = solved(p, n, TIGHT.model_copy(update={"max_iterations": 2}))
     assert fit.svm.objective == 10.0 and not fit.svm.converged
     assert next(objectives, None) is None
 

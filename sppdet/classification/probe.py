@@ -35,6 +35,7 @@ from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.model import choose_device
 from sppdet.parallel import ordered_map
+from sppdet.places import claim_folder
 from sppdet.resizing import resized_to
 from sppdet.run import Reporter
 from sppdet.types import Dataset, Picture
@@ -131,6 +132,7 @@ def probe(
         DataError: see the readers.
     """
     reporter = reporter or Reporter()
+    claim_folder(out, command="probe")
     features = Features(config, device=choose_device(device))
     if config.data.format == "voc":
         result = _probe_voc(config, features, reporter)

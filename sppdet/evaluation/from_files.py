@@ -18,6 +18,7 @@ from sppdet.errors import DataError
 from sppdet.evaluation.files import open_detections
 from sppdet.evaluation.ids import meaning_of
 from sppdet.evaluation.stage import Metric, score, write_scores
+from sppdet.places import claim_folder
 from sppdet.run import Reporter
 from sppdet.types import Dataset, EvalResult
 from sppdet.version import __version__
@@ -46,6 +47,7 @@ def evaluate_files(
     """
     reporter = reporter or Reporter()
     config = load_config(config_path)
+    claim_folder(out, command="eval")
     opened = open_detections(detections)
     meaning = meaning_of(ids, config.data, split)
     dataset, classes = _read_set(config, split, opened.class_names(meaning))

@@ -11,6 +11,7 @@ from sppdet.config import Config
 from sppdet.data.cache import PictureCache
 from sppdet.errors import DataError
 from sppdet.pipeline import read_data
+from sppdet.places import claim_folder
 from sppdet.proposals.stage import Proposer
 from sppdet.proposals.stored import file_name
 from sppdet.run import Reporter
@@ -20,7 +21,11 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     """Write the stored proposals as `<id>.npz` files with an array `boxes`, which load again.
 
     An id that can't be a file name has a file named by its digest, see `file_name`.
+
+    Raises:
+        ArtifactError: `out` has files that this hasn't written.
     """
+    claim_folder(out, command="propose")
     proposer = Proposer(config.proposals, config.store or run / "store")
     pictures = PictureCache.load(run / "pictures.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}
