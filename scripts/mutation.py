@@ -56,6 +56,7 @@ TESTS = {
     "detection/detector.py": "test_detector test_stage_run",
     "detection/drawing.py": "test_drawing",
     "detection/*.py": "test_detect_* test_detector",
+    "evaluation/from_files.py": "test_evaluation_ids test_detect_then_eval test_cli",
     "evaluation/*.py": "test_evaluation_*",
     "proposals/stored*.py": "test_stored_* test_proposals",
     "proposals/*.py": "test_segmentation test_grouping test_proposals",
