@@ -54,7 +54,7 @@ TESTS = {
     "features/source.py": "test_stage_maps test_stored_files test_pipeline",
     "features/spp.py": "test_spp test_pyramid",
     "detection/detector.py": "test_detector test_stage_run",
-    "detection/drawing.py": "test_drawing",
+    "detection/drawing.py": "test_drawing test_detect_folder",
     "detection/*.py": "test_detect_* test_detector",
     "evaluation/from_files.py": "test_evaluation_ids test_detect_then_eval test_cli",
     "evaluation/*.py": "test_evaluation_*",
