@@ -146,6 +146,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; ArtifactError if it is missing or damaged, or has NaN."""
+    if path.exists() and not path.is_file():  # reading a FIFO would never end
+        raise ArtifactError(f"{path}: is no regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:

@@ -63,7 +63,7 @@ _AFTER_A_SIGNAL = {
     "detect": "the results so far are kept; the same command does the rest",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",
-    "classify": "the answers so far are what is printed above",
+    "classify": "the answers so far are kept, in the file of --json too",
     "probe": "nothing is kept; the same command starts again",
     "download": "sets that are whole are kept; the same command fetches the rest",
     "demo": "the demo goes on from here by the same command",
@@ -367,16 +367,18 @@ def classify(
     if json_file is not None:
         check_answers_file(json_file)
     answers, failed = [], []
-    for path, found in classify_pictures(run, paths, views=views, top=top, device=device):
-        if isinstance(found, str):
-            failed.append(found)
-            continue
-        best = ", ".join(f"{name} {score:.3f}" for name, score in found)
-        print(printable(f"{path}: {best}"))
-        classes = [{"class": name, "score": score} for name, score in found]
-        answers.append({"file": escape_name(str(path)), "classes": classes})
-    if json_file is not None:
-        write_json(json_file, answers)
+    try:
+        for path, found in classify_pictures(run, paths, views=views, top=top, device=device):
+            if isinstance(found, str):
+                failed.append(found)
+                continue
+            best = ", ".join(f"{name} {score:.3f}" for name, score in found)
+            print(printable(f"{path}: {best}"))
+            classes = [{"class": name, "score": score} for name, score in found]
+            answers.append({"file": escape_name(str(path)), "classes": classes})
+    finally:  # also the answers before an error or a signal
+        if json_file is not None:
+            write_json(json_file, answers)
     if failed:
         total = len(answers) + len(failed)
         raise SppdetError(f"{len(failed)} of {total} pictures skipped; the first: {failed[0]}")

@@ -14,7 +14,10 @@ _WRITTEN = {
     "propose": ("*.npz",),
     "probe": ("probe.json",),
 }
-_FILES_OF_A_RUN = ("log.jsonl", "config.yaml", "pictures.json", "timings.json")
+_FILES_OF_A_RUN = (
+    *("log.jsonl", "config.yaml", "pictures.json", "timings.json"),
+    *(f"model/{name}.safetensors" for name in ("backbone", "head", "svm", "bbox", "net", "last")),
+)
 
 
 def claim_folder(folder: Path, *, command: str) -> None:
@@ -56,6 +59,8 @@ def check_run_folder(folder: Path) -> None:
 
 
 def _is_log(path: Path) -> bool:
+    if not path.is_file():  # reading a FIFO would never end
+        return False
     try:
         with path.open("rb") as handle:
             record = json.loads(handle.readline(1_000_000))

@@ -43,7 +43,9 @@ def test_commands_leave_the_files_of_others_alone(
     (tmp_path / "000001.npz").write_bytes(b"mine")
     (tmp_path / "coco_results.json").write_text("[]")
     before = contents(tmp_path)
-    detections = ("--config", settings, "--detections", tmp_path / "coco_results.json")
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "r.json").write_text("[]")
+    detections = ("--config", settings, "--detections", tmp_path / "found" / "r.json")
     run = tmp_path / "run"
     for arguments in (
         ("train", settings, "--run", tmp_path),
@@ -54,3 +56,17 @@ def test_commands_leave_the_files_of_others_alone(
         status, _, said = sppdet(*arguments)
         assert status == 1 and said.count("\n") == 1 and str(tmp_path) in said, said
         assert "written" in said and contents(tmp_path) == before
+
+
+def test_the_detections_are_not_overwritten_by_their_scores(
+    sppdet: CommandLine, settings: Path, tmp_path: Path
+) -> None:
+    found = tmp_path / "coco_results.json"
+    claim_folder(tmp_path, command="eval")  # as an earlier call would
+    found.write_text("[]")
+    for path in (found, tmp_path):
+        status, _, said = sppdet(
+            "eval", "--config", settings, "--detections", path, "--out", tmp_path
+        )
+        assert status == 1 and "is the folder of --detections" in said
+    assert found.read_text() == "[]"

@@ -24,7 +24,7 @@ from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count
 from sppdet.config_file import check_config
 from sppdet.data.images import find_images, read_image
-from sppdet.errors import ArtifactError, ConfigError, ImageError
+from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
 from sppdet.model import choose_device
 from sppdet.parallel import ordered_map
 from sppdet.run import Reporter
@@ -45,12 +45,20 @@ class TestResult:
 def score_picture(
     classifier: SppClassifier, picture: Picture, views: ViewSet, config: TestConfig
 ) -> torch.Tensor:
-    """(K,) mean softmax of a picture (H, W, 3) over a set of views."""
+    """(K,) mean softmax of a picture (H, W, 3) over a set of views.
+
+    Raises:
+        DataError: a score isn't finite.
+    """
     chosen = views_of(views, config.side)
     if views.startswith("maps"):
-        return score_maps(classifier, picture, chosen, crop=config.crop)
-    size = config.size or config.crop
-    return score_crops(classifier, picture, chosen, crop=config.crop, size=size)
+        scores = score_maps(classifier, picture, chosen, crop=config.crop)
+    else:
+        size = config.size or config.crop
+        scores = score_crops(classifier, picture, chosen, crop=config.crop, size=size)
+    if not bool(torch.isfinite(scores).all()):
+        raise DataError("scores that aren't finite: are the classifier's weights the right ones?")
+    return scores
 
 
 def evaluate_classifier(
@@ -163,6 +171,10 @@ def classify_pictures(
         if isinstance(picture, str):
             yield path, picture
             continue
-        scores, order = score_picture(classifier, picture, views, test).sort(descending=True)
+        try:
+            scores, order = score_picture(classifier, picture, views, test).sort(descending=True)
+        except ImageError as error:
+            yield path, f"{path}: {error}"
+            continue
         names = [classifier.class_names[k] for k in order[:top].tolist()]
         yield path, list(zip(names, scores[:top].tolist(), strict=True))

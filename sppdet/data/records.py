@@ -61,12 +61,31 @@ class Skips:
         self.lines.append(str(error))
 
 
+_NUMBER = re.compile(
+    r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf)", re.IGNORECASE
+)
+
+
+def read_number(text: str) -> float:
+    """Read a number in a file: decimal digits, where Python would also take 1_000 and other scripts'.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text!r:.40} is not a number")
+    return float(text)
+
+
 def stated_size(width: object, height: object) -> tuple[int, int] | None:
     """A size as it stands in an annotation, numbers or text; None unless both are whole and > 0."""
     sides = []
     for value in (width, height):
         try:
-            side = float(value) if isinstance(value, int | float | str) else 0.0
+            if isinstance(value, str):
+                side = read_number(value)
+            else:
+                side = float(value) if isinstance(value, int | float) else 0.0
         except (ValueError, OverflowError):
             return None
         if not 0 < side < FAR_PX or side != int(side):
@@ -91,9 +110,13 @@ def read_flag(value: object) -> bool:
 
 
 def safe_id(name: str) -> str:
-    """`name` as a file name on any system: '/' becomes '__', other forbidden characters '_'."""
+    """Make `name` a file name on any system and a word of a line.
+
+    '/' becomes '__'; other forbidden characters, white space but for single spaces within the name, and
+    line separators become '_'.
+    """
     safe = re.sub(r"[/\\]+", "__", name)
-    safe = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", safe)
+    safe = re.sub(r'[\x00-\x1f\x7f:*?"<>|]|[^\S ]|^ | $|(?<= ) ', "_", safe)
     return f"_{safe}" if safe.startswith(".") or not safe else safe
 
 

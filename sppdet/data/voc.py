@@ -27,6 +27,7 @@ from sppdet.data.records import (
     ImageRecord,
     ObjectRecord,
     Skips,
+    read_number,
     safe_id,
     shorten,
     stated_size,
@@ -222,7 +223,7 @@ def _coordinate(bounds: ElementTree.Element, tag: str) -> float:
     if not text:
         raise ValueError(f"no <{tag}>")
     try:
-        value = float(text)
+        value = read_number(text)
     except ValueError:
         value = math.nan
     if not abs(value) < FAR_PX:
@@ -238,6 +239,10 @@ def _read_flag(item: ElementTree.Element, tag: str) -> bool:
 
 
 def _text(item: ElementTree.Element, tag: str) -> str:
+    """The text of an element, "" where there is none; ValueError for one with elements in it."""
+    found = item.find(tag)
+    if found is not None and len(found):
+        raise ValueError(f"<{tag}> has elements in it, expected text")
     return (item.findtext(tag) or "").strip()
 
 

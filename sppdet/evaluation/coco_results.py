@@ -88,6 +88,7 @@ class _Name:
 
     name: str
     others: tuple[str, ...] = ()
+    is_path: bool = False  # of a file; else it may be an id of the data set
 
     def __repr__(self) -> str:
         return repr(self.others[-1] if self.others else self.name)
@@ -194,21 +195,21 @@ class CocoResults:
             yield where, entry
 
     def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
-        image_id = entry.get("image_id")
+        image_id = _number_of(entry.get("image_id"), meaning.tables.images)
         if self.images is not None:
             return _look_up(image_id, self.images, f"{where}: image_id", "images")
         is_id = not isinstance(image_id, str) or image_id in meaning.tables.images
         if meaning.forced and is_id and image_id is not None:
             return _Id(coco_id(image_id, "image_id", where))
         if (name := _text(entry, "file_name", where)) is not None:
-            return _Name(name)
+            return _Name(name, is_path=True)
         if image_id is None:
             _refuse(f"{where}: image_id", None, "expected it or file_name")
         key = coco_id(image_id, "image_id", where)
         return _Name(key) if isinstance(key, str) and not is_id else _Id(key)
 
     def _category(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
-        category = entry.get("category_id")
+        category = _number_of(entry.get("category_id"), meaning.tables.categories)
         if self.categories is not None:
             return _look_up(category, self.categories, f"{where}: category_id", "categories")
         for key in ("category_name", "class"):
@@ -221,6 +222,17 @@ class CocoResults:
         return _Id(coco_id(category, "category_id", where))
 
 
+def _number_of(value: Any, table: Mapping[CocoId, str]) -> Any:
+    """The number that a text of digits is, which other programs make of ids; else the value.
+
+    "000012" can only be a name, and a text that the annotations know is their id.
+    """
+    if not isinstance(value, str) or value in table:
+        return value
+    is_number = value.isascii() and value.isdigit() and len(value) <= 18
+    return int(value) if is_number and str(int(value)) == value else value
+
+
 def _image_rows(
     keys: list[Hashable],
     table: Mapping[CocoId, _Name] | None,
@@ -230,8 +242,12 @@ def _image_rows(
     # images without a detection are matched, too, so that their names aren't taken for others'
     named = dict.fromkeys(key for key in keys if isinstance(key, _Name))
     named |= dict.fromkeys(table.values() if table is not None else ())
-    names = ImageNames(dataset).match([(key.name, *key.others) for key in named])
-    rows: dict[Hashable, int | None] = dict(zip(named, names, strict=True))
+    matcher = ImageNames(dataset)
+    rows: dict[Hashable, int | None] = {}
+    for is_path in (True, False):
+        chosen = [key for key in named if key.is_path == is_path]
+        found = matcher.match([(key.name, *key.others) for key in chosen], paths=is_path)
+        rows |= zip(chosen, found, strict=True)
     numbers = [key.id for key in keys if isinstance(key, _Id)]
     if numbers:
         rows |= {_Id(k): row for k, row in rows_of_ids(numbers, dataset, meaning).items()}
@@ -273,7 +289,7 @@ def _image_name(entry: _Entry, where: str) -> _Name:
     names += [name] if name is not None else []
     if not names:
         _refuse(f"{where}: file_name", None, "expected text")
-    return _Name(names[0], tuple(names[1:]))
+    return _Name(names[0], tuple(names[1:]), is_path=True)
 
 
 def _category_name(entry: _Entry, where: str) -> _Name:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sppdet.artifacts import write_text
 from sppdet.data.files import read_text
-from sppdet.data.records import safe_id, shorten
+from sppdet.data.records import read_number, safe_id, shorten
 from sppdet.errors import DataError
 from sppdet.evaluation.image_names import ImageNames
 from sppdet.evaluation.inputs import flatten_detections
@@ -68,7 +68,7 @@ def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
     rows = Rows(folder)
     for label, path in _find_files(folder, dataset).items():
         rows.begin(f"{path}:")
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if line.strip():
                 name, score, x1, y1, x2, y2 = _fields(line, f"{path}:{number}")
                 box = (x1 - 1, y1 - 1, x2, y2)
@@ -131,7 +131,7 @@ def _fields(line: str, where: str) -> tuple[str, float, float, float, float, flo
     if len(fields) != 6:
         raise DataError(f"{where}: {len(fields)} fields, expected: id score x1 y1 x2 y2")
     try:
-        score, x1, y1, x2, y2 = (float(field) for field in fields[1:])
+        score, x1, y1, x2, y2 = (read_number(field) for field in fields[1:])
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
     return fields[0].strip(), score, x1, y1, x2, y2

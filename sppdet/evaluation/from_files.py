@@ -14,7 +14,7 @@ from sppdet.data.digest import dataset_digest
 from sppdet.data.files import read_bytes
 from sppdet.data.records import shorten
 from sppdet.data.splits import read_split
-from sppdet.errors import DataError
+from sppdet.errors import ConfigError, DataError
 from sppdet.evaluation.files import open_detections
 from sppdet.evaluation.ids import meaning_of
 from sppdet.evaluation.stage import Metric, score, write_scores
@@ -47,6 +47,9 @@ def evaluate_files(
     """
     reporter = reporter or Reporter()
     config = load_config(config_path)
+    source = detections if detections.is_dir() else detections.parent
+    if source.exists() and out.exists() and source.samefile(out):
+        raise ConfigError(f"--out {out}: is the folder of --detections; expected another")
     claim_folder(out, command="eval")
     opened = open_detections(detections)
     meaning = meaning_of(ids, config.data, split)

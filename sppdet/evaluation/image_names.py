@@ -74,7 +74,7 @@ class ImageNames:
                 self._by_file[parts[-1]].append(row)
                 self._by_stem[_stem(parts[-1])].append(row)
 
-    def match(self, wanted: Sequence[Sequence[str]]) -> list[int | None]:
+    def match(self, wanted: Sequence[Sequence[str]], *, paths: bool = False) -> list[int | None]:
         """Find the image that each of `wanted` means.
 
         The most specific names go first: ids, then the longest ends of paths, whole file names before
@@ -84,6 +84,7 @@ class ImageNames:
         Args:
             wanted: for each image of a file its names, the best first; a later one is only looked
                 at where those before match nothing.
+            paths: whether the names are of files, so that none is an id.
 
         Returns:
             A row of `dataset.images` for each, or None where no image has such a name.
@@ -96,7 +97,7 @@ class ImageNames:
         doubtful: dict[int, str] = {}
         for rank in range(max(map(len, wanted), default=0)):
             due = [k for k, names in enumerate(wanted) if rows[k] is None and rank < len(names)]
-            self._match_names({k: wanted[k][rank] for k in due}, rows, taken, doubtful)
+            self._match_names({k: wanted[k][rank] for k in due}, rows, taken, doubtful, paths=paths)
         for k, problem in doubtful.items():
             if rows[k] is None:
                 raise DataError(problem)
@@ -108,15 +109,21 @@ class ImageNames:
         rows: list[int | None],
         taken: set[int],
         doubtful: dict[int, str],
+        *,
+        paths: bool,
     ) -> None:
         groups: dict[tuple[int, int], dict[int, list[int]]] = defaultdict(dict)
         for k, name in names.items():
-            if name in self._by_id:
-                rows[k] = self._by_id[name]
-            else:
-                parts = path_parts(name)
-                exactness, candidates = self._candidates(parts)
+            parts = path_parts(name)
+            exactness, candidates = self._candidates(parts)
+            own = None if paths else self._by_id.get(name)
+            if own is None:
                 groups[exactness, -len(parts)][k] = candidates
+            elif not candidates or own in candidates:
+                rows[k] = own
+            else:  # the id of one image and the file name of another
+                files = " or ".join(self._paths[row][-1] for row in (own, candidates[0]))
+                doubtful[k] = f"image {name!r} could be {files}"
         for _, group in sorted(groups.items()):
             claims: dict[int, set[_Parts]] = defaultdict(set)
             left = {k: [row for row in found if row not in taken] for k, found in group.items()}
