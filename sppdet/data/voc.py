@@ -232,6 +232,9 @@ def _coordinate(bounds: ElementTree.Element, tag: str) -> float:
 
 
 def _read_flag(item: ElementTree.Element, tag: str) -> bool:
+    found = item.find(tag)
+    if found is not None and len(found):
+        raise ValueError(f"{tag} has elements in it, expected 0 or 1")
     text = _text(item, tag).lower()
     if text not in _FLAGS:
         raise ValueError(f"{tag} {text!r}, expected 0 or 1")
@@ -239,10 +242,6 @@ def _read_flag(item: ElementTree.Element, tag: str) -> bool:
 
 
 def _text(item: ElementTree.Element, tag: str) -> str:
-    """The text of an element, "" where there is none; ValueError for one with elements in it."""
-    found = item.find(tag)
-    if found is not None and len(found):
-        raise ValueError(f"<{tag}> has elements in it, expected text")
     return (item.findtext(tag) or "").strip()
 
 
