@@ -37,6 +37,7 @@ class Reporter:
     ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._idle = False
+        self.folder = folder
         self._log = folder / "log.jsonl" if folder else None
         self._timings = folder / "timings.json" if folder else None
 
@@ -138,6 +139,8 @@ def held_run(folder: Path, ranks: Ranks, reporter: Reporter | None) -> Iterator[
     check_run_folder(folder)
     with run_lock(folder):
         remove_leftovers(folder)
+        if reporter is not None and reporter.folder != folder:  # a run's folder is known by its log
+            Reporter(folder, quiet=True).log("run of another's log", log=str(reporter.folder))
         yield reporter or Reporter(folder)
 
 
