@@ -58,6 +58,8 @@ TESTS = {
     "detection/*.py": "test_detect_* test_detector",
     "evaluation/from_files.py": "test_evaluation_ids test_detect_then_eval test_cli",
     "evaluation/*.py": "test_evaluation_*",
+    "proposals/matlab.py": "test_stored_files",
+    "proposals/npz.py": "test_stored_files",
     "proposals/stored*.py": "test_stored_* test_proposals",
     "proposals/*.py": "test_segmentation test_grouping test_proposals",
 }
