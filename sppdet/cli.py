@@ -376,8 +376,8 @@ def classify(
             print(printable(f"{path}: {best}"))
             classes = [{"class": name, "score": score} for name, score in found]
             answers.append({"file": escape_name(str(path)), "classes": classes})
-    finally:  # also the answers before an error or a signal
-        if json_file is not None:
+    finally:  # also the answers before an error or a signal; none leave an earlier file alone
+        if json_file is not None and (answers or failed):
             write_json(json_file, answers)
     if failed:
         total = len(answers) + len(failed)

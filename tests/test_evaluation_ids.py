@@ -458,6 +458,17 @@ def test_digits_as_text_are_the_number() -> None:
     assert images_of([entry(image_id="07")], a_set("s/07.jpg", "s/1.jpg"), IdMeaning()) == ["id0"]
 
 
+def test_a_files_own_table_of_text_ids_is_looked_up_as_it_is(tmp_path: Path) -> None:
+    table = {
+        "images": [{"id": "8", "file_name": "a.jpg"}],
+        "categories": [{"id": "1", "name": "cat"}],
+    }
+    found = {"image_id": "8", "category_id": "1", "bbox": BOX, "score": 1}
+    path = write(tmp_path / "detections.json", {**table, "annotations": [found]})
+    again = CocoResults.read(path).detections(a_set("s/a.jpg"), IdMeaning())
+    assert len(again["id0"]) == 1
+
+
 def test_a_file_name_is_no_id() -> None:
     dataset = a_set("x/1.jpg", "y/1.jpg", "x__1.jpg")
     images = [replace(i, id=k) for i, k in zip(dataset.images, ("x__1.jpg", "b", "c"), strict=True)]

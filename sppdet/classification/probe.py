@@ -45,7 +45,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe scored: accuracy of every split, or the 11-point mAP of VOC's test set."""
+    """Scores of a probe: accuracy of every split, or the 11-point mAP of VOC's test set."""
 
     metric: str  # accuracy, or mAP (voc07)
     values: tuple[float, ...]

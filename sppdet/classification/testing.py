@@ -33,7 +33,7 @@ from sppdet.types import Picture
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a set of views scored; errors are parts of 1."""
+    """Accuracy of a set of views, as fractions, and its time."""
 
     views: ViewSet
     top1: float

@@ -1,4 +1,4 @@
-"""What is known of image files: no second decoding by a restart, no mixture of states in a run."""
+"""Cache of facts about image files: a restart decodes none again, a run mixes no two states of one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class PictureCache:
         return len(self._known)
 
     def look(self, path: Path) -> PictureInfo:
-        """What is known of `path`, which is read and decoded unless it is known and unchanged.
+        """Look up an image file, which is read and decoded unless it is known and unchanged.
 
         Raises:
             ImageError: there is no such file, it can't be decoded, has too many pixels, or its

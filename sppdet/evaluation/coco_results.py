@@ -195,9 +195,9 @@ class CocoResults:
             yield where, entry
 
     def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
-        image_id = _number_of(entry.get("image_id"), meaning.tables.images)
         if self.images is not None:
-            return _look_up(image_id, self.images, f"{where}: image_id", "images")
+            return _look_up(entry.get("image_id"), self.images, f"{where}: image_id", "images")
+        image_id = _number_of(entry.get("image_id"), meaning.tables.images)
         is_id = not isinstance(image_id, str) or image_id in meaning.tables.images
         if meaning.forced and is_id and image_id is not None:
             return _Id(coco_id(image_id, "image_id", where))
@@ -209,9 +209,10 @@ class CocoResults:
         return _Name(key) if isinstance(key, str) and not is_id else _Id(key)
 
     def _category(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
-        category = _number_of(entry.get("category_id"), meaning.tables.categories)
         if self.categories is not None:
-            return _look_up(category, self.categories, f"{where}: category_id", "categories")
+            category_id, what = entry.get("category_id"), f"{where}: category_id"
+            return _look_up(category_id, self.categories, what, "categories")
+        category = _number_of(entry.get("category_id"), meaning.tables.categories)
         for key in ("category_name", "class"):
             if (name := _text(entry, key, where)) is not None:
                 return _Name(name.strip())
