@@ -54,9 +54,15 @@ TESTS = {
     "stages/maps.py": "test_stage_maps test_stored_files test_pipeline",
     "features/spp.py": "test_spp test_pyramid",
     "stages/detector.py": "test_detector test_stage_run",
+    "folders/drawing.py": "test_drawing test_detect_folder",
+    "folders/*.py": "test_detect_*",
     "detection/*.py": "test_detect_* test_detector",
+    "stages/evaluate_files.py": "test_evaluation_ids test_detect_then_eval test_cli",
     "evaluation/*.py": "test_evaluation_*",
-    "proposals/stored*.py": "test_stored_* test_proposals",
+    "io/matlab.py": "test_stored_files",
+    "io/npz.py": "test_stored_files",
+    "io/stored*.py": "test_stored_* test_proposals",
+    "io/*.py": "test_data_* test_names test_digests test_config* test_evaluation_*",
     "proposals/*.py": "test_segmentation test_grouping test_proposals",
 }
 LIBRARIES = [

@@ -16,7 +16,7 @@ def compiled(function: F) -> F:
 
 
 def compiled_sum(function: F) -> F:
-    """As `compiled`, but sums of floats may be reordered, so that vector instructions make them.
+    """Compile like `compiled`, but let sums of floats be reordered, for vector instructions.
 
     On one machine they come out the same every time.
     """

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from sppdet.errors import ImageError
 from sppdet.types import ImageArray
 
 
@@ -20,6 +20,9 @@ def resized(image: ImageArray, factor: float) -> ImageArray:
 
     The sides are rounded, the positions aren't: what is at x in the image is at x · `factor` in the
     result, in continuous pixels, on both axes.
+
+    Raises:
+        ImageError: the result has more pixels than OpenCV makes.
     """
     height, width = image.shape[:2]
     if min(round(width * factor), round(height * factor)) < 1:
@@ -28,9 +31,11 @@ def resized(image: ImageArray, factor: float) -> ImageArray:
     kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     source = np.ascontiguousarray(image)
     # a size in place of the factors would stretch the image to it
-    return np.asarray(
-        cv2.resize(source, None, fx=factor, fy=factor, interpolation=kind), dtype=np.uint8
-    )
+    try:
+        made = cv2.resize(source, None, fx=factor, fy=factor, interpolation=kind)
+    except cv2.error:
+        raise ImageError(f"{width}x{height} pixels can't be resized by {factor:g}") from None
+    return np.asarray(made, dtype=np.uint8)
 
 
 def resized_to(image: ImageArray, width: int, height: int) -> ImageArray:
@@ -43,7 +48,11 @@ def resized_to(image: ImageArray, width: int, height: int) -> ImageArray:
 def _to_size(image: ImageArray, size: tuple[int, int], kind: int) -> ImageArray:
     if size == (image.shape[1], image.shape[0]):
         return image
-    made: NDArray[np.uint8] = np.asarray(
-        cv2.resize(np.ascontiguousarray(image), size, interpolation=kind), dtype=np.uint8
-    )
-    return made
+    try:
+        made = cv2.resize(np.ascontiguousarray(image), size, interpolation=kind)
+    except cv2.error:
+        height, width = image.shape[:2]
+        raise ImageError(
+            f"{width}x{height} pixels can't be resized to {size[0]}x{size[1]}"
+        ) from None
+    return np.asarray(made, dtype=np.uint8)

@@ -338,3 +338,10 @@ def test_yaml_loader_makes_no_objects(tmp_path: Path) -> None:
     ):
         read_yaml(path)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "timings.json")
+    with pytest.raises(ArtifactError, match="is no regular file"):
+        read_json(tmp_path / "timings.json")

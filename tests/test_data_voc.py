@@ -69,6 +69,7 @@ def test_parts_are_ignored(tmp_path: Path) -> None:
         ("<bndbox><xmin>1</xmin></bndbox>", "no <ymin>"),
         ("", "no <bndbox>"),
         (f"{BOX}<difficult>perhaps</difficult>", "difficult 'perhaps', expected 0 or 1"),
+        (f"{BOX}<difficult><b>1</b></difficult>", "difficult has elements in it, expected 0 or 1"),
     ],
 )
 def test_problems_of_an_object(tmp_path: Path, box: str, problem: str) -> None:

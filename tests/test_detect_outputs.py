@@ -15,15 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from runs import CommandLine
-from sppdet.errors import ArtifactError, ConfigError, ImageError
-from sppdet.folders.folder import FolderResult, _Found, _Work, detect_folder
+from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
+from sppdet.folders.folder import FolderResult, _Found, _Work, _write_drawing, detect_folder
 from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
+from sppdet.folders.outputs import _make
 from sppdet.folders.planning import FORMATS, Format
 from sppdet.io.names import unescape_name
 from sppdet.io.voc import read_voc_annotation
@@ -647,3 +649,26 @@ def test_stems_that_clash(detector: Detector, images: Path, tmp_path: Path) -> N
     for part in ("images", "Annotations"):
         written = files_in(out / part)
         assert len({name.casefold() for name in written}) == len(written) == count
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("OpenCV: failed")])
+def test_an_image_that_can_not_be_drawn_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sppdet.folders.folder.draw_detections", fail)
+    nothing = Detections(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ("a",)
+    )
+    found = _Found("made by", np.zeros((4, 6, 3), np.uint8), nothing)
+    with pytest.raises(DataError, match="6x4 pixels can't be encoded as JPEG"):
+        _write_drawing(tmp_path / "a.jpg", found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="can't be written into: Not a directory"):
+        _make(tmp_path / "file" / "out")

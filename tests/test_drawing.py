@@ -80,7 +80,9 @@ def test_lines_and_letters_grow_with_the_shorter_side(
     assert np.array_equal(canvas, expected)
 
 
-@pytest.mark.parametrize("case", ["above", "no room above", "pushed in", "just above"])
+@pytest.mark.parametrize(
+    "case", ["above", "no room above", "pushed in", "just above", "a pixel short"]
+)
 def test_a_label_stands_above_its_box_or_in_it(case: str) -> None:
     width, height = text_size("cat 0.90")
     box, left, top = {
@@ -88,6 +90,7 @@ def test_a_label_stands_above_its_box_or_in_it(case: str) -> None:
         "no room above": ([100, 5, 180, 150], 100, 5),
         "pushed in": ([280, 80, 300, 150], 300 - width, 80 - height),
         "just above": ([100, height, 180, 150], 100, 0),
+        "a pixel short": ([100, height - 1, 180, 150], 100, height - 1),
     }[case]
     canvas = drawn([[float(side) for side in box]], [1])
     filled = (canvas[top : top + height + 1, left : left + width + 1] == class_colour(1)).all(
@@ -97,9 +100,10 @@ def test_a_label_stands_above_its_box_or_in_it(case: str) -> None:
     assert (canvas[:top] == 128).all() and (canvas[top : top + height, :left] == 128).all()
 
 
-@pytest.mark.parametrize("label", range(1, 12))
+# the colours of the last two add up to 380 and 381
+@pytest.mark.parametrize("label", [*range(1, 12), 194, 89])
 def test_ink_is_black_on_light_colours_and_white_on_dark_ones(label: int) -> None:
-    names = tuple(f"c{k}" for k in range(30))
+    names = tuple(f"c{k}" for k in range(200))
     image = np.full((200, 300, 3), 128, dtype=np.uint8)
     box = np.array([[100, 80, 180, 150]], np.float32)
     found = Detections(box, np.ones(1, np.float32), np.array([label], np.int64), names)

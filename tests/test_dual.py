@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,6 +289,20 @@ def test_a_stop_before_the_end_is_said() -> None:
 
 
 # -- the pool --------------------------------------------------------------------------------------
+
+
+def test_stopped_early_the_best_state_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine, objectives = dual._evaluate, iter([30.0, 10.0, 20.0])
+
+    def evaluate(*given: Any) -> list[Any]:
+        return [replace(s, objective=next(objectives), gap=5.0) for s in genuine(*given)]
+
+    monkeypatch.setattr(dual, "_evaluate", evaluate)
+    monkeypatch.setattr(dual, "ROUND_PASSES", 1)
+    p, n = cloud(5, 20, 40, 9, 1.0)
+    _, _, fit = solved(p, n, TIGHT.model_copy(update={"max_iterations": 2}))
+    assert fit.svm.objective == 10.0 and not fit.svm.converged
+    assert next(objectives, None) is None
 
 
 def test_an_example_is_held_once() -> None:

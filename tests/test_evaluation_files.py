@@ -100,7 +100,7 @@ def test_longer_class_of_this_set_is_not_a_shorter_one(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ("a 0.5 1 1 10", "5 fields, expected: id score x1 y1 x2 y2"),
-        ("a 0.5 1 one 10 10", "could not convert string to float: 'one'"),
+        ("a 0.5 1 one 10 10", "'one' is not a number"),
     ],
 )
 def test_wrong_comp4_lines(tmp_path: Path, line: str, problem: str) -> None:

@@ -16,6 +16,7 @@ from evaluation_samples import make_detections, make_image
 from sppdet.config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.io.coco_results import CocoResults, default_image_ids, write_coco_results
+from sppdet.io.comp4 import write_comp4
 from sppdet.io.detection_files import read_detections
 from sppdet.io.image_ids import (
     IdMeaning,
@@ -27,6 +28,8 @@ from sppdet.io.image_ids import (
     tables_of_split,
 )
 from sppdet.io.image_names import ImageNames, distinct_names
+from sppdet.io.names import unique_ids
+from sppdet.io.records import read_number, stated_size
 from sppdet.io.splits import read_split
 from sppdet.types import Dataset
 
@@ -427,3 +430,87 @@ def test_default_ids_are_for_other_tools() -> None:
     dataset = a_set("s/1.jpg", "s/2.jpg")
     assert default_image_ids(dataset) == {"id0": 1, "id1": 2}
     assert np.all([name.startswith("id") for name in default_image_ids(dataset)])
+
+
+# -- numbers and names as other programs write them ----------------------------------------------
+
+
+def images_of(entries: list[dict[str, Any]], dataset: Dataset, meaning: IdMeaning) -> list[str]:
+    """The ids of the images that get a detection."""
+    results = CocoResults(Path("r.json"), entries, None, None, "entry ")
+    found = results.detections(dataset, meaning)
+    return [image.id for image in dataset.images if len(found[image.id])]
+
+
+def test_digits_as_text_are_the_number() -> None:
+    """Text is no way round: what is refused or looked up as a number is so as text, too."""
+    with pytest.raises(DataError, match=r"2 could be 2\.jpg by its name or 10\.jpg by its"):
+        images_of([entry(image_id="2"), entry(image_id="15")], a_set(*UP_TO_15), IdMeaning())
+    by_position = IdMeaning("position", forced=True)
+    assert images_of([entry(image_id="1")], a_set(*UP_TO_15[::-1]), by_position) == ["id0"]
+    tables = IdTables({2: "1.jpg", 3: "2.jpg", 1: "3.jpg"}, {1: "2", 2: "1"})
+    dataset = a_set("1.jpg", "2.jpg", "3.jpg", classes=("1", "2"))
+    for key in (3, "3"):
+        one = {"image_id": key, "category_id": type(key)(1), "bbox": BOX, "score": 1}
+        results = CocoResults(Path("r.json"), [one], None, None, "entry ")
+        found = results.detections(dataset, IdMeaning(tables=tables))
+        assert [d.labels.tolist() for d in found.values()] == [[], [2], []]
+    # such a text can only be a name
+    assert images_of([entry(image_id="07")], a_set("s/07.jpg", "s/1.jpg"), IdMeaning()) == ["id0"]
+
+
+def test_a_files_own_table_of_text_ids_is_looked_up_as_it_is(tmp_path: Path) -> None:
+    table = {
+        "images": [{"id": "8", "file_name": "a.jpg"}],
+        "categories": [{"id": "1", "name": "cat"}],
+    }
+    found = {"image_id": "8", "category_id": "1", "bbox": BOX, "score": 1}
+    path = write(tmp_path / "detections.json", {**table, "annotations": [found]})
+    again = CocoResults.read(path).detections(a_set("s/a.jpg"), IdMeaning())
+    assert len(again["id0"]) == 1
+
+
+def test_a_file_name_is_no_id() -> None:
+    dataset = a_set("x/1.jpg", "y/1.jpg", "x__1.jpg")
+    images = [replace(i, id=k) for i, k in zip(dataset.images, ("x__1.jpg", "b", "c"), strict=True)]
+    dataset = replace(dataset, images=tuple(images))
+    assert images_of([entry(file_name="x__1.jpg")], dataset, IdMeaning()) == ["c"]
+    with pytest.raises(DataError, match=r"'x__1.jpg' could be 1.jpg or x__1.jpg"):
+        images_of([entry(image_id="x__1.jpg")], dataset, IdMeaning())
+
+
+@pytest.mark.parametrize(
+    "name", ["a .jpg", "f\u00a0.jpg", "b\u2028c.jpg", "d\x85e.jpg", "g  h.jpg"]
+)
+def test_comp4_with_any_white_space_in_names(name: str, tmp_path: Path) -> None:
+    names = (name, "a.jpg")
+    ids = unique_ids(names)
+    pairs = zip(ids, names, strict=True)
+    images = tuple(replace(make_image(k, []), path=Path(f"s/{n}")) for k, n in pairs)
+    dataset = Dataset("val", ("cat",), images)
+    found = {
+        k: make_detections([(1, 0.5 + row / 4, (1.0, 2.0, 3.0, 4.0))]) for row, k in enumerate(ids)
+    }
+    write_comp4(tmp_path, dataset, found)
+    again = read_detections(tmp_path, dataset)
+    assert {k: d.scores.tolist() for k, d in again.items()} == {ids[0]: [0.5], ids[1]: [0.75]}
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0661\u0662", "0x10", "", "1,5", "++1", "infinity"])
+def test_numbers_are_decimal_digits(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a number"):
+        read_number(text)
+    if text:
+        (tmp_path / "comp4_det_val_cat.txt").write_text(
+            f"id0 0.5 1 1 {text} 10\n", encoding="utf-8"
+        )
+        with pytest.raises(DataError, match=r"cat\.txt:1: .* is not a number"):
+            read_detections(tmp_path, a_set("s/1.jpg"))
+    assert stated_size(text, "10") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("10", 10.0), (" -1.5e3 ", -1500.0), (".5", 0.5), ("1.", 1.0)]
+)
+def test_numbers_of_files(text: str, value: float) -> None:
+    assert read_number(text) == value

@@ -220,3 +220,10 @@ def test_names() -> None:
     assert far == "qqqqqqqq: unknown here and in torchvision"
     assert problem_with_name("fcn_resnet50") is not None  # not a classifier
     assert set(nets.OWN_NETS) >= set(SIZES)
+
+
+@pytest.mark.parametrize("name", ["zf5", "convnet5", "overfeat7", "zf5_detector"])
+def test_biases_start_at_zero(name: str) -> None:
+    layers = [m for m in nets.OWN_NETS[name]().modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(layers) >= 5
+    assert all(m.bias is not None and not m.bias.any() and m.weight.std() > 0 for m in layers)

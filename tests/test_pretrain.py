@@ -29,10 +29,11 @@ from sppdet.classification.classifier import (
     build_classifier,
     load_classifier,
 )
-from sppdet.classification.config import PretrainConfig, read_classifier_config
+from sppdet.classification.config import PretrainConfig, ViewSet, read_classifier_config
+from sppdet.classification.testing import score_image
 from sppdet.classification.trainer import Trainer
 from sppdet.classification.views import centre_crop
-from sppdet.errors import ArtifactError, TrainingError
+from sppdet.errors import ArtifactError, DataError, TrainingError
 from sppdet.features.backbones import normalised
 from sppdet.features.nets import tiny
 from sppdet.io.images import read_image
@@ -242,6 +243,17 @@ def test_broken_images_are_named_and_left_out(shape_root: Path, tmp_path: Path) 
     assert f"skipped: {broken}: can't be decoded" in said
     (record,) = (r for r in log_of(tmp_path / "run") if r["event"] == "skipped")
     assert str(broken) in record["text"]
+
+
+@pytest.mark.parametrize("views", ["full", "maps10"])
+def test_outputs_that_are_no_numbers(classified: Path, views: ViewSet) -> None:
+    """No score is above NaN, which would pass for the best."""
+    classifier = load_classifier(classified)
+    for parameter in classifier.parameters():
+        parameter.data.fill_(float("nan"))
+    image = np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises(DataError, match="scores that aren't finite"):
+        score_image(classifier, image, views, settings_types.TestConfig(side=36, crop=32))
 
 
 def test_a_rate_that_is_too_great(classifier_settings: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from sppdet.errors import DataError
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.stored_proposals import StoredProposals, file_name
+from sppdet.proposals.colours import in_colour_space
+from sppdet.proposals.opencv_engine import _search
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
 from sppdet.stages.proposals import Proposer
@@ -40,6 +42,14 @@ def with_engine(config: ProposalsConfig, engine: str, **others: Any) -> Proposal
 @pytest.fixture(scope="module")
 def image() -> ImageArray:
     return random_image(np.random.default_rng(5), width=120, height=90)
+
+
+def test_opencv_merges_by_the_grouping_it_is_told(image: ImageArray) -> None:
+    hsv = in_colour_space(image, "hsv")
+    searched = (_search(image, hsv, 50, (letters,)) for letters in ("ctsf", "tsf", "s"))
+    found = [rows(boxes.astype(np.float32)) for boxes in searched]
+    assert all(len(boxes) > 5 for boxes in found)
+    assert found[0] != found[1] != found[2] != found[0]
 
 
 def rows(boxes: Boxes) -> set[tuple[float, ...]]:

@@ -17,6 +17,7 @@ from sppdet.classification.data import augmented
 from sppdet.classification.probe import Features
 from sppdet.classification.views import centre_crop
 from sppdet.config import FeaturesConfig, ProposalsConfig
+from sppdet.errors import ImageError
 from sppdet.features.backbones import Backbone
 from sppdet.proposals import sppdet_engine
 from sppdet.proposals.modes import Mode
@@ -184,3 +185,11 @@ def test_everybody_smooths(shrink: Callable[[ImageArray], ImageArray]) -> None:
 def test_maps_are_of_smoothed_images(tiny: Backbone) -> None:
     scaled = tiny.scaled(texture(width=900, height=600), [100, 1200], FeaturesConfig())
     assert [one.float().std() < 9 for one in scaled.pixels] == [True, False]
+
+
+def test_what_opencv_can_not_resize_is_an_image_error() -> None:
+    strip = np.zeros((1, 100_000, 3), np.uint8)
+    with pytest.raises(ImageError, match="100000x1 pixels can't be resized by 224000"):
+        resized(strip, 224_000.0)
+    with pytest.raises(ImageError, match="can't be resized to 2000000000x1000000000"):
+        resized_to(strip, 2_000_000_000, 1_000_000_000)

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from samples import random_image
 
+from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.segmentation import SIGMA, STEPS, Edges, segment, weigh_edges
 
 
@@ -131,3 +132,21 @@ def test_one_colour_is_one_segment() -> None:
     for shape in ((3, 1, 1), (1, 30, 1), (3, 1, 30), (3, 20, 30)):
         labels, count = segment(weigh_edges(np.full(shape, 77, np.uint8)), 50)
         assert count == 1 and labels.shape == shape[1:] and not labels.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [  # of red, green, blue and white, as 8 bits: hue is half of the degrees, a and b are 128 more
+        ("hsv", [[0, 255, 255], [60, 255, 255], [120, 255, 255], [0, 0, 255]]),
+        ("lab", [[136, 208, 195], [224, 42, 211], [82, 207, 20], [255, 128, 128]]),
+        ("hue", [[0], [60], [120], [0]]),
+        ("rgi", [[255, 0, 76], [0, 255, 150], [0, 0, 29], [85, 85, 255]]),
+        ("grey", [[76], [150], [29], [255]]),
+    ],
+)
+def test_colour_spaces_by_hand(name: str, expected: list[list[int]]) -> None:
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+    found = in_colour_space(np.tile(colours[None], (3, 1, 1)), name)
+    assert found.dtype == np.uint8 and found.flags.c_contiguous
+    assert found.shape == (3, 4, len(expected[0]))
+    np.testing.assert_allclose(found[1], expected, atol=1)

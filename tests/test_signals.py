@@ -17,8 +17,10 @@ import pytest
 from runs import CommandLine
 from sppdet.cli.app import app
 from sppdet.cli.main import AFTER_A_SIGNAL
+from sppdet.errors import DataError
 from sppdet.parallel import ordered_map
 from sppdet.runs import signals
+from sppdet.runs.artifacts import read_header, read_tensors
 from sppdet.runs.signals import STOPPING, Stopped, stopping_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill only ends processes here")
@@ -106,6 +108,43 @@ def test_a_signal_while_the_program_is_loaded(tmp_path: Path) -> None:
     )
     assert (ended.returncode, ended.stdout) == (143, "")
     assert ended.stderr.startswith("stopped by SIGTERM; the results so far are kept")
+
+
+def swallowed(error: Exception) -> Callable[..., None]:
+    """A function that has a signal in compiled code, which makes an error of its own of it."""
+
+    def call(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(5)
+        except BaseException:
+            raise error from None
+
+    return call
+
+
+def test_a_signal_that_a_library_makes_an_error_of(
+    sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sppdet.cli.info.describe_run", swallowed(DataError("a.jpg: damaged")))
+    assert sppdet("info", "run") == (129, "", "stopped by SIGHUP\n")
+    monkeypatch.setattr("sppdet.runs.artifacts.safe_open", swallowed(ValueError("no shape")))
+    for read in (read_tensors, read_header):
+        with pytest.raises(Stopped, match="SIGHUP"), stopping_signals(lambda _: None):
+            read(tmp_path / "a.safetensors")
+    signals.raise_if_requested()  # does nothing: the signal is forgotten
+
+
+def test_a_signal_where_python_drops_exceptions(capfd: pytest.CaptureFixture[str]) -> None:
+    class Falling:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopping_signals(lambda _: None):
+        Falling()
+        time.sleep(20)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:

@@ -18,7 +18,7 @@ import pytest
 import scipy.io
 
 from sppdet.errors import DataError, one_line
-from sppdet.io.matlab import MatlabError, read_cells
+from sppdet.io.matlab import MatlabError, _Array, _array_head, _text, read_cells
 from sppdet.io.stored_proposals import StoredProposals
 
 IDS = ("000012", "a/b", "日本 é")
@@ -452,3 +452,19 @@ def test_damaged_files_never_leave_another_error(tmp_path: Path) -> None:
         warnings.simplefilter("error", RuntimeWarning)
         read, refused = fuzz(tmp_path, 600, seed=0)
     assert read > 50 and refused > 250  # both ends are met
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding"), [(16, "utf-8"), (4, "utf-16"), (17, "utf-16"), (18, "utf-32")]
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_names_in_any_encoding_and_order_of_bytes(kind: int, encoding: str, order: str) -> None:
+    name = "caf\u00e9 \u732b"
+    suffix = "" if encoding == "utf-8" else "-le" if order == "<" else "-be"
+    head = _Array(4, False, (1, len(name)), "", 0)
+    data = memoryview(name.encode(encoding + suffix))
+    assert _text(kind, data, head, order) == name
+
+
+def test_an_empty_element_is_an_array_of_numbers_without_any() -> None:
+    assert _array_head(memoryview(b""), "<") == _Array(6, False, (0, 0), "", 0)

@@ -400,3 +400,13 @@ def test_classify_refuses(classified: Path, sppdet: CommandLine, tmp_path: Path)
     assert status == 1 and "b.png: no such file or folder" in said
     status, _, said = sppdet("classify", classified, tmp_path, "--views", "20")
     assert status == 2 and "maps96" in said
+
+
+def test_a_call_that_looks_at_no_image_leaves_the_answers_alone(
+    sppdet: CommandLine, classified: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "answers.json"
+    file.write_text('[{"file": "a.png", "classes": []}]')
+    for run, image in ((tmp_path, tmp_path / "a.png"), (classified, tmp_path / "gone.png")):
+        assert sppdet("classify", run, image, "--json", file, "--device", "cpu")[0] == 1
+    assert json.loads(file.read_text()) == [{"file": "a.png", "classes": []}]

@@ -36,6 +36,7 @@ from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
 from sppdet.resizing import resized_to
 from sppdet.runs.artifacts import write_json
+from sppdet.runs.places import claim_folder
 from sppdet.runs.run import Reporter
 from sppdet.stages.model import choose_device
 from sppdet.types import Dataset, ImageArray
@@ -45,7 +46,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe scored: accuracy of every split, or the 11-point mAP of VOC's test set."""
+    """Scores of a probe: accuracy of every split, or the 11-point mAP of VOC's test set."""
 
     metric: str  # accuracy, or mAP (voc07)
     values: tuple[float, ...]
@@ -132,6 +133,7 @@ def probe(
         DataError: see the readers.
     """
     reporter = reporter or Reporter()
+    claim_folder(out, command="probe")
     features = Features(config, device=choose_device(device))
     if config.data.format == "voc":
         result = _probe_voc(config, features, reporter)

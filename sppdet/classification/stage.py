@@ -231,7 +231,7 @@ def _fingerprint(config: PretrainConfig, classifier: SppClassifier, data: list[s
 def _curves(
     run: Path, config: PretrainConfig, ranks: Ranks
 ) -> Iterator[Callable[[dict[str, float]], None]]:
-    """What draws an epoch's record as TensorBoard curves, where that is asked for."""
+    """Yield a function that adds an epoch's record to the TensorBoard curves, where they are asked for."""
     if not config.tensorboard or not ranks.is_first:
         yield lambda _: None
         return

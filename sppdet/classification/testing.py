@@ -20,7 +20,7 @@ from sppdet.classification.config import TestConfig, ViewSet, read_classifier_co
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count
-from sppdet.errors import ArtifactError, ConfigError, ImageError
+from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
 from sppdet.io.images import find_images, read_image
 from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
@@ -32,7 +32,7 @@ from sppdet.types import ImageArray
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a set of views scored; errors are parts of 1."""
+    """Accuracy of a set of views, as fractions, and its time."""
 
     views: ViewSet
     top1: float
@@ -44,12 +44,20 @@ class TestResult:
 def score_image(
     classifier: SppClassifier, image: ImageArray, views: ViewSet, config: TestConfig
 ) -> torch.Tensor:
-    """(K,) mean softmax of an image (H, W, 3) over a set of views."""
+    """(K,) mean softmax of an image (H, W, 3) over a set of views.
+
+    Raises:
+        DataError: a score isn't finite.
+    """
     chosen = views_of(views, config.side)
     if views.startswith("maps"):
-        return score_maps(classifier, image, chosen, crop=config.crop)
-    size = config.size or config.crop
-    return score_crops(classifier, image, chosen, crop=config.crop, size=size)
+        scores = score_maps(classifier, image, chosen, crop=config.crop)
+    else:
+        size = config.size or config.crop
+        scores = score_crops(classifier, image, chosen, crop=config.crop, size=size)
+    if not bool(torch.isfinite(scores).all()):
+        raise DataError("scores that aren't finite: are the classifier's weights the right ones?")
+    return scores
 
 
 def evaluate_classifier(
@@ -158,6 +166,10 @@ def classify_images(
         if isinstance(image, str):
             yield path, image
             continue
-        scores, order = score_image(classifier, image, views, test).sort(descending=True)
+        try:
+            scores, order = score_image(classifier, image, views, test).sort(descending=True)
+        except ImageError as error:
+            yield path, f"{path}: {error}"
+            continue
         names = [classifier.class_names[k] for k in order[:top].tolist()]
         yield path, list(zip(names, scores[:top].tolist(), strict=True))

@@ -91,16 +91,18 @@ def classify(
     if json_file is not None:
         check_answers_file(json_file)
     answers, failed = [], []
-    for path, found in classify_images(run, paths, views=views, top=top, device=device):
-        if isinstance(found, str):
-            failed.append(found)
-            continue
-        best = ", ".join(f"{name} {score:.3f}" for name, score in found)
-        print(printable(f"{path}: {best}"))
-        classes = [{"class": name, "score": score} for name, score in found]
-        answers.append({"file": escape_name(str(path)), "classes": classes})
-    if json_file is not None:
-        write_json(json_file, answers)
+    try:
+        for path, found in classify_images(run, paths, views=views, top=top, device=device):
+            if isinstance(found, str):
+                failed.append(found)
+                continue
+            best = ", ".join(f"{name} {score:.3f}" for name, score in found)
+            print(printable(f"{path}: {best}"))
+            classes = [{"class": name, "score": score} for name, score in found]
+            answers.append({"file": escape_name(str(path)), "classes": classes})
+    finally:  # also the answers before an error or a signal; none leave an earlier file alone
+        if json_file is not None and (answers or failed):
+            write_json(json_file, answers)
     if failed:
         total = len(answers) + len(failed)
         raise SppdetError(f"{len(failed)} of {total} images skipped; the first: {failed[0]}")

@@ -146,6 +146,7 @@ def propose(
     settings = load_config(config, overrides or ())
     start_libraries()
     from sppdet.runs.distributed import process_count
+    from sppdet.runs.places import claim_folder
     from sppdet.runs.run import Reporter
     from sppdet.stages.export_proposals import export_proposals
     from sppdet.stages.pipeline import train as run_stages
@@ -153,6 +154,8 @@ def propose(
     if process_count() > 1:
         raise ConfigError("propose: runs in one process; expected `train --until proposals`")
     folder = run or default_run(config)
+    if out is not None:
+        claim_folder(out, command="propose")
     reporter = Reporter(folder)
     run_stages(settings, folder, device="cpu", until="proposals", reporter=reporter)
     if out is not None:

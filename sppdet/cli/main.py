@@ -17,7 +17,7 @@ import traceback
 from sppdet.cli.process import state
 from sppdet.errors import SppdetError, one_line
 from sppdet.runs.environment import set_variables
-from sppdet.runs.signals import Stopped, stopping_signals
+from sppdet.runs.signals import Stopped, raise_if_requested, stopping_signals
 
 _INTERRUPTED = 130  # typer's status after Ctrl-C
 # what a signal that ends a command leaves behind, and how to resume
@@ -29,7 +29,7 @@ AFTER_A_SIGNAL = {
     "detect": "the results so far are kept; the same command does the rest",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",
-    "classify": "the answers so far are what is printed above",
+    "classify": "the answers so far are kept, in the file of --json too",
     "probe": "nothing is kept; the same command starts again",
     "download": "complete sets are kept; the same command fetches the rest",
     "demo": "the demo goes on from here by the same command",
@@ -80,6 +80,7 @@ def _call() -> None:
     except (SppdetError, OSError, MemoryError, ImportError) as error:
         if isinstance(error, ImportError) and not _is_opencv(error):
             raise
+        raise_if_requested()
         _drop_output()
         if state.debug:
             traceback.print_exc()

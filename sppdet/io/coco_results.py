@@ -169,18 +169,11 @@ class CocoResults:
             (score,) = _numbers([entry.get("score")], 1, f"{where}: score")
             box = (x, y, x + w, y + h)
             rows.add(number, image=image, category=category, score=score, box=box)
-        by_name = {name: label for label, name in enumerate(dataset.class_names, start=1)}
         # images without a detection are matched, too, so that their names aren't taken for others'
         keys = [*rows.images, *(self.images or {}).values()]
         try:
-            images = _meanings(
-                keys, ImageNames(dataset).match, lambda ids: rows_of_ids(ids, dataset, meaning)
-            )
-            labels = _meanings(
-                rows.classes,
-                lambda found: [by_name.get(name) for (name,) in found],
-                lambda ids: labels_of_ids(ids, dataset, meaning),
-            )
+            images = _image_rows(keys, dataset, meaning)
+            labels = _labels(rows.classes, dataset, meaning)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
         return rows.group(dataset, images=images, labels=labels)
@@ -189,9 +182,9 @@ class CocoResults:
         return _objects(self.entries, self.where)
 
     def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> Key:
-        image_id = entry.get("image_id")
         if self.images is not None:
-            return _look_up(image_id, self.images, f"{where}: image_id", "images")
+            return _look_up(entry.get("image_id"), self.images, f"{where}: image_id", "images")
+        image_id = _number_of(entry.get("image_id"), meaning.tables.images)
         is_id = not isinstance(image_id, str) or image_id in meaning.tables.images
         if meaning.forced and is_id and image_id is not None:
             return coco_id(image_id, "image_id", where)
@@ -199,13 +192,13 @@ class CocoResults:
             return (name,)
         if image_id is None:
             _refuse(f"{where}: image_id", None, "expected it or file_name")
-        key = coco_id(image_id, "image_id", where)
-        return key if is_id or not isinstance(key, str) else (key,)
+        return coco_id(image_id, "image_id", where)  # a text may be a name, too
 
     def _category(self, entry: _Entry, where: str, meaning: IdMeaning) -> Key:
-        category = entry.get("category_id")
         if self.categories is not None:
-            return _look_up(category, self.categories, f"{where}: category_id", "categories")
+            category_id, what = entry.get("category_id"), f"{where}: category_id"
+            return _look_up(category_id, self.categories, what, "categories")
+        category = _number_of(entry.get("category_id"), meaning.tables.categories)
         for key in ("category_name", "class"):
             if (name := _text(entry, key, where)) is not None:
                 return (name.strip(),)
@@ -216,17 +209,38 @@ class CocoResults:
         return coco_id(category, "category_id", where)
 
 
-def _meanings(
-    keys: Iterable[Key],
-    by_names: Callable[[list[Names]], list[int | None]],
-    by_ids: Callable[[list[CocoId]], Mapping[CocoId, int | None]],
-) -> dict[Key, int | None]:
-    distinct = dict.fromkeys(keys)
-    named = [key for key in distinct if isinstance(key, tuple)]
-    ids = [key for key in distinct if not isinstance(key, tuple)]
-    found: list[tuple[Key, int | None]] = list(zip(named, by_names(named), strict=True))
-    found += (by_ids(ids) if ids else {}).items()
-    return dict(found)
+def _number_of(value: Any, table: Mapping[CocoId, str]) -> Any:
+    """Read a text of digits, which other programs make of ids, as a number; else return the value.
+
+    "000012" can only be a name, and a text that the annotations know is their id.
+    """
+    if not isinstance(value, str) or value in table:
+        return value
+    is_number = value.isascii() and value.isdigit() and len(value) <= 18
+    return int(value) if is_number and str(int(value)) == value else value
+
+
+def _image_rows(keys: Iterable[Key], dataset: Dataset, meaning: IdMeaning) -> dict[Key, int | None]:
+    """Map each key of an image to its row: names of files, texts that are a name or an id, ids."""
+    distinct = list(dict.fromkeys(keys))
+    files = [key for key in distinct if isinstance(key, tuple)]
+    texts = [k for k in distinct if isinstance(k, str) and k not in meaning.tables.images]
+    matcher = ImageNames(dataset)
+    rows: dict[Key, int | None] = {}
+    rows |= zip(files, matcher.match(files, paths=True), strict=True)
+    rows |= zip(texts, matcher.match([(text,) for text in texts]), strict=True)
+    ids = [key for key in distinct if key not in rows and not isinstance(key, tuple)]
+    return rows | (rows_of_ids(ids, dataset, meaning) if ids else {})
+
+
+def _labels(keys: Iterable[Key], dataset: Dataset, meaning: IdMeaning) -> dict[Key, int | None]:
+    """Map each key of a class to its label."""
+    by_name = {name: label for label, name in enumerate(dataset.class_names, start=1)}
+    labels: dict[Key, int | None] = {
+        key: by_name.get(key[0]) for key in keys if isinstance(key, tuple)
+    }
+    ids = [key for key in keys if not isinstance(key, tuple)]
+    return labels | (labels_of_ids(ids, dataset, meaning) if ids else {})
 
 
 def _objects(entries: list[Any], prefix: str) -> Iterator[tuple[str, _Entry]]:

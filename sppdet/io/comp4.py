@@ -14,6 +14,7 @@ from sppdet.io.detection_rows import Key, Rows
 from sppdet.io.files import read_text
 from sppdet.io.image_names import ImageNames
 from sppdet.io.names import class_file_names, safe_id
+from sppdet.io.records import read_number
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
@@ -66,7 +67,7 @@ def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
     rows = Rows(folder)
     for label, path in _find_files(folder, dataset).items():
         rows.begin(f"{path}:")
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if line.strip():
                 name, (score, x1, y1, x2, y2) = _fields(line, f"{path}:{number}")
                 box = (x1 - 1, y1 - 1, x2, y2)
@@ -124,6 +125,6 @@ def _fields(line: str, where: str) -> tuple[str, list[float]]:
     if len(fields) != 5:
         raise DataError(f"{where}: {len(fields) + 1} fields, expected: id score x1 y1 x2 y2")
     try:
-        return name.strip(), [float(field) for field in fields]
+        return name.strip(), [read_number(field) for field in fields]
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None

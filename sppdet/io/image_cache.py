@@ -1,4 +1,4 @@
-"""Cache of image files: a restart decodes none again, and a run never mixes two states of one."""
+"""Cache of facts about image files: a restart decodes none again, a run mixes no two states of one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ImageCache:
         return len(self._known)
 
     def look(self, path: Path) -> ImageInfo:
-        """Look up `path`; read and decode it unless it is known and unchanged.
+        """Look up an image file, which is read and decoded unless it is known and unchanged.
 
         Raises:
             ImageError: there is no such file, it can't be decoded, has too many pixels, or its

@@ -47,7 +47,7 @@ class ImageNames:
                 self._by_file[parts[-1]].append(row)
                 self._by_stem[_stem(parts[-1])].append(row)
 
-    def match(self, wanted: Sequence[Sequence[str]]) -> list[int | None]:
+    def match(self, wanted: Sequence[Sequence[str]], *, paths: bool = False) -> list[int | None]:
         """Find the image that each of `wanted` means.
 
         The most specific names go first: ids, then the longest ends of paths, whole file names before
@@ -57,6 +57,7 @@ class ImageNames:
         Args:
             wanted: for each image of a file its names, the best first; a later one is only looked
                 at where those before match nothing.
+            paths: the names are of files, so that none is an id.
 
         Returns:
             A row of `dataset.images` for each, or None where no image has such a name.
@@ -72,12 +73,17 @@ class ImageNames:
             for k, names in enumerate(wanted):
                 if rows[k] is not None or rank >= len(names):
                     continue
-                if names[rank] in self._by_id:
-                    rows[k] = self._by_id[names[rank]]
-                    continue
-                parts = path_parts(names[rank])
+                name = names[rank]
+                parts = path_parts(name)
                 inexact, candidates = self._candidates(parts)
-                groups[inexact, -len(parts)][k] = names[rank], candidates
+                own = None if paths else self._by_id.get(name)
+                if own is None:
+                    groups[inexact, -len(parts)][k] = name, candidates
+                elif not candidates or own in candidates:
+                    rows[k] = own
+                else:  # the id of one image and the file name of another
+                    files = " or ".join(self._paths[row][-1] for row in (own, candidates[0]))
+                    ambiguous[k] = f"image {name!r} could be {files}"
             for _, group in sorted(groups.items()):
                 self._match_group(group, rows, taken, ambiguous)
         for k, problem in ambiguous.items():

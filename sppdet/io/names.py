@@ -44,9 +44,13 @@ def fit_name(name: str, suffix: str = "") -> str:
 
 
 def safe_id(name: str) -> str:
-    """Make a file name of any system: '/' becomes '__', other forbidden characters '_'."""
+    """Make `name` a file name on any system and a word of a line.
+
+    '/' becomes '__'; other forbidden characters, white space but for single spaces within the name, and
+    line separators become '_'.
+    """
     safe = re.sub(r"[/\\]+", "__", name)
-    safe = re.sub(r'[\x00-\x1f\x7f:*?"<>|]', "_", safe)
+    safe = re.sub(r'[\x00-\x1f\x7f:*?"<>|]|[^\S ]|^ | $|(?<= ) ', "_", safe)
     return f"_{safe}" if safe.startswith(".") or not safe else safe
 
 

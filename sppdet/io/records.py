@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sppdet.errors import AnnotationError, DataError
 
 FAR_PX = 1e9  # a coordinate that is not nearer to 0 can't be meant
+_NUMBER = re.compile(
+    r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf)", re.IGNORECASE
+)
 _FLAG_TEXTS = {"0": False, "false": False, "1": True, "true": True}
 
 
@@ -59,12 +63,26 @@ class Skips:
         self.lines.append(str(error))
 
 
+def read_number(text: str) -> float:
+    """Read a number in a file: decimal digits, where Python would also take 1_000 and other scripts'.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text!r:.40} is not a number")
+    return float(text)
+
+
 def stated_size(width: object, height: object) -> tuple[int, int] | None:
     """Read a size in an annotation, numbers or text; None unless both are integers > 0."""
     sides = []
     for value in (width, height):
         try:
-            side = float(value) if isinstance(value, int | float | str) else 0.0
+            if isinstance(value, str):
+                side = read_number(value)
+            else:
+                side = float(value) if isinstance(value, int | float) else 0.0
         except (ValueError, OverflowError):
             return None
         if not 0 < side < FAR_PX or side != int(side):

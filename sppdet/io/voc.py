@@ -28,6 +28,7 @@ from sppdet.io.records import (
     ObjectRecord,
     Skips,
     read_flag,
+    read_number,
     stated_size,
 )
 from sppdet.runs.artifacts import write_text
@@ -214,7 +215,7 @@ def _coordinate(bounds: ElementTree.Element, tag: str) -> float:
     if not text:
         raise ValueError(f"no <{tag}>")
     try:
-        value = float(text)
+        value = read_number(text)
     except ValueError:
         value = math.nan
     if not abs(value) < FAR_PX:
@@ -223,6 +224,9 @@ def _coordinate(bounds: ElementTree.Element, tag: str) -> float:
 
 
 def _read_flag(item: ElementTree.Element, tag: str) -> bool:
+    found = item.find(tag)
+    if found is not None and len(found):
+        raise ValueError(f"{tag} has elements in it, expected 0 or 1")
     text = _text(item, tag)
     return read_flag(None if text.lower() in ("", "unspecified") else text, tag)
 

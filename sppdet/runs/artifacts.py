@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.processes import place, start_of
+from sppdet.runs.signals import raise_if_requested
 
 if TYPE_CHECKING:  # `sppdet info` reads headers and JSON without waiting for torch
     import torch
@@ -146,6 +147,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; ArtifactError if it is missing or damaged, or has NaN."""
+    if path.exists() and not path.is_file():  # reading a FIFO would never end
+        raise ArtifactError(f"{path}: is no regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
@@ -210,6 +213,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise_if_requested()
         raise ArtifactError(f"{path}: damaged: {error}; {_WAY_OUT}") from None
     if facts is None:
         raise ArtifactError(
@@ -261,6 +265,7 @@ def read_header(path: Path) -> TensorHeader | None:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
             layout = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
     except (OSError, ValueError, SafetensorError, RecursionError):
+        raise_if_requested()
         return None
     if facts is None:
         return None

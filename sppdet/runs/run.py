@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sppdet.errors import ArtifactError, one_line
 from sppdet.runs.artifacts import read_json, remove_leftovers, write_json
 from sppdet.runs.distributed import Ranks
+from sppdet.runs.places import check_run_folder
 from sppdet.runs.processes import start_of
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Reporter:
     ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._idle = False
+        self.folder = folder
         self._log = folder / "log.jsonl" if folder else None
         self._timings = folder / "timings.json" if folder else None
 
@@ -129,13 +131,16 @@ def held_run(folder: Path, ranks: Ranks, reporter: Reporter | None) -> Iterator[
         `reporter`, or one of the folder's; in all processes but the first one that says nothing.
 
     Raises:
-        ArtifactError: another process is training in this folder.
+        ArtifactError: another process is training in this folder, or it has other files than a run's.
     """
     if not ranks.is_first:
         yield Reporter(quiet=True)
         return
+    check_run_folder(folder)
     with run_lock(folder):
         remove_leftovers(folder)
+        if reporter is not None and reporter.folder != folder:  # a run's folder is known by its log
+            Reporter(folder, quiet=True).log("run of another's log", log=str(reporter.folder))
         yield reporter or Reporter(folder)
 
 

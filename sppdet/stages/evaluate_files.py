@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from sppdet.config import Config, worker_count
-from sppdet.errors import DataError, shorten
+from sppdet.errors import ConfigError, DataError, shorten
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.detection_files import open_detections
 from sppdet.io.files import read_bytes
 from sppdet.io.image_ids import meaning_of
 from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
+from sppdet.runs.places import claim_folder
 from sppdet.runs.run import Reporter
 from sppdet.stages.evaluate import Metric, score, write_scores
 from sppdet.types import Dataset, EvalResult
@@ -45,6 +46,10 @@ def evaluate_files(
     """
     reporter = reporter or Reporter()
     config = load_config(config_path)
+    source = detections if detections.is_dir() else detections.parent
+    if source.exists() and out.exists() and source.samefile(out):
+        raise ConfigError(f"--out {out}: is the folder of --detections; expected another")
+    claim_folder(out, command="eval")
     opened = open_detections(detections)
     meaning = meaning_of(ids, config.data, split)
     dataset, classes = _read_set(config, split, opened.class_names(meaning))

@@ -11,6 +11,7 @@ from sppdet.errors import DataError
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.stored_proposals import file_name
 from sppdet.runs.artifacts import atomic_path
+from sppdet.runs.places import claim_folder
 from sppdet.runs.run import Reporter
 from sppdet.stages.pipeline import read_data
 from sppdet.stages.proposals import Proposer
@@ -20,7 +21,11 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     """Write the stored proposals as `<id>.npz` files with an array `boxes`, which load again.
 
     An id that can't be a file name has a file named by its digest, see `file_name`.
+
+    Raises:
+        ArtifactError: `out` has files that this hasn't written.
     """
+    claim_folder(out, command="propose")
     proposer = Proposer(config.proposals, config.store or run / "store")
     images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}

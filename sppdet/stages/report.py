@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sppdet.errors import printable
 from sppdet.evaluation.voc import monotone
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
@@ -103,7 +104,9 @@ def print_table(result: EvalResult, console: Console, *, signature: str = "") ->
         table.add_column(heading, justify="right", no_wrap=True)
     for one in result.classes:
         counts = (str(one.ground_truths), str(one.detections))
-        table.add_row(Text(one.name), _percent(one.ap), *counts)  # Text: no markup in names
+        table.add_row(
+            Text(printable(one.name)), _percent(one.ap), *counts
+        )  # Text: no markup in names
     console.print(table)
     if result.extra:
         numbers = Table("COCO", header_style="bold")
@@ -114,7 +117,7 @@ def print_table(result: EvalResult, console: Console, *, signature: str = "") ->
     headline = f"{metric_title(result)}: {_percent(result.mean_ap)} %"
     console.print(Text(headline, style="bold"), soft_wrap=True)
     if signature:
-        console.print(Text(signature), soft_wrap=True)
+        console.print(Text(printable(signature)), soft_wrap=True)
 
 
 def _percent(fraction: float) -> str:
