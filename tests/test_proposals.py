@@ -25,7 +25,7 @@ from sppdet.io.images import read_image
 from sppdet.io.stored_proposals import StoredProposals, file_name
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage, Boxes, ImageArray, Proposals
 
 CONFIG = ProposalsConfig(image_width=150, min_size=8)

@@ -20,6 +20,7 @@ from sppdet.config import available_cores
 from sppdet.errors import ConfigError, SppdetError, one_line, printable
 from sppdet.io.settings import load_config, load_settings
 from sppdet.runs.environment import set_threads
+from sppdet.runs.log import LOGGER, log_to_console
 from sppdet.runs.run import Reporter
 from sppdet.runs.signals import Stopped, stopping_signals
 from sppdet.version import __version__
@@ -175,7 +176,9 @@ def _start(
     _State.debug, _State.command = debug, context.invoked_subcommand or ""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log_to_console()
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT
     )  # broken images are reported by us
@@ -294,11 +297,10 @@ def propose(
         raise ConfigError("propose: runs in one process; expected `train --until proposals`")
     settings = load_config(config, overrides or ())
     folder = run or Path("runs") / config.stem
-    reporter = Reporter(folder)
-    run_stages(settings, folder, device="cpu", until="proposals", reporter=reporter)
+    run_stages(settings, folder, device="cpu", until="proposals")
     if out is not None:
         export_proposals(settings, folder, out)
-        reporter.say(f"boxes (xyxy, 0-based, half-open) are in {out}")
+        LOGGER.info("boxes (xyxy, 0-based, half-open) are in %s", out)
 
 
 @app.command()

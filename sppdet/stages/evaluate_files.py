@@ -16,7 +16,7 @@ from sppdet.io.files import read_bytes
 from sppdet.io.image_ids import meaning_of
 from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
-from sppdet.runs.run import Reporter
+from sppdet.runs.log import LOGGER
 from sppdet.stages.evaluate import Metric, score, write_scores
 from sppdet.types import Dataset, EvalResult
 from sppdet.version import __version__
@@ -30,7 +30,6 @@ def evaluate_files(
     split: str,
     metric: Metric | None,
     ids: str | None = None,
-    reporter: Reporter | None = None,
 ) -> EvalResult:
     """Score detections made elsewhere into `out`.
 
@@ -43,14 +42,13 @@ def evaluate_files(
         detections: see `open_detections`.
         ids: what numbers of images mean, see `meaning_of`; None for what is certain alone.
     """
-    reporter = reporter or Reporter()
     config = load_config(config_path)
     opened = open_detections(detections)
     meaning = meaning_of(ids, config.data, split)
     dataset, classes = _read_set(config, split, opened.class_names(meaning))
     for line in dataset.skipped:
-        reporter.say(f"skipped: {line}", "skipped")
-    reporter.say(f"{len(dataset.class_names)} classes: {classes}")
+        LOGGER.info("skipped: %s", line)
+    LOGGER.info("%d classes: %s", len(dataset.class_names), classes)
     found = opened.detections(dataset, meaning)
     result = score(dataset, found, metric=metric or config.eval.metric)
     parts = [
@@ -66,7 +64,6 @@ def evaluate_files(
         out,
         signature="|".join(parts),
         split=split,
-        reporter=reporter,
     )
     return result
 

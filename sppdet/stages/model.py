@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -37,6 +37,10 @@ class ModelFiles:
         self.svm = run / "model" / "svm.safetensors"
         self.bbox = run / "model" / "bbox.safetensors"
         self.sealed = run / "model" / "trained.json"
+
+    def of(self, part: Literal["head", "svm", "bbox"]) -> Path:
+        """The file of a trained part."""
+        return {"head": self.head, "svm": self.svm, "bbox": self.bbox}[part]
 
     def fingerprint(self) -> list[str | None]:
         """Fingerprint and checksum of every part; None for one that isn't there or is damaged."""
