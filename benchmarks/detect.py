@@ -45,8 +45,8 @@ from sppdet.io.images import find_images, read_image
 from sppdet.runs.environment import set_threads
 from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
-from sppdet.stages.maps import MapSource
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.map_source import MapSource
+from sppdet.stages.proposer import Proposer
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.splits import read_split
 from sppdet.runs.environment import set_threads
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.types import Dataset, Detections
 
 SIDES = ("plain", "changed")

@@ -37,7 +37,7 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import find_images, read_image
 from sppdet.parallel import multiplying_in
 from sppdet.runs.environment import set_threads
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.types import Boxes, ImageArray
 
 LEVELS = (6, 3, 2, 1)

@@ -27,7 +27,6 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.splits import read_split
 from sppdet.runs.environment import set_threads
-from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
 
@@ -47,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for text in args.ranks.split(","):
             copy = with_ranks(args.run, text, Path(temporary))
-            result = evaluate_run(copy, "test", device="cpu", reporter=Reporter(quiet=True))
+            result = evaluate_run(copy, "test", device="cpu")
             seconds = fc_seconds(copy, args.count)
             print(f"| {text} | {100 * result.mean_ap:.1f} | {seconds:.3f} |", flush=True)
             report.append({"ranks": text, "mAP": result.mean_ap, "fc": seconds})

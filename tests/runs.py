@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from sppdet.classification.stage import pretrain
 from sppdet.config import Config
 from sppdet.demo.set import make_demo_set
 from sppdet.io.settings import load_config, load_settings
+from sppdet.runs.log import ConsoleHandler, handler_added
 from sppdet.runs.run import Reporter
-from sppdet.stages.pipeline import Stage, train
+from sppdet.stages.context import Stage
+from sppdet.stages.pipeline import train
 from sppdet.types import EvalResult
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -77,6 +80,7 @@ main()
 # Command lines in forks of one process, which imports everything once.
 FORKS = """
 import json, sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from campaigns.fork import start, warm_up
 from runs import KILLED
@@ -150,9 +154,14 @@ def train_quietly(
     """Train in the folder `run`; returns the evaluation and what was said."""
     said = io.StringIO()
     config = settings if isinstance(settings, Config) else load_config(settings, overrides)
-    reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
-    result = train(config, run, device="cpu", until=until, reporter=reporter)
+    with printed_to(said):
+        result = train(config, run, device="cpu", until=until)
     return result, said.getvalue()
+
+
+def printed_to(file: io.StringIO) -> AbstractContextManager[None]:
+    """Print the messages of a block into a file as the command line prints them."""
+    return handler_added(ConsoleHandler(Console(file=file, width=200, soft_wrap=True)))
 
 
 def torchrun(

@@ -23,10 +23,9 @@ from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.regions import Extractor
 from sppdet.io.image_cache import ImageCache
-from sppdet.runs.run import Reporter
-from sppdet.stages.maps import MapSource
+from sppdet.stages.map_source import MapSource
 from sppdet.stages.material import Material
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, ImageArray
 
 NAMES = tuple(SHAPES)
@@ -207,7 +206,6 @@ def make_world(
         folder=folder,
         seed=seed,
         checkpoint_seconds=checkpoint_seconds,
-        reporter=Reporter(folder, quiet=True),
     )
     return World(list(given), material, folder)
 

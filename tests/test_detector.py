@@ -26,8 +26,8 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import compute_type
 from sppdet.stages.detector import Detector
-from sppdet.stages.maps import MapSource
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.map_source import MapSource
+from sppdet.stages.proposer import Proposer
 from sppdet.types import Boxes, FeatureMaps, ImageArray, Proposals
 
 NAMES = ("cat", "dog", "zebra")

@@ -18,8 +18,8 @@ from sppdet.features.backbones import Backbone
 from sppdet.io.digests import FileDigests
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic
-from sppdet.stages.maps import MapSource
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.map_source import MapSource
+from sppdet.stages.proposer import Proposer
 
 
 def digests_of(root: Path, cache: FileDigests | None = None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from sppdet.detection.detect import Classifiers
 from sppdet.errors import ArtifactError, ConfigError, TrainingError, WeightsError
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.runs.run import Reporter, read_timings
+from sppdet.runs.log import read_timings, timed
 from sppdet.stages.detector import load_detector
 from sppdet.stages.model import save_classifiers
 from sppdet.stages.model_files import ModelFiles, read_run_config
@@ -215,7 +215,7 @@ def test_timings_of_another_shape_are_begun_again(
 ) -> None:
     path = tmp_path / "timings.json"
     path.write_text(content)
-    with caplog.at_level(logging.WARNING), Reporter(tmp_path).stage("svm"):
+    with caplog.at_level(logging.WARNING), timed(tmp_path, "svm"):
         pass
     assert [r.getMessage().split(": ")[0] for r in caplog.records] == [str(path)]
     assert list(read_timings(path)) == ["svm"]

@@ -262,7 +262,7 @@ def test_a_rate_that_is_too_great(classifier_settings: Path, tmp_path: Path) -> 
 
 
 def test_two_at_once(classifier_settings: Path, tmp_path: Path, sppdet: CommandLine) -> None:
-    from sppdet.runs.run import run_lock
+    from sppdet.runs.lock import run_lock
 
     with run_lock(tmp_path):
         status, _, said = sppdet("pretrain", classifier_settings, "--run", tmp_path)

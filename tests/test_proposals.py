@@ -27,7 +27,7 @@ from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.opencv_engine import _search
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage, Boxes, ImageArray, Proposals
 
 CONFIG = ProposalsConfig(image_width=150, min_size=8)

@@ -14,10 +14,9 @@ from runs import contents
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.features.backbones import Backbone
 from sppdet.proposals.selective_search import selective_search
-from sppdet.runs.run import Reporter
 from sppdet.stages.map_memory import MapMemory
-from sppdet.stages.maps import MapSource
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.map_source import MapSource
+from sppdet.stages.proposer import Proposer
 from sppdet.types import FeatureMaps, ImageArray
 from stages import (
     CANONICAL,
@@ -67,8 +66,7 @@ def assert_equal(found: FeatureMaps, expected: FeatureMaps) -> None:
 
 def fill(world: World, positions: list[int], *, mirrored: bool) -> int:
     images = [world.material.dataset.images[i] for i in positions]
-    reporter = Reporter(quiet=True)
-    return world.maps.fill(images, mirrored=mirrored, workers=2, reporter=reporter)
+    return world.maps.fill(images, mirrored=mirrored, workers=2)
 
 
 @pytest.mark.parametrize("store", [False, True])
@@ -153,7 +151,6 @@ def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int
         world.material.dataset.images,
         world.material.images,
         workers=workers,
-        reporter=Reporter(quiet=True),
         label="all",
     )
 
@@ -204,9 +201,7 @@ def test_images_of_one_id_and_other_settings_stay_apart(tiny: Backbone, tmp_path
 def test_the_measured_coverage(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     proposer = world.material.proposer
-    found = proposer.measure(
-        world.material.dataset, world.material.images, reporter=Reporter(quiet=True)
-    )
+    found = proposer.measure(world.material.dataset, world.material.images)
     best = [
         max(slow_iou(box, proposal) for proposal in scene.proposals)
         for scene in world.scenes

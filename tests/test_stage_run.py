@@ -21,10 +21,9 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.artifacts import write_tensors
-from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
-from sppdet.stages.maps import MapSource
+from sppdet.stages.map_source import MapSource
 from sppdet.types import ImageArray
 from stages import (
     CANONICAL,
@@ -250,7 +249,7 @@ def test_the_average_precision_of_other_images(run: Path, root: Path) -> None:
     copy = Path(shutil.copytree(run, root.parent / f"{run.name}-copy"))
     settings["data"] |= {"root": [str(other)], "test": ["all"]}
     (copy / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    result = evaluate_run(copy, "test", reporter=Reporter(quiet=True))
+    result = evaluate_run(copy, "test")
     found = result_files(copy / "eval" / "test")
     expected = [slow_ap(found, given, label) for label in (1, 2, 3)]
     assert 0.2 < np.mean(expected) < 0.8

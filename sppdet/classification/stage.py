@@ -42,7 +42,7 @@ from sppdet.runs.artifacts import (
 )
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.run import Reporter, held_run
-from sppdet.stages.maps import weights_digest
+from sppdet.stages.map_source import weights_digest
 from sppdet.stages.model import choose_device
 
 _VALIDATION_BATCH = 32  # images

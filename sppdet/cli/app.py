@@ -11,6 +11,7 @@ from sppdet.cli import classifier, detector, tools
 from sppdet.cli.options import MAX_THREADS
 from sppdet.cli.process import state
 from sppdet.errors import one_line
+from sppdet.runs.log import log_to_console
 from sppdet.version import __version__
 
 app = typer.Typer(
@@ -71,4 +72,6 @@ def _start(
     state.command = context.invoked_subcommand or ""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log_to_console()

@@ -146,8 +146,8 @@ def propose(
     settings = load_config(config, overrides or ())
     start_libraries()
     from sppdet.runs.distributed import process_count
+    from sppdet.runs.log import LOGGER
     from sppdet.runs.places import claim_folder
-    from sppdet.runs.run import Reporter
     from sppdet.stages.export_proposals import export_proposals
     from sppdet.stages.pipeline import train as run_stages
 
@@ -156,8 +156,7 @@ def propose(
     folder = run or default_run(config)
     if out is not None:
         claim_folder(out, command="propose")
-    reporter = Reporter(folder)
-    run_stages(settings, folder, device="cpu", until="proposals", reporter=reporter)
+    run_stages(settings, folder, device="cpu", until="proposals")
     if out is not None:
         export_proposals(settings, folder, out)
-        reporter.say(f"boxes (xyxy, 0-based, half-open) are in {out}")
+        LOGGER.info("boxes (xyxy, 0-based, half-open) are in %s", out)

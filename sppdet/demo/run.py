@@ -64,7 +64,7 @@ def run_demo(
         [f"data.root={root}", f"backbone.weights={backbone}", f"seed={seed}", *overrides],
     )
     _train_backbone(backbone, config, epochs=backbone_epochs, reporter=reporter)
-    result = train(config, out / "run", device="cpu", reporter=reporter)
+    result = train(config, out / "run", device="cpu")
     if result is None:
         raise ValueError("the demo's settings name no test set")
 

@@ -13,7 +13,7 @@ from sppdet.errors import ArtifactError, ConfigError, DataError
 from sppdet.folders.journal import Journal, digest_of
 from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, Format, Item, Plan
 from sppdet.runs.artifacts import atomic_path
-from sppdet.runs.run import run_lock
+from sppdet.runs.lock import folder_lock
 
 # what may be wrong with one file's name or place; anything else, such as a full disk, is wrong for all
 _OF_ONE_FILE = {
@@ -117,7 +117,7 @@ def open_outputs(folder: Path, plan: Plan, formats: Sequence[Format]) -> Iterato
     _check_place(folder, tops, plan)
     _check_links(folder, tops, plan, formats)
     _make(folder)
-    with run_lock(folder, name=".sppdet-detect.lock", doing="writing"):
+    with folder_lock(folder, name=".sppdet-detect.lock", doing="writing"):
         outputs = Outputs(folder, formats)
         try:
             outputs.check(plan.items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 from sppdet.boxes import box_iou, encode_deltas
 from sppdet.config import BboxConfig, SvmConfig
 from sppdet.detection.detect import Regressors
+from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
 from sppdet.runs.distributed import Tensors
+from sppdet.runs.log import LOGGER, event, track
+from sppdet.stages.context import Context
 from sppdet.stages.material import Material, feature_scale
+from sppdet.stages.model import save_regressors
 from sppdet.training.bbox import fit_box_regressor
 from sppdet.types import Boxes
 
@@ -27,6 +32,41 @@ class _Examples:
     position: int
     boxes: Boxes
     targets: Boxes
+
+
+def train_regressors(context: Context) -> bool:
+    """Fit the box regressors that are due, then mark the model as trained.
+
+    Returns:
+        False if the regressors were there already.
+    """
+    trained = _train_and_save(context)
+    context.material.maps.keep_in_memory(None)
+    if context.ranks.is_first:
+        data = dataset_digest(context.training_set, context.images)
+        arithmetic = context.material.maps.arithmetic
+        context.files.seal(context.config, training_data=data, arithmetic=arithmetic)
+        shutil.rmtree(context.run / "state", ignore_errors=True)  # no stage is unfinished any more
+    context.ranks.wait()  # the others evaluate what is sealed
+    return trained
+
+
+def _train_and_save(context: Context) -> bool:
+    config, path = context.config, context.files.bbox
+    if config.bbox is None:
+        if context.ranks.is_first:
+            path.unlink(missing_ok=True)
+        return True
+    if not context.is_due("bbox"):
+        return False
+    made_by, material = context.plan.made_by["bbox"], context.material
+    width = material.extractor.width(config.bbox.layer, material.maps.channels)
+    regressors = train_box_regressors(
+        material, config.bbox, config.svm, width=width, made_by=made_by
+    )
+    if context.ranks.is_first:
+        save_regressors(path, regressors, made_by=made_by)
+    return True
 
 
 def train_box_regressors(
@@ -46,22 +86,19 @@ def train_box_regressors(
     found = _find_examples(material, config)
     there = [n for k, n in enumerate(names) if is_intact(_path(material, k), made_by)]
     if there:
-        material.reporter.say(f"bbox: going on after {', '.join(there)}")
+        LOGGER.info("bbox: going on after %s", ", ".join(there))
     own = material.ranks.share(range(len(names)))
     fitted = (_fitted(material, k, found[k], config, scale, width, made_by) for k in own)
     results = material.ranks.in_turn(fitted, len(names), lambda made: made)
     for k, (name, made) in enumerate(zip(names, results, strict=True)):
         examples, left = made["facts"].tolist()
         if not examples:
-            material.reporter.say(f"bbox: {name}: no example; its boxes stay as proposed")
+            LOGGER.info("bbox: %s: no example; its boxes stay as proposed", name)
             continue
         weights[k], biases[k] = made["weight"], made["bias"]
-        material.reporter.say(
-            f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left",
-            "bbox trained",
-            class_name=name,
-            examples=int(examples),
-        )
+        text = f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left"
+        extra = event("bbox trained", class_name=name, examples=int(examples))
+        LOGGER.info("%s", text, extra=extra)
     device = material.maps.device
     return Regressors(config.layer, weights.to(device), biases.to(device))
 
@@ -149,7 +186,7 @@ def _features(
     width: int,
 ) -> torch.Tensor:
     """(N, width) scaled features of the examples."""
-    sights = material.reporter.track(
+    sights = track(
         material.sights([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
     )
     count, device = sum(len(e.boxes) for e in examples), material.maps.device

@@ -19,7 +19,7 @@ from sppdet.io.images import read_image
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.weights import check_types
 from sppdet.setting_types import MAX_PIXELS
-from sppdet.stages.maps import MapSource
+from sppdet.stages.map_source import MapSource
 from sppdet.stages.model import (
     choose_device,
     read_backbone,
@@ -28,7 +28,7 @@ from sppdet.stages.model import (
     read_regressors,
 )
 from sppdet.stages.model_files import ModelFiles, read_run_config
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.tensor_types import TensorType
 from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals
 

@@ -25,11 +25,13 @@ from sppdet.parallel import in_flight, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.items import ItemStore
-from sppdet.runs.run import Reporter
+from sppdet.runs.log import LOGGER, consoles, event, log_file, timed, track
+from sppdet.stages.context import Context
+from sppdet.stages.data import log_skipped
 from sppdet.stages.detector import Detector, load_detector
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.stages.report import print_table, write_curves, write_metrics
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
@@ -43,48 +45,59 @@ def evaluate_run(
     *,
     metric: Metric | None = None,
     device: str = "auto",
-    reporter: Reporter | None = None,
-    ranks: Ranks | None = None,
 ) -> EvalResult:
     """Detect in every image of a split and score the detections into `run/eval/<split>/<metric>`.
 
     Detections are kept, so that another metric needs no second detection. Under `torchrun` all
     processes detect, each in its share of the images; the first one writes the scores.
-
-    Args:
-        ranks: the processes that this one has joined already.
     """
-    if ranks is None:
-        with joined_ranks(choose_device(device)) as ranks:
-            return evaluate_run(run, split, metric=metric, reporter=reporter, ranks=ranks)
-    reporter = (reporter or Reporter(run)) if ranks.is_first else Reporter(quiet=True)
+    with joined_ranks(choose_device(device)) as ranks:
+        read_run_config(run)  # before anything is logged into a folder that is no run
+        with log_file(run, ranks), timed(run, "evaluate", write=ranks.is_first) as timing:
+            result, timing.cached = evaluate_split(run, split, metric=metric, ranks=ranks)
+        return result
+
+
+def evaluate_split(
+    run: Path, split: str, *, metric: Metric | None = None, ranks: Ranks
+) -> tuple[EvalResult, bool]:
+    """Evaluate as `evaluate_run` does, among processes that have joined.
+
+    Returns:
+        The result, and whether all detections were there already.
+    """
     config = read_run_config(run)
     folder = run / "eval" / safe_id(split)
-    with reporter.stage("evaluate"):
-        detector = load_detector(run, device=ranks.device)
-        with ranks.first_goes_first():
-            images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
-            names, workers = detector.class_names, worker_count(config.workers)
-            dataset = read_split(config.data, split, names, images, workers=workers)
-            if ranks.is_first:
-                images.save(run / "images.json")
-        detections = _detect_all(run, config, detector, dataset, images, ranks, reporter)
-        metric = metric or config.eval.metric
-        result = score(dataset, detections, metric=metric)
+    detector = load_detector(run, device=ranks.device)
+    with ranks.first_goes_first():
+        images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
+        names, workers = detector.class_names, worker_count(config.workers)
+        dataset = read_split(config.data, split, names, images, workers=workers)
         if ranks.is_first:
-            train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
-            write_scores(
-                result,
-                config.data,
-                dataset,
-                detections,
-                folder,
-                signature=signature(config, train=train, test=test),
-                split=split,
-                reporter=reporter,
-            )
-    reporter.say(f"reports are in {folder}")
-    return result
+            images.save(run / "images.json")
+    detections, new = _detect_all(run, config, detector, dataset, images, ranks)
+    result = score(dataset, detections, metric=metric or config.eval.metric)
+    if ranks.is_first:
+        train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
+        write_scores(
+            result,
+            config.data,
+            dataset,
+            detections,
+            folder,
+            signature=signature(config, train=train, test=test),
+            split=split,
+        )
+    LOGGER.info("reports are in %s", folder)
+    return result, new == 0
+
+
+def evaluate(context: Context) -> bool:
+    """Evaluate the test set; returns False if all detections were there already."""
+    result, cached = evaluate_split(context.run, "test", ranks=context.ranks)
+    context.result = result
+    log_skipped((context.training_set, context.test_set))
+    return not cached
 
 
 def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:
@@ -103,17 +116,18 @@ def write_scores(
     *,
     signature: str,
     split: str,
-    reporter: Reporter,
 ) -> None:
     """Print the table and write all reports of a split's scores.
 
     The table comes first, then `metrics.json`: whatever can't be written, the number is there. The
     detections go into `folder`, the reports of a metric into its subfolder.
     """
-    print_table(result, reporter.console, signature=signature)
+    for console in consoles():
+        print_table(result, console, signature=signature)
     own = folder / result.metric
     write_metrics(result, own, signature=signature)
-    reporter.log("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
+    facts = event("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
+    LOGGER.debug("evaluated %s", split, extra=facts)
     image_ids, category_ids = ids_to_write(tables_of_split(data, split), dataset)
     write_coco_results(
         folder / "coco_results.json",
@@ -135,9 +149,12 @@ def _detect_all(
     dataset: Dataset,
     images: ImageCache,
     ranks: Ranks,
-    reporter: Reporter,
-) -> dict[str, Detections]:
-    """Detections of every image by its id, in the run's store where they are there already."""
+) -> tuple[dict[str, Detections], float]:
+    """Detect in every image that isn't in the run's store.
+
+    Returns:
+        All detections by the image's id, and the number of images that all processes detected in.
+    """
     proposer = Proposer(config.proposals, config.store or run / "store")
     made_by = fingerprint(
         "detections",
@@ -176,9 +193,7 @@ def _detect_all(
     prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
     due = zip(own, prepared, strict=True)
     done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
-    new = sum(reporter.track(done, total=len(own), label=f"detecting, {dataset.name}"))
-    if sum(ranks.sums([new])) == 0:
-        reporter.nothing_done()
+    new = sum(track(done, total=len(own), label=f"detecting, {dataset.name}"))
     detections = {}
     for image in dataset.images:
         found = _stored(store, image, images.digest(image.path), names)
@@ -186,7 +201,7 @@ def _detect_all(
             maps = detector.maps.compute(detector.maps.scaled(images.read(image.path)))
             found = found_in(image, proposer.of_image(image, images), maps)
         detections[image.id] = found
-    return detections
+    return detections, ranks.sums([new])[0]
 
 
 def _expected(found: Types) -> Types:

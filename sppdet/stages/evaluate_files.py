@@ -16,8 +16,8 @@ from sppdet.io.files import read_bytes
 from sppdet.io.image_ids import meaning_of
 from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
+from sppdet.runs.log import LOGGER
 from sppdet.runs.places import claim_folder
-from sppdet.runs.run import Reporter
 from sppdet.stages.evaluate import Metric, score, write_scores
 from sppdet.types import Dataset, EvalResult
 from sppdet.version import __version__
@@ -31,7 +31,6 @@ def evaluate_files(
     split: str,
     metric: Metric | None,
     ids: str | None = None,
-    reporter: Reporter | None = None,
 ) -> EvalResult:
     """Score detections made elsewhere into `out`.
 
@@ -44,7 +43,6 @@ def evaluate_files(
         detections: see `open_detections`.
         ids: what numbers of images mean, see `meaning_of`; None for what is certain alone.
     """
-    reporter = reporter or Reporter()
     config = load_config(config_path)
     source = detections if detections.is_dir() else detections.parent
     if source.exists() and out.exists() and source.samefile(out):
@@ -54,8 +52,8 @@ def evaluate_files(
     meaning = meaning_of(ids, config.data, split)
     dataset, classes = _read_set(config, split, opened.class_names(meaning))
     for line in dataset.skipped:
-        reporter.say(f"skipped: {line}", "skipped")
-    reporter.say(f"{len(dataset.class_names)} classes: {classes}")
+        LOGGER.info("skipped: %s", line)
+    LOGGER.info("%d classes: %s", len(dataset.class_names), classes)
     found = opened.detections(dataset, meaning)
     result = score(dataset, found, metric=metric or config.eval.metric)
     parts = [
@@ -71,7 +69,6 @@ def evaluate_files(
         out,
         signature="|".join(parts),
         split=split,
-        reporter=reporter,
     )
     return result
 

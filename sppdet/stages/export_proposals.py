@@ -12,9 +12,8 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.stored_proposals import file_name
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.places import claim_folder
-from sppdet.runs.run import Reporter
-from sppdet.stages.pipeline import read_data
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.data import read_datasets
+from sppdet.stages.proposer import Proposer
 
 
 def export_proposals(config: Config, run: Path, out: Path) -> None:
@@ -29,7 +28,7 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     proposer = Proposer(config.proposals, config.store or run / "store")
     images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}
-    for dataset in read_data(config, images, reporter=Reporter()):
+    for dataset in read_datasets(config, images):
         for image in dataset.images if dataset is not None else ():
             digest = images.digest(image.path)
             if digests.setdefault(image.id, digest) != digest:

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.config import FinetuneConfig
-from sppdet.features.head import Head, standardise
+from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Ranks
+from sppdet.runs.log import LOGGER, event, track
+from sppdet.stages.context import Context
 from sppdet.stages.material import Material
+from sppdet.stages.model import read_head, save_head
 from sppdet.training.finetune import (
     FineTuner,
     Pool,
@@ -25,6 +28,32 @@ from sppdet.training.finetune import (
 from sppdet.training.finetune_pools import PoolMaker
 
 _MOST_VALIDATION_WINDOWS = 8192
+
+
+def train_head(context: Context) -> bool:
+    """Fine-tune the fully connected layers where that is asked for; returns False if they were there."""
+    config, ranks, files = context.config, context.ranks, context.files
+    initial, context.initial_head = context.initial_head, None  # freed once it is tuned in place
+    if config.head is None or initial is None:
+        if ranks.is_first:
+            files.head.unlink(missing_ok=True)
+        return True
+    made_by, trained = context.plan.made_by["head"], True
+    if config.finetune is None:
+        if ranks.is_first and "head" in context.plan.due:
+            save_head(files.head, initial.eval().requires_grad_(False), made_by=made_by)
+    elif trained := context.is_due("head"):
+        pretrained = pretrained_fc(context.backbone, config.head) is not None
+        tuned = finetune(
+            context.material, initial, config.finetune, pretrained=pretrained, made_by=made_by
+        )
+        if ranks.is_first:
+            save_head(files.head, tuned, made_by=made_by)
+    ranks.wait()  # the others read it
+    classes = len(context.training_set.class_names)
+    head = read_head(files.head, context.backbone, config, classes=classes).to(ranks.device)
+    context.material = context.material.with_head(head)
+    return trained
 
 
 def finetune(
@@ -50,12 +79,11 @@ def finetune(
     if checkpoint := read_checkpoint(path, made_by):
         state, about = checkpoint
         tuner.restore(state, Progress(**about))
-        material.reporter.say(
-            f"finetune: going on after batch {tuner.progress.batch} of {config.batches}"
-        )
+        text = "finetune: going on after batch %d of %d"
+        LOGGER.info(text, tuner.progress.batch, config.batches)
     ranks.wait()  # all have read the checkpoint before the first writes the next
     saved = time.monotonic()
-    ticks = material.reporter.track(
+    ticks = track(
         _ticks(material, tuner, training, config), total=config.batches, label="fine-tuning"
     )
     said = 0
@@ -64,12 +92,12 @@ def finetune(
             continue
         for record in tuner.history[said:]:
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            material.reporter.say(f"finetune: {text}", "finetune", **record)
+            LOGGER.info("finetune: %s", text, extra=event("finetune", **record))
         said = len(tuner.history)
         if ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
             write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
             saved = time.monotonic()
-    material.reporter.say(f"finetune: kept the snapshot after batch {tuner.progress.best_batch}")
+    LOGGER.info("finetune: kept the snapshot after batch %d", tuner.progress.best_batch)
     return tuner.best_head()
 
 

@@ -19,9 +19,9 @@ from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, Tensors
-from sppdet.runs.run import Reporter
-from sppdet.stages.maps import MapSource
-from sppdet.stages.proposals import Proposer
+from sppdet.runs.log import track
+from sppdet.stages.map_source import MapSource
+from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
 
 T = TypeVar("T")
@@ -52,7 +52,6 @@ class Material:
     folder: Path
     seed: int
     checkpoint_seconds: float
-    reporter: Reporter
     ranks: Ranks = field(default_factory=Ranks)
 
     def fingerprint(self) -> str:
@@ -99,7 +98,7 @@ class Material:
         """
         own = map(compute, self.sights(self.ranks.share(positions)))
         found = self.ranks.in_turn(own, len(positions), pick)
-        return self.reporter.track(found, total=len(positions), label=label)
+        return track(found, total=len(positions), label=label)
 
     def state_path(self, stage: str) -> Path:
         """Where an unfinished stage keeps its checkpoint."""

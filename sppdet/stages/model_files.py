@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sppdet.config import Config
 from sppdet.errors import ArtifactError, ConfigError
@@ -24,6 +24,10 @@ class ModelFiles:
         self.svm = run / "model" / "svm.safetensors"
         self.bbox = run / "model" / "bbox.safetensors"
         self.sealed = run / "model" / "trained.json"
+
+    def of(self, part: Literal["head", "svm", "bbox"]) -> Path:
+        """The file of a trained part."""
+        return {"head": self.head, "svm": self.svm, "bbox": self.bbox}[part]
 
     def fingerprint(self) -> list[str | None]:
         """Fingerprint and checksum of every part; None for one that isn't there or is damaged."""

@@ -1,78 +1,78 @@
-"""What the trained parts of a model are made of, which is known before any of them is trained."""
+"""Fingerprints of a model's parts, known before any of them is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from sppdet.config import Config
+from sppdet.config import Config, Layer
 from sppdet.features.head import Head
 from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.runs.artifacts import fingerprint, is_intact
-from sppdet.stages.maps import weights_digest
+from sppdet.stages.map_source import weights_digest
 from sppdet.stages.material import Material
 from sppdet.stages.model_files import ModelFiles
 from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
 from sppdet.training.svm import VERSION as SVM_VERSION
 
+Part = Literal["head", "svm", "bbox"]
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The fingerprints of the parts; None for one that the settings leave out."""
+    """The parts of the model that the settings ask for, by the fingerprint of their inputs."""
 
-    head: str | None
-    svm: str
-    bbox: str | None
-    due: frozenset[str]  # the parts that are missing, damaged, or made of something else
+    made_by: Mapping[Part, str]
+    due: frozenset[Part]  # missing, damaged, or made from something else
 
     @classmethod
-    def of(cls, config: Config, material: Material, start: Head | None, files: ModelFiles) -> Plan:
-        """By the settings, the material and the fully connected layers before fine-tuning."""
-        of_material = material.fingerprint()
-        head = None if start is None else _head(config, of_material, start)
+    def of(
+        cls, config: Config, material: Material, initial_head: Head | None, files: ModelFiles
+    ) -> Plan:
+        """Plan by the settings, the training data and the head before fine-tuning."""
+        inputs = material.fingerprint()
+        made_by: dict[Part, str] = {}
+        if initial_head is not None:
+            made_by["head"] = _head(config, inputs, initial_head)
 
-        def below(layer: str) -> str:
-            return "" if layer == "pool5" or head is None else head
+        def below(layer: Layer) -> str:
+            return "" if layer == "pool5" else made_by.get("head", "")
 
-        svm = fingerprint(
+        made_by["svm"] = fingerprint(
             "svm",
             SVM_VERSION,
             SPP_VERSION,
             config.svm.model_dump(exclude={"layer"}),
             config.svm_layer(),
             below(config.svm_layer()),
-            of_material,
+            inputs,
         )
-        bbox = None
         if config.bbox is not None:
-            bbox = fingerprint(
+            made_by["bbox"] = fingerprint(
                 "bbox",
                 BBOX_VERSION,
                 SPP_VERSION,
                 config.bbox.model_dump(),
                 config.svm.model_dump(include={"target_norm", "norm_images", "norm_windows"}),
                 below(config.bbox.layer),
-                of_material,
+                inputs,
             )
-        wanted = {"head": (head, files.head), "svm": (svm, files.svm), "bbox": (bbox, files.bbox)}
-        due = frozenset(
-            part
-            for part, (made_by, path) in wanted.items()
-            if made_by is not None and not is_intact(path, made_by)
-        )
-        return cls(head, svm, bbox, due)
+        due = (part for part, digest in made_by.items() if not is_intact(files.of(part), digest))
+        return cls(made_by, frozenset(due))
 
 
-def _head(config: Config, of_material: str, start: Head) -> str:
+def _head(config: Config, inputs: str, initial: Head) -> str:
     assert config.head is not None
     if config.finetune is None:
-        return fingerprint("head", weights_digest(start))
+        return fingerprint("head", weights_digest(initial))
     return fingerprint(
         "finetune",
         FINETUNE_VERSION,
         SPP_VERSION,
         config.finetune.model_dump(),
         config.head.model_dump(),
-        weights_digest(start),
-        of_material,
+        weights_digest(initial),
+        inputs,
     )

@@ -12,11 +12,26 @@ from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Tensors
+from sppdet.runs.log import LOGGER, event
+from sppdet.stages.context import Context
 from sppdet.stages.material import Material, Sight, feature_scale
+from sppdet.stages.model import save_classifiers
 from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
 from sppdet.training.sampling import negatives_of_class, thin_out
 from sppdet.training.svm import Candidates, Miner, images_of, picked_before
+
+
+def train_classifiers(context: Context) -> bool:
+    """Train the SVMs that are due; returns False if they were there already."""
+    if not context.is_due("svm"):
+        return False
+    config, made_by = context.config, context.plan.made_by["svm"]
+    classifiers = train_svms(context.material, config.svm_layer(), config.svm, made_by=made_by)
+    if context.ranks.is_first:
+        names = context.training_set.class_names
+        save_classifiers(context.files.svm, classifiers, names, made_by=made_by)
+    return True
 
 
 def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
@@ -28,24 +43,16 @@ def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: 
     scale = feature_scale(material, layer, config)
     positives = _positives(material, layer, scale)
     names = material.dataset.class_names
-    material.reporter.say(
-        f"svm: {layer} features × {scale:.4g}; positives: "
-        + ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True)),
-        "svm positives",
-        scale=scale,
-    )
+    counts = ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True))
+    text = f"svm: {layer} features × {scale:.4g}; positives: {counts}"
+    LOGGER.info("%s", text, extra=event("svm positives", scale=scale))
 
     def report(k: int, svm: LinearSvm, cached: int, evicted: int) -> None:
         remark = "" if svm.converged else "; stopped at svm.max_iterations"
-        material.reporter.say(
-            f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
-            f"{evicted} evicted{remark}",
-            "svm trained",
-            class_name=names[k],
-            objective=svm.objective,
-            negatives=cached,
-            evicted=evicted,
-        )
+        text = f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
+        facts = {"objective": svm.objective, "negatives": cached, "evicted": evicted}
+        extra = event("svm trained", class_name=names[k], **facts)
+        LOGGER.info("%s", f"{text}{evicted} evicted{remark}", extra=extra)
 
     miner = Miner(
         positives,
@@ -99,7 +106,7 @@ def _mine(
     if checkpoint := read_checkpoint(path, made_by):
         state, about = checkpoint
         done = int(about["done"])
-        material.reporter.say(f"svm: going on after image {done} of {count}", "svm resumed")
+        LOGGER.info("svm: going on after image %d of %d", done, count, extra=event("svm resumed"))
         again = material.gather(
             images_of(state),
             candidates,

@@ -16,7 +16,9 @@ from sppdet.cli.info import describe_run
 from sppdet.folders.folder import detect_folder
 from sppdet.folders.journal import JOURNAL, Journal
 from sppdet.io.image_cache import ImageCache
-from sppdet.runs.run import Reporter, run_lock
+from sppdet.runs.lock import run_lock
+from sppdet.runs.log import timed
+from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 
 
@@ -39,7 +41,7 @@ def file_areas(space: Workspace) -> list[Area]:
         cache.save(run / "images-again.json")
 
     def time_a_stage() -> None:
-        with Reporter(run, quiet=True).stage("svm"):
+        with timed(run, "svm"):
             pass
         describe_run(run)
 

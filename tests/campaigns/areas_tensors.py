@@ -21,9 +21,9 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.stages.detector import Detector
-from sppdet.stages.maps import MapSource
+from sppdet.stages.map_source import MapSource
 from sppdet.stages.model_files import ModelFiles, read_run_config
-from sppdet.stages.proposals import Proposer
+from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage
 
 

@@ -17,7 +17,7 @@ from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import process_count
 from sppdet.runs.items import ItemStore
-from sppdet.runs.run import Reporter
+from sppdet.runs.log import track
 from sppdet.stages.map_memory import MapMemory
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
@@ -138,7 +138,6 @@ class MapSource:
         *,
         mirrored: bool,
         workers: int,
-        reporter: Reporter,
     ) -> int:
         """Make and keep what is missing of the images' maps; returns how many were made.
 
@@ -158,7 +157,7 @@ class MapSource:
 
         made = 0
         prepared = ordered_map(prepare, wanted, workers=workers)
-        tracked = reporter.track(prepared, total=len(wanted), label="feature maps")
+        tracked = track(prepared, total=len(wanted), label="feature maps")
         for (image, flip), scaled in zip(wanted, tracked, strict=True):
             if scaled is not None:
                 digest = self._images.digest(image.path)
