@@ -22,6 +22,7 @@ from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to
 from sppdet.setting_types import MAX_PIXELS
+from sppdet.training.sgd import Batch
 from sppdet.types import ImageArray
 
 # Principal components of ImageNet's colours (RGB / 255), Krizhevsky et al. 2012: deviations along
@@ -31,8 +32,6 @@ _COMPONENTS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
     dtype=np.float32,
 )
-
-Batch = tuple[torch.Tensor, torch.Tensor]  # (N, 3, H, W) normalised images, (N,) labels
 
 
 @dataclass(frozen=True)

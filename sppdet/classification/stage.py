@@ -19,7 +19,6 @@ from sppdet.classification.classifier import (
 )
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.data import (
-    Batch,
     LabelledImages,
     read_sets,
     training_batches,
@@ -44,6 +43,7 @@ from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.run import Reporter, held_run
 from sppdet.stages.maps import weights_digest
 from sppdet.stages.model import choose_device
+from sppdet.training.sgd import Batch
 
 _VALIDATION_BATCH = 32  # images
 
