@@ -21,8 +21,8 @@ Pattern = Callable[[Plane, Plane, np.random.Generator], Plane]  # (u, v) -> mix 
 
 def step(x: NDArray[Any], width: float) -> Plane:
     """Ramp from 0 at -width / 2 to 1 at width / 2."""
-    ramp = np.clip(x.astype(np.float32) / np.float32(width) + np.float32(0.5), 0, 1)
-    return ramp.astype(np.float32)
+    ramp: Plane = np.clip(x.astype(np.float32) / np.float32(width) + np.float32(0.5), 0, 1)
+    return ramp
 
 
 # shapes ---------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def _fold(u: Plane, v: Plane, corners: int) -> tuple[Plane, Plane]:
     return radius * np.cos(angle), radius * np.sin(angle)
 
 
-def _star(u: Plane, v: Plane) -> Plane:
+def _star(u: Plane, v: Plane) -> Any:
     """Five points at radius 1 and notches at radius 0.5."""
     along, across = _fold(u, v, 5)
     edge = 0.5 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) - np.array([1.0, 0.0])
