@@ -259,4 +259,5 @@ def _photograph(canvas: Rgb, rng: np.random.Generator) -> ImageArray:
         lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.4, 1.1))
     grain = rng.standard_normal(lit.shape, dtype=np.float32)
     noisy = lit + grain * np.float32(rng.uniform(1, 7))
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    image: ImageArray = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return image
