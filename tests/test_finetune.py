@@ -18,14 +18,13 @@ from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import read_tensors, write_tensors
-from sppdet.training.finetune import (
-    FineTuner,
+from sppdet.training.finetune import FineTuner, Progress
+from sppdet.training.finetune_windows import (
     Pool,
-    Progress,
     batches,
     draw_pool_images,
     draw_windows,
-    pool_of,
+    join_windows,
     split_images,
 )
 from sppdet.training.sampling import IGNORED
@@ -153,11 +152,11 @@ def test_no_batch_without_both_kinds(labels: list[int], rng: np.random.Generator
     assert list(batches(np.array(labels, dtype=np.int64), small(), rng=rng)) == []
 
 
-def test_pool_of() -> None:
-    pool = pool_of([torch.zeros(2, 3), torch.ones(1, 3)], [np.array([0, 2]), np.array([1])])
+def test_join_windows() -> None:
+    pool = join_windows([torch.zeros(2, 3), torch.ones(1, 3)], [np.array([0, 2]), np.array([1])])
     assert pool.features[:, 0].tolist() == [0, 0, 1] and pool.labels.tolist() == [0, 2, 1]
     with pytest.raises(ValueError, match="ignored window"):
-        pool_of([torch.zeros(1, 3)], [np.array([IGNORED])])
+        join_windows([torch.zeros(1, 3)], [np.array([IGNORED])])
 
 
 # -- learning ------------------------------------------------------------------------------------
@@ -332,13 +331,15 @@ def test_validation_against_torch() -> None:
     assert error == pytest.approx(float((scores.argmax(1) != labels).float().mean()))
 
 
-def test_a_pool_knows_where_the_windows_that_are_here_stand() -> None:
+def test_a_process_takes_its_own_windows_of_a_batch() -> None:
     features = [torch.full((n, 2), float(i)) for i, n in enumerate((2, 0, 1))]
     labels = [np.array(part, dtype=np.int64) for part in ([1, 0], [0, 0, 2], [3])]
-    pool = pool_of(features, labels)  # the second image's windows are elsewhere
+    pool = join_windows(features, labels)  # another process has the second image's windows
     assert pool.labels.tolist() == [1, 0, 0, 0, 2, 3] and pool.rows.tolist() == [0, 1, 5]
-    here, places = pool.places(np.array([5, 3, 0, 5, 4]))
-    assert (here.tolist(), places.tolist()) == ([0, 2, 3], [2, 0, 2])
+    x, own = pool.batch(np.array([5, 3, 0, 5, 4]))
+    assert (x[:, 0].tolist(), own.tolist()) == ([2, 0, 2], [3, 1, 3])
+    ((x, own),) = pool.own_batches(8)
+    assert (x[:, 0].tolist(), own.tolist()) == ([0, 0, 2], [1, 0, 3])
 
 
 def test_progress_starts_at_nothing() -> None:

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from sppdet.config import FinetuneConfig, HeadConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
-from sppdet.stages.finetune import finetune
-from sppdet.training.finetune import Pool
-from sppdet.training.finetune_pools import PoolMaker
+from sppdet.stages.finetune import PoolMaker, finetune
+from sppdet.training.finetune_windows import Pool
 from stages import (
     LEVELS,
     NAMES,
@@ -75,7 +74,7 @@ def test_windows_and_labels_of_a_image(
     config = FinetuneConfig(**ALL, **more)
     labels: set[int] = set()
     for position, scene in enumerate(world.scenes):
-        pool = PoolMaker(world.material, config).make([(position, False)], salt=0)
+        pool = PoolMaker(world.material, config).make([(position, False)], number=0)
         expected = [(k, world.feature(position, box)) for box, k in slow_labels(scene, config)]
         assert_same_windows(pool, expected)
         labels |= {label for label, _ in expected}
@@ -87,9 +86,9 @@ def test_a_mirrored_image_equals_the_flipped_file(tiny: Backbone, tmp_path: Path
     flipped = make_world(tmp_path / "flipped", tiny, [scene.mirrored() for scene in scenes()])
     config = FinetuneConfig(**ALL)
     for i in range(len(plain.scenes)):
-        mirrored = PoolMaker(plain.material, config).make([(i, True)], salt=0)
-        as_file = PoolMaker(flipped.material, config).make([(i, False)], salt=0)
-        unturned = PoolMaker(plain.material, config).make([(i, False)], salt=0)
+        mirrored = PoolMaker(plain.material, config).make([(i, True)], number=0)
+        as_file = PoolMaker(flipped.material, config).make([(i, False)], number=0)
+        unturned = PoolMaker(plain.material, config).make([(i, False)], number=0)
         assert rows_of(mirrored) == rows_of(as_file) != rows_of(unturned)
     assert plain.maps.asked == [(f"im{i}", flip) for i in range(4) for flip in (True, False)]
 
@@ -98,7 +97,7 @@ def test_a_pool_has_its_images_windows_in_the_asked_numbers(tiny: Backbone, tmp_
     world = make_world(tmp_path, tiny, scenes())
     config = FinetuneConfig(pool_windows=8, positive_fraction=0.25)
     maker = PoolMaker(world.material, config)
-    pool = maker.make([(2, False), (0, False)], salt=5)
+    pool = maker.make([(2, False), (0, False)], number=5)
     assert [int((pool.labels[part] > 0).sum()) for part in (slice(8), slice(8, 16))] == [2, 2]
     assert len(pool.labels) == 16 and pool.rows.tolist() == list(range(16))
     for position, part in ((2, slice(8)), (0, slice(8, 16))):
@@ -108,8 +107,8 @@ def test_a_pool_has_its_images_windows_in_the_asked_numbers(tiny: Backbone, tmp_
         }
         labels, features = pool.labels[part].tolist(), pool.features[part].tolist()
         assert all((k, tuple(x)) in candidates for k, x in zip(labels, features, strict=True))
-    other = maker.make([(2, False), (0, False)], salt=6)
-    again = maker.make([(2, False), (0, False)], salt=5)
+    other = maker.make([(2, False), (0, False)], number=6)
+    again = maker.make([(2, False), (0, False)], number=5)
     assert rows_of(pool) == rows_of(again) != rows_of(other)
 
 
@@ -117,7 +116,7 @@ def test_random_scales(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = FinetuneConfig(**ALL, scale="random")
     maps = world.map_of(0)
-    pool = PoolMaker(world.material, config).make([(0, False)], salt=0)
+    pool = PoolMaker(world.material, config).make([(0, False)], number=0)
     boxes = slow_labels(world.scenes[0], config)
     assert len(pool.labels) == len(boxes)
 
@@ -258,7 +257,7 @@ def test_images_without_proposals_teach_by_their_objects(tiny: Backbone, tmp_pat
     given = [replace(scene, proposals=[]) for scene in scenes()]
     world = make_world(tmp_path, tiny, given)
     config = FinetuneConfig(**ALL)
-    pool = PoolMaker(world.material, config).make([(i, False) for i in range(4)], salt=0)
+    pool = PoolMaker(world.material, config).make([(i, False) for i in range(4)], number=0)
     assert sorted(pool.labels.tolist()) == sorted(
         k for scene in given for k, d in zip(scene.labels, scene.difficult, strict=True) if not d
     )

@@ -14,8 +14,9 @@ from runs import KILLED, contents, log_of, torchrun, train_quietly
 from sppdet.runs.artifacts import read_json, read_tensors
 
 TOLERANCE = {"head": 1e-4, "svm": 5e-3, "bbox": 1e-3}  # of the largest weight
-# checkpoints at every pool and image, a dropout that acts, SVMs close to their optimum
-CONFIG = ("checkpoint_minutes=0", "head.dropout=0.5", "svm.tolerance=2e-5")
+# checkpoints at every pool and image; no dropout, which differs between processes; SVMs close to
+# their optimum
+CONFIG = ("checkpoint_minutes=0", "head.dropout=0", "svm.tolerance=2e-5")
 MORE = tuple(part for setting in CONFIG for part in ("--set", setting))
 ONLY_ONE = """
 import os, sys

@@ -1,4 +1,4 @@
-"""Classifiers with spatial pyramid pooling, and their files."""
+"""Classifiers with spatial pyramid pooling, and reading and writing them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SppClassifier(nn.Module):
 
 
 def build_classifier(config: PretrainConfig, class_names: Sequence[str]) -> SppClassifier:
-    """The classifier that training starts from, in float32 on the CPU.
+    """Build the classifier that training starts from, in float32 on the CPU.
 
     Raises:
         ConfigError, WeightsError: see `load_backbone`.
@@ -70,7 +70,7 @@ def _linear(backbone: Backbone, levels: Sequence[int], count: int) -> nn.Linear:
 
 
 def save_classifier(path: Path, classifier: SppClassifier, *, made_by: str) -> None:
-    """Write all tensors, with what is needed to build the net again."""
+    """Write all tensors, with the net, levels and class names."""
     about = {
         "net": classifier.net,
         "levels": list(classifier.pyramid.levels),
@@ -80,10 +80,10 @@ def save_classifier(path: Path, classifier: SppClassifier, *, made_by: str) -> N
 
 
 def load_classifier(run: Path) -> SppClassifier:
-    """The best classifier of a run, ready for inference on the CPU.
+    """Read the best classifier of a run, ready for inference on the CPU.
 
     Raises:
-        ArtifactError: not the run of a classifier, or one that has no weights yet.
+        ArtifactError: not a classifier's run, or a run without weights.
     """
     config = read_classifier_config(run)
     path = run / "model" / "net.safetensors"

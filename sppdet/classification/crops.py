@@ -1,7 +1,7 @@
 """Crops of a detection set's objects and background, in folders named by class.
 
-They train a backbone as a classifier (`sppdet pretrain`) where there are no other weights. A crop
-shows a window and a little around it, unwarped, at the image scale at which the detector would see it.
+A backbone without other weights is trained on them as a classifier (`sppdet pretrain`). A crop shows a
+window and its surroundings, unwarped, at the image scale that the detector would choose for the window.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from sppdet.runs.artifacts import atomic_path
 from sppdet.types import AnnotatedImage, Boxes, Dataset, ImageArray
 
 VERSION = 3  # raised when the same arguments give other crops
-BACKGROUND = "background"  # the folder of crops without an object
+BACKGROUND = "background"  # folder of crops without an object
 
-_OBJECTS, _BACKGROUNDS = 3, 1  # crops an image and round
-_POSITIVE_IOU = 0.6  # of a jittered box with its object, at least
-_BACKGROUND_IOU = 0.3  # of a background box with every object, less than this
+_OBJECTS, _BACKGROUNDS = 3, 1  # maximum number of crops per image and round
+_POSITIVE_IOU = 0.6  # minimum IoU of a jittered box with its object
+_BACKGROUND_IOU = 0.3  # the IoU of a background box with every object is less
 _TRIES = 20
-_ZOOM = 0.15  # greatest change of a crop's scale, logarithmic
+_ZOOM = 0.15  # maximum change of a crop's scale, logarithmic
 
 
 @dataclass(frozen=True)
 class CropConfig:
-    """How windows are seen: as by the detector with the same `scales` and `canonical_size`."""
+    """Scale and size of crops; `scales` and `canonical_size` are the detector's."""
 
     scales: tuple[int, ...]
     """Shorter sides of the resized images, in pixels, ascending."""
     canonical_size: int
-    """The scale is chosen at which a window's area is nearest to the square of this."""
+    """The scale is chosen at which a window's area is nearest to the square of this side."""
     side: int
     """Width and height of a crop, in resized pixels."""
     max_side: int
-    """Cap on the longer side of a resized image."""
+    """Maximum longer side of a resized image, in pixels."""
 
 
 def write_crops(
     dataset: Dataset, folder: Path, config: CropConfig, *, rounds: int, seed: int
 ) -> int:
-    """Cut crops of every image into `folder/CLASS/*.png`; returns how many there are.
+    """Cut crops of every image into `folder/CLASS/*.png`; returns their number.
 
     A round takes up to three crops around objects of an image (jittered, IoU >= 0.6, difficult ones
     left out) and one of background (IoU < 0.3 with every object).
@@ -82,7 +82,7 @@ def write_crops(
 def draw_crops(
     image: AnnotatedImage, pixels: ImageArray, config: CropConfig, *, rng: np.random.Generator
 ) -> Iterator[tuple[ImageArray, int]]:
-    """(crop, label) for up to three objects of `image` and up to one place of background.
+    """Yield (crop, label) for up to three objects of `image` and up to one place of background.
 
     Args:
         image: (H, W, 3) RGB.
@@ -99,7 +99,7 @@ def draw_crops(
 
 
 def _jitter(box: Boxes, rng: np.random.Generator, *, shift: float, zoom: float) -> Boxes:
-    """(1, 4) moved by up to `shift` of its size, each side changed by up to exp(±`zoom`)."""
+    """Move a box (1, 4) by up to `shift` of its size and scale each side by up to exp(±`zoom`)."""
     sides = box[:, 2:] - box[:, :2]
     centre = (box[:, :2] + box[:, 2:]) / 2 + sides * rng.uniform(-shift, shift, (1, 2))
     half = sides / 2 * np.exp(rng.uniform(-zoom, zoom, (1, 2)))
@@ -107,7 +107,7 @@ def _jitter(box: Boxes, rng: np.random.Generator, *, shift: float, zoom: float) 
 
 
 def _near_object(target: Boxes, size: tuple[int, int], rng: np.random.Generator) -> Boxes:
-    """A box near `target`, clipped to the image; `target` itself if no try comes near enough."""
+    """Draw a box near `target`, clipped to the image; `target` itself if no try is near enough."""
     for _ in range(_TRIES):
         box = clip_boxes(_jitter(target, rng, shift=0.2, zoom=0.25), width=size[0], height=size[1])
         if box_iou(box, target)[0, 0] >= _POSITIVE_IOU:
@@ -116,7 +116,7 @@ def _near_object(target: Boxes, size: tuple[int, int], rng: np.random.Generator)
 
 
 def _background(objects: Boxes, size: tuple[int, int], rng: np.random.Generator) -> Boxes | None:
-    """A box anywhere, or beside, inside or around an object; None if no try is far enough."""
+    """Draw a box anywhere, or next to an object; None if no try is far enough from all objects."""
     shorter = min(size)
     for _ in range(_TRIES):
         if len(objects) and rng.random() < 0.3:
@@ -137,14 +137,14 @@ def _background(objects: Boxes, size: tuple[int, int], rng: np.random.Generator)
 def cut_crop(
     image: ImageArray, box: Boxes, config: CropConfig, *, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """(side, side, 3) around `box` at the scale that the detector would choose, give or take `_ZOOM`.
+    """Cut (side, side, 3) around `box` at the scale that the detector would choose, ± `_ZOOM`.
 
     Args:
         image: (H, W, 3) RGB.
         box: (1, 4) original pixels, with area.
 
     Returns:
-        Beyond the image it has the mean colour, which the networks see as 0.
+        the crop; outside of the image it has the mean colour, which the networks see as 0.
     """
     height, width = image.shape[:2]
     factors = scale_factors_of(config.scales, width=width, height=height, max_side=config.max_side)

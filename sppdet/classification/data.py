@@ -1,4 +1,4 @@
-"""Labelled images for classification: folders named by class, and what training does to an image."""
+"""Labelled images in folders named by class, their splits and their augmentation."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to
 from sppdet.setting_types import MAX_PIXELS
+from sppdet.training.sgd import Batch
 from sppdet.types import ImageArray
 
 # Principal components of ImageNet's colours (RGB / 255), Krizhevsky et al. 2012: deviations along
@@ -31,8 +32,6 @@ _COMPONENTS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
     dtype=np.float32,
 )
-
-Batch = tuple[torch.Tensor, torch.Tensor]  # (N, 3, H, W) normalised images, (N,) labels
 
 
 @dataclass(frozen=True)
@@ -44,32 +43,32 @@ class LabelledImages:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]  # (N,) 0..K-1
     skipped: tuple[str, ...] = ()
-    folder: Path = Path()  # that `paths` are below
+    folder: Path = Path()  # root of `paths`
     max_pixels: int = MAX_PIXELS
-    contents: FileDigests | None = None  # where given, `read` takes no others
+    contents: FileDigests | None = None  # if given, `read` refuses files with other digests
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def chosen(self, rows: NDArray[np.int64], name: str) -> LabelledImages:
-        """Some of the images, by position."""
+        """Select images by position."""
         paths = tuple(self.paths[row] for row in rows.tolist())
         return replace(self, name=name, paths=paths, labels=self.labels[rows])
 
     def read(self, row: int) -> ImageArray:
-        """The image at a position, (H, W, 3) RGB.
+        """Read the image at a position, (H, W, 3) RGB.
 
         Raises:
-            ImageError: see `read_image`; also where it isn't the image that `contents` knows.
+            ImageError: see `read_image`; also if its digest isn't the one in `contents`.
         """
         path, contents = self.paths[row], self.contents
         check = None if contents is None else partial(contents.check, path)
         return read_image(path, max_pixels=self.max_pixels, check=check)
 
     def digest(self, digests: FileDigests, *, workers: int) -> str:
-        """16 hexadecimal digits that name the classes and, in order, the images with their labels.
+        """Digest (16 hexadecimal digits) of the classes and, in order, the images with their labels.
 
-        An image is named by its content and its path below `folder`.
+        An image is identified by its content and its path below `folder`.
         """
         digest = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=8)
         contents = digests.of(self.paths, workers=workers)
@@ -82,11 +81,11 @@ class LabelledImages:
 def read_folder(
     folder: Path, class_names: Sequence[str] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> LabelledImages:
-    """The images below a folder whose folders are named by class, sorted by name.
+    """List the images of a folder whose subfolders are named by class, sorted by name.
 
     Args:
-        class_names: of the training set; every folder must be one of them. None: those found.
-        max_pixels: of an image, for `LabelledImages.read`.
+        class_names: classes of the training set; every subfolder must be one. None: the subfolders.
+        max_pixels: maximum number of pixels of an image, for `LabelledImages.read`.
 
     Raises:
         DataError: no such folder, no class, a class that is unknown or has no image.
@@ -115,36 +114,31 @@ def read_folder(
 def read_sets(
     config: FolderConfig, *, workers: int
 ) -> tuple[LabelledImages, LabelledImages | None]:
-    """The training set and, where one is named, the validation set with the same classes."""
+    """Read the training set and, if one is named, the validation set with the same classes."""
     bound = config.max_pixels
     whole = read_folder(config.root / config.train, max_pixels=bound)
     if config.on_error == "skip":
         whole = _without_broken(whole, workers=workers)
-    rest: LabelledImages | None = None
-    training, remaining = split_classes(
-        whole, first=config.train_per_class, second=None, seed=config.split_seed
-    )
-    if config.val is not None:
-        if config.val == config.train:
-            rest = remaining
-        else:
-            rest = read_folder(config.root / config.val, whole.class_names, max_pixels=bound)
-            if config.on_error == "skip":
-                rest = _without_broken(rest, workers=workers)
-        rest, _ = split_classes(
-            rest, first=config.val_per_class, second=None, seed=config.split_seed
-        )
-        if len(rest) == 0:
-            raise DataError(f"{config.root / config.val}: no images are left for validation")
-    return training, rest
+    seed = config.split_seed
+    training, rest = split_classes(whole, first=config.train_per_class, second=None, seed=seed)
+    if config.val is None:
+        return training, None
+    if config.val != config.train:
+        rest = read_folder(config.root / config.val, whole.class_names, max_pixels=bound)
+        if config.on_error == "skip":
+            rest = _without_broken(rest, workers=workers)
+    validation, _ = split_classes(rest, first=config.val_per_class, second=None, seed=seed)
+    if len(validation) == 0:
+        raise DataError(f"{config.root / config.val}: no images are left for validation")
+    return training, validation
 
 
 def split_classes(
     images: LabelledImages, *, first: int | None, second: int | None, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Two disjoint draws of at most `first` and `second` images a class; None: all that are left.
+    """Draw two disjoint sets of at most `first` and `second` images per class; None: all that are left.
 
-    A class has the same draw whatever other classes there are.
+    The draw of a class doesn't depend on the other classes.
     """
     one: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     two: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
@@ -154,9 +148,8 @@ def split_classes(
         end = len(order) if first is None else first
         one.append(order[:end])
         two.append(order[end:][:second])
-    parts = (np.sort(np.concatenate(rows)) for rows in (one, two))
-    train_rows, other_rows = parts
-    return images.chosen(train_rows, images.name), images.chosen(other_rows, images.name)
+    first_rows, second_rows = (np.sort(np.concatenate(rows)) for rows in (one, two))
+    return images.chosen(first_rows, images.name), images.chosen(second_rows, images.name)
 
 
 def _without_broken(images: LabelledImages, *, workers: int) -> LabelledImages:
@@ -181,7 +174,7 @@ def _without_broken(images: LabelledImages, *, workers: int) -> LabelledImages:
 def augmented(
     image: ImageArray, config: AugmentConfig, *, size: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """A training crop (size, size, 3) RGB in about 0..255 of an image (H, W, 3)."""
+    """Cut a random training crop (size, size, 3), RGB in about 0..255, from an image (H, W, 3)."""
     height, width = image.shape[:2]
     larger = resized(image, config.resize / min(height, width))
     room = np.array([larger.shape[1], larger.shape[0]]) - config.crop
@@ -209,11 +202,11 @@ def training_batches(
     key: tuple[int, int],
     workers: int,
 ) -> Iterator[Batch]:
-    """Augmented images of every batch of positions.
+    """Yield the augmented images and labels of every batch of positions.
 
     Args:
-        key: the run's seed and the epoch; with an image's position they fix what happens to it, so
-            that neither workers nor processes nor interruptions change anything.
+        key: the run's seed and the epoch; with an image's position they determine its augmentation,
+            whatever the number of workers and processes.
     """
     seed, epoch = key
     wanted = [rows for rows in batches if len(rows)]

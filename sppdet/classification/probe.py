@@ -1,4 +1,4 @@
-"""A linear probe: features of images from a network's layer, one linear SVM a class.
+"""Linear probe: features of images from a network's layer, one linear SVM per class.
 
 The paper's Tables 6 (VOC 2007 classification) and 7 (Caltech-101): features scaled to length 1, no
 augmentation, one-vs-rest.
@@ -51,16 +51,16 @@ class ProbeResult:
     metric: str  # accuracy, or mAP (voc07)
     values: tuple[float, ...]
     width: int  # of the features
-    per_class: dict[str, float]  # means over the splits
+    per_class: dict[str, float]  # mean over the splits
 
     @property
     def mean(self) -> float:
-        """Over the splits."""
+        """Mean over the splits."""
         return float(np.mean(self.values))
 
 
 class Features:
-    """Features of whole images by the settings of a probe."""
+    """Feature extractor with the settings of a probe."""
 
     def __init__(self, config: ProbeConfig, *, device: torch.device) -> None:
         self._config = config
@@ -76,7 +76,7 @@ class Features:
 
     @torch.inference_mode()
     def of(self, image: ImageArray) -> Matrix:
-        """(D,) of length 1."""
+        """Compute the features (D,) of an image, scaled to length 1."""
         maps = self._backbone.layers(self._input(image).to(self._device))
         if self._config.layer == "conv":
             values = maps.flatten(1)
@@ -89,15 +89,17 @@ class Features:
         return vector
 
     def _input(self, image: ImageArray) -> torch.Tensor:
-        side = self._config.side
+        side, factor = self._config.side, 1.0
         if self._config.image == "full":
-            return to_input(image, whole_factor(image, side))
-        if self._config.image == "crop":
-            return to_input(centre_crop(image, side=side, crop=side, size=side), 1.0)
-        return to_input(resized_to(image, side, side), 1.0)
+            factor = whole_factor(image, side)
+        elif self._config.image == "crop":
+            image = centre_crop(image, side=side, crop=side, size=side)
+        else:
+            image = resized_to(image, side, side)
+        return to_input(image, factor)
 
     def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
-        """(N, D), a row an image."""
+        """Compute the features (N, D) of images."""
         read = partial(read_image, max_pixels=self._config.data.max_pixels)
         images = ordered_map(read, paths, workers=workers)
         tracked = reporter.track(images, total=len(paths), label="features")
@@ -126,10 +128,10 @@ def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head
 def probe(
     config: ProbeConfig, out: Path, *, device: str = "auto", reporter: Reporter | None = None
 ) -> ProbeResult:
-    """Train and test linear SVMs on features; writes `probe.json` into the folder `out`.
+    """Train and test linear SVMs on features; write `probe.json` into the folder `out`.
 
     Raises:
-        ConfigError: a layer that the network or the weights don't have.
+        ConfigError: the network or the weights don't have the layer.
         DataError: see the readers.
     """
     reporter = reporter or Reporter()
@@ -144,18 +146,9 @@ def probe(
         f"{result.metric}: {result.mean:.4f} ± {spread:.4f} over {len(result.values)} splits, "
         f"features of {result.width}"
     )
-    write_json(
-        out / "probe.json",
-        {
-            "metric": result.metric,
-            "mean": result.mean,
-            "deviation": spread,
-            "values": result.values,
-            "per_class": result.per_class,
-            "width": result.width,
-            "settings": config.model_dump(mode="json"),
-        },
-    )
+    settings = config.model_dump(mode="json")
+    facts = {**vars(result), "mean": result.mean, "deviation": spread, "settings": settings}
+    write_json(out / "probe.json", facts)
     return result
 
 
@@ -167,7 +160,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
         raise ConfigError("data.train_per_class: expected where train and test are the same folder")
     other = training if same else read_folder(data.root / data.test, training.class_names)
     workers = worker_count(config.workers)
-    # an image of both folders' splits is computed once
+    # the features of an image are computed once for all splits
     paths = sorted({*training.paths, *other.paths})
     row_of = {path: row for row, path in enumerate(paths)}
     values = features.of_all(paths, workers=workers, reporter=reporter)
@@ -234,9 +227,9 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
 
 
 def image_labels(dataset: Dataset) -> NDArray[np.int64]:
-    """(N, K): 1 where an image has an object of the class, -1 where not, 0 where only difficult ones.
+    """Label images by class (N, K): 1 with an object, -1 without, 0 with difficult objects only.
 
-    VOC's classification leaves the last kind out for that class.
+    VOC's classification task ignores an image labelled 0 for that class.
     """
     truth = np.full((len(dataset), len(dataset.class_names)), -1, dtype=np.int64)
     for row, image in enumerate(dataset.images):

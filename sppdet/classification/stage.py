@@ -1,4 +1,4 @@
-"""`sppdet pretrain`: trains a classifier in a run's folder, going on where it stopped."""
+"""`sppdet pretrain`: train a classifier in a run's folder, resuming where it stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sppdet.classification.classifier import (
 )
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.data import (
-    Batch,
     LabelledImages,
     read_sets,
     training_batches,
@@ -44,6 +43,7 @@ from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.run import Reporter, held_run
 from sppdet.stages.map_source import weights_digest
 from sppdet.stages.model import choose_device
+from sppdet.training.sgd import Batch
 
 _VALIDATION_BATCH = 32  # images
 
@@ -51,11 +51,11 @@ _VALIDATION_BATCH = 32  # images
 def pretrain(
     config: PretrainConfig, run: Path, *, device: str = "auto", reporter: Reporter | None = None
 ) -> None:
-    """Train a classifier in the folder `run`, going on where an earlier call stopped.
+    """Train a classifier in the folder `run`, resuming where an earlier call stopped.
 
-    Under `torchrun` all its processes train together. The run receives `config.yaml`,
-    `model/net.safetensors` (the epoch of least validation error), `model/last.safetensors`, and
-    `log.jsonl` with a line an epoch.
+    All processes of `torchrun` train together. The run receives `config.yaml`,
+    `model/net.safetensors` (the epoch of minimum validation error), `model/last.safetensors`, and
+    `log.jsonl` with one line per epoch.
 
     Raises:
         ArtifactError: another process is training in this folder.
@@ -74,13 +74,13 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         f"{len(training)} images of {len(training.class_names)} classes, {held_out}", "data"
     )
     classifier = build_classifier(config, training.class_names)
-    with ranks.first_goes_first():  # the others find what it has read in `digests.json`
+    with ranks.first_goes_first():  # the others find its digests in `digests.json`
         digests = FileDigests.load(run / "digests.json", config.data.root)
         sets = [part for part in (training, validation) if part is not None]
         data = [part.digest(digests, workers=worker_count(config.workers)) for part in sets]
         if ranks.is_first:
             digests.save(run / "digests.json")
-    # an image that changes from here on ends the training
+    # training ends with an error if an image changes from here on
     training = replace(training, contents=digests)
     validation = replace(validation, contents=digests) if validation else None
     made_by = _fingerprint(config, classifier, data)
@@ -98,7 +98,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
     path = _state_path(run)
     checkpoint = read_checkpoint(path, made_by)
-    # from the first epoch on there is a best net, which the epochs to come may not better
+    # after the first epoch a checkpoint is of use only with the best net so far
     if checkpoint and (checkpoint[1].get("epoch") == 0 or is_intact(net, made_by)):
         trainer.restore(*checkpoint)
         p = trainer.progress
@@ -121,7 +121,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
 
 @dataclass(frozen=True)
 class _Pretraining:
-    """The epochs that are left of a classifier's training, in one of the processes."""
+    """The remaining epochs of a classifier's training, in one of the processes."""
 
     config: PretrainConfig
     trainer: Trainer
@@ -133,7 +133,7 @@ class _Pretraining:
     made_by: str
 
     def go_on(self, draw: Callable[[dict[str, float]], None]) -> None:
-        """Train to the end; `draw` is given every epoch's record."""
+        """Train to the end; `draw` is called with every epoch's record."""
         saved = time.monotonic()
         p = self.trainer.progress
         while p.epoch < self.config.train.epochs:
@@ -157,7 +157,7 @@ class _Pretraining:
             self.reporter.say(text, "epoch", **record)
             draw(record)
             if best and self.ranks.is_first:
-                # before the state: an interruption between the two redoes the epoch to the same end
+                # before the checkpoint: an interruption between the two repeats the epoch
                 net = self.run / "model" / "net.safetensors"
                 save_classifier(net, self.trainer.classifier, made_by=self.made_by)
             self._save_state()
@@ -169,7 +169,7 @@ class _Pretraining:
             write_tensors(_state_path(self.run), state, made_by=self.made_by, about=about)
 
     def _steps_left(self, size: int) -> tuple[Iterator[tuple[Batch, int]], int]:
-        """(this process's share of a batch, the batch's size) for the rest of an epoch, and how many."""
+        """The rest of an epoch: (this process's share of a batch, size of the batch), and their number."""
         p, config, ranks = self.trainer.progress, self.config, self.ranks
         order = batches_of_epoch(len(self.training), config.train, p.epoch, seed=config.seed)
         batches = order[p.batch :]
@@ -189,7 +189,7 @@ class _Pretraining:
         return zip(made, map(len, batches), strict=True), len(batches)
 
     def _validation_batches(self, images: LabelledImages) -> Iterator[Batch]:
-        """Centre crops of this process's share of the images, at the first training size."""
+        """Centre crops, at the first training size, of this process's share of the images."""
         config = self.config
         rows = np.arange(len(images))[self.ranks.rank :: self.ranks.count]
 
@@ -209,7 +209,7 @@ class _Pretraining:
 
 
 def _state_path(run: Path) -> Path:
-    """Where an unfinished training keeps its checkpoint."""
+    """Path of the checkpoint of an unfinished training."""
     return run / "state" / "pretrain.safetensors"
 
 
@@ -231,7 +231,7 @@ def _fingerprint(config: PretrainConfig, classifier: SppClassifier, data: list[s
 def _curves(
     run: Path, config: PretrainConfig, ranks: Ranks
 ) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Yield a function that adds an epoch's record to the TensorBoard curves, where they are asked for."""
+    """Yield a function that adds an epoch's record to the TensorBoard curves, if they are enabled."""
     if not config.tensorboard or not ranks.is_first:
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""`sppdet pretrain-eval` and `sppdet classify`: what a trained classifier says of images."""
+"""`sppdet pretrain-eval` and `sppdet classify`: evaluate a classifier, and classify images."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from sppdet.types import ImageArray
 
 @dataclass(frozen=True)
 class TestResult:
-    """Accuracy of a set of views, as fractions, and its time."""
+    """Accuracies with a set of views, 0..1, and the time that they take."""
 
     views: ViewSet
     top1: float
     top5: float
     images: int
-    seconds: float  # of the networks and views, an image
+    seconds: float  # per image, without decoding
 
 
 def score_image(
     classifier: SppClassifier, image: ImageArray, views: ViewSet, config: TestConfig
 ) -> torch.Tensor:
-    """(K,) mean softmax of an image (H, W, 3) over a set of views.
+    """Mean softmax scores (K,) of an image (H, W, 3) over a set of views.
 
     Raises:
         DataError: a score isn't finite.
@@ -67,12 +67,12 @@ def evaluate_classifier(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> list[TestResult]:
-    """Score a run's best classifier on its validation set, for every set of views of `test`.
+    """Evaluate a run's best classifier on its validation set, with every set of views of `test`.
 
     Writes `RUN/eval/classifier.json`.
 
     Args:
-        overrides: fields of the run's `test` settings.
+        overrides: fields of the run's `test` settings to replace.
 
     Raises:
         ConfigError: the run's settings name no validation set.
@@ -93,7 +93,7 @@ def evaluate_classifier(
         for image, label in reporter.track(pairs, total=len(images), label=views):
             start = time.perf_counter()
             scores = score_image(classifier, image, views, test)
-            ranks.append(int((scores > scores[label]).sum()))  # which waits for a GPU
+            ranks.append(int((scores > scores[label]).sum()))  # waits for the GPU
             seconds += time.perf_counter() - start
         found = np.array(ranks)
         result = TestResult(
@@ -116,10 +116,10 @@ def evaluate_classifier(
 
 
 def check_answers_file(path: Path) -> None:
-    """Refuse to overwrite what isn't a file of answers that `classify --json` has written.
+    """Refuse to overwrite a file that `classify --json` hasn't written.
 
     Raises:
-        ConfigError: something else stands there, or its folder can't be written into.
+        ConfigError: the path is something else, or its folder isn't writable.
     """
     if os.path.lexists(path):
         try:
@@ -146,10 +146,10 @@ def classify_images(
     top: int = 5,
     device: str = "auto",
 ) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """The most probable classes of every image, in the order of `find_images`.
+    """Find the most probable classes of every image, in the order of `find_images`.
 
     Yields:
-        the image and (class, probability) in descending order, or what is wrong with it.
+        the image and its (class, probability) pairs in descending order, or its error message.
     """
     config = read_classifier_config(run)
     test = check_config({**config.test.model_dump(), "views": [views]}, "test", TestConfig)

@@ -1,8 +1,8 @@
-"""Views of an image for testing: crops, the whole, or windows pooled from the whole image's maps.
+"""Views of an image for testing: crops, the whole image, or windows of the whole image's maps.
 
 A view is a square of `crop` resized pixels at one of the positions below, mirrored or not, of the
-image resized to a shorter side. On maps the layers run once on each resized image and its mirror
-image, and the views are pooled from there (paper §3.3).
+image resized to a shorter side. With maps the layers run once on each resized image and its mirror
+image, and the views are pooled from the maps (paper §3.3).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 _CENTRE = (0.5, 0.5)
 _SIDE_MIDDLES = ((0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5))
 PAPER_SIDES = (224, 256, 300, 360, 448, 560)  # resized pixels
-_MOST_SIDE = 8192  # resized pixels; the cap on the longer side of a whole image (ours)
+_MAX_SIDE = 8192  # maximum longer side of a resized image, in pixels (ours)
 
 
 @dataclass(frozen=True)
 class View:
-    """A square at a position (0..1 across and down the room there is), or the whole image."""
+    """A square at a position (0..1 of the free width and height), or the whole image."""
 
     side: int  # shorter side of the resized image
-    position: tuple[float, float] | None  # None: the whole
+    position: tuple[float, float] | None  # None: the whole image
     mirrored: bool
 
 
 def views_of(name: ViewSet, side: int) -> list[View]:
-    """The views of a set.
+    """List the views of a set.
 
     Args:
-        side: shorter side of the resized image, where the set doesn't have sides of its own.
+        side: shorter side of the resized image, for sets without sides of their own.
     """
     whole = [View(side, None, mirrored) for mirrored in (False, True)]
     if name == "centre":
@@ -53,7 +53,7 @@ def views_of(name: ViewSet, side: int) -> list[View]:
         return [View(side, p, mirrored) for p in (_CENTRE, *_CORNERS) for mirrored in (False, True)]
     views = []
     for s in PAPER_SIDES:
-        # at the least side there is room along one axis alone: the middle and both ends
+        # at the smallest side there is room along one axis only: the middle and both ends
         ends = ((0.0, 0.0), (1.0, 1.0))
         spots = (_CENTRE, *ends) if s == min(PAPER_SIDES) else (_CENTRE, *_CORNERS, *_SIDE_MIDDLES)
         views += [View(s, p, mirrored) for p in spots for mirrored in (False, True)]
@@ -61,19 +61,19 @@ def views_of(name: ViewSet, side: int) -> list[View]:
 
 
 def centre_crop(image: ImageArray, *, side: int, crop: int, size: int) -> NDArray[np.uint8]:
-    """(size, size, 3): the centre of an image (H, W, 3) resized to a shorter side."""
+    """Cut the centre (size, size, 3) of an image (H, W, 3) resized to a shorter side."""
     larger = resized(image, side / min(image.shape[:2]))
     return resized_to(_cut(larger, View(side, _CENTRE, False), crop), size, size)
 
 
 def whole_factor(image: ImageArray, side: int) -> float:
-    """Resized / original pixels of a whole image (H, W, 3) for a shorter side."""
+    """Scale factor of a whole image (H, W, 3) for a shorter side."""
     height, width = image.shape[:2]
-    return scale_factor(width=width, height=height, scale=side, max_side=_MOST_SIDE)
+    return scale_factor(width=width, height=height, scale=side, max_side=_MAX_SIDE)
 
 
 def _cut(larger: ImageArray, view: View, crop: int) -> ImageArray:
-    """A view's square of a resized image, which is mirrored if the view is."""
+    """Cut a view's square from a resized image, which is mirrored if the view is."""
     left, top = _corner(larger.shape[1], larger.shape[0], view, crop)
     return larger[top : top + crop, left : left + crop]
 
@@ -83,7 +83,7 @@ def _corner(width: int, height: int, view: View, crop: int) -> tuple[int, int]:
     assert view.position is not None
     left = max(0, round((width - crop) * view.position[0]))
     top = max(0, round((height - crop) * view.position[1]))
-    # a mirror image has the view at the mirrored place
+    # a mirrored view is at the mirrored place
     return max(0, width - crop - left) if view.mirrored else left, top
 
 
@@ -91,10 +91,10 @@ def _corner(width: int, height: int, view: View, crop: int) -> tuple[int, int]:
 def score_crops(
     classifier: SppClassifier, image: ImageArray, views: list[View], *, crop: int, size: int
 ) -> torch.Tensor:
-    """(K,) mean softmax over views, each cut from the image and run through the whole net.
+    """Mean softmax scores (K,) over views, each cut from the image and run through the whole net.
 
     Args:
-        size: side that a cut square is resized to; the whole image isn't.
+        size: side to which a square is resized; the whole image isn't.
     """
     device = next(classifier.parameters()).device
     total = torch.zeros(len(classifier.class_names), device=device)
@@ -117,10 +117,10 @@ def score_crops(
 def score_maps(
     classifier: SppClassifier, image: ImageArray, views: list[View], *, crop: int
 ) -> torch.Tensor:
-    """(K,) mean softmax over views pooled from maps; the layers run once a side and mirror image.
+    """Mean softmax scores (K,) over views pooled from maps; the layers run once per scale and flip.
 
-    A view is the window of the cells whose receptive-field centres lie inside its square; views that
-    are the same window are computed once.
+    A view's window has the cells whose receptive-field centres lie inside its square; views with the
+    same window are computed once.
     """
     device = next(classifier.parameters()).device
     total = torch.zeros(len(classifier.class_names), device=device)
@@ -139,7 +139,7 @@ def score_maps(
 
 
 def _by_map(views: list[View], image: ImageArray) -> dict[tuple[float, bool], list[View]]:
-    """The views that share a map, by scale factor and mirroring."""
+    """Group views by the map that they share: scale factor and mirroring."""
     groups: dict[tuple[float, bool], list[View]] = {}
     for view in views:
         factor = whole_factor(image, view.side)
@@ -154,7 +154,7 @@ def _window(
     size: tuple[int, int],
     crop: int,
 ) -> tuple[int, ...]:
-    """The window (left, top, right, bottom) of a view on a map, in cells, inclusive."""
+    """Window (left, top, right, bottom) of a view on a map, in cells, inclusive."""
     map_height, map_width = feature_map.shape[1:]
     if view.position is None:
         return 0, 0, map_width - 1, map_height - 1

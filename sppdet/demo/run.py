@@ -1,4 +1,4 @@
-"""The demo: a set of images made here, a small backbone trained on their crops, a whole run."""
+"""The demo: paint a data set, train a small backbone on its crops, train and use a detector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sppdet.stages.report import metric_title
 
 SETTINGS = Path(__file__).with_name("settings.yaml")
 BACKBONE_SETTINGS = Path(__file__).with_name("backbone.yaml")
-_ROUNDS = 4  # of crops an image
+_ROUNDS = 4  # of crops per image
 _UNFINISHED = "unfinished"
 
 
@@ -41,13 +41,12 @@ def run_demo(
     backbone_epochs: int | None = None,
     overrides: tuple[str, ...] = (),
 ) -> float:
-    """Make the set, train on it, evaluate, detect in fresh images; returns the mAP.
+    """Paint the set, train on it, evaluate, detect in fresh images; return the mAP.
 
     Args:
-        out: receives `set` (the images), `crops` and `backbone` (what the backbone is trained on,
-            and its run), `run` and `detections`. Whatever is there already from the same arguments
-            is used again.
-        backbone_epochs: None: as the settings say.
+        out: folder for `set` (the images), `crops` (the backbone's training images), `backbone` and
+            `run` (the two runs) and `detections`. What the same arguments have made is used again.
+        backbone_epochs: None takes the settings' number.
     """
     reporter = Reporter(out / "run")
     reporter.say(f"demo: painting {train_images + test_images + fresh_images} images")
@@ -85,10 +84,10 @@ def run_demo(
 
 
 def _made_by(note: Path) -> str:
-    """What made the crops beside `note`; "" if there is nothing yet.
+    """Read the fingerprint of the crops beside `note`; "" if there are none.
 
     Raises:
-        DataError: something else than the demo's crops is there, which mustn't be removed.
+        DataError: the folder holds something other than the demo's crops.
     """
     folder = note.parent
     remove_leftovers(folder)
@@ -101,7 +100,7 @@ def _made_by(note: Path) -> str:
 
 
 def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: Reporter) -> None:
-    """Train the small backbone as a classifier of crops of the training images."""
+    """Train the small backbone as a classifier on crops of the training images."""
     dataset = read_split(config.data, "train", None, ImageCache(), workers=1)
     overrides = [f"data.root={run.parent / 'crops'}", f"seed={config.seed}"]
     if epochs is not None:

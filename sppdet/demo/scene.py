@@ -1,4 +1,4 @@
-"""The scenes of the demo set: objects of five classes among clutter, painted from a generator.
+"""Scenes of the demo set: objects of five classes among clutter.
 
 Each class is a shape with its own pattern; colours say nothing about the class. Around the objects
 and over them lies clutter: the shapes without the pattern, the patterns on other shapes, lines.
@@ -15,25 +15,26 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou
 from sppdet.demo import textures
-from sppdet.demo.textures import Pattern, Plane, Rgb, Shape
+from sppdet.demo.textures import SHAPES, Pattern, Plane, Rgb, Shape
 from sppdet.types import ImageArray
 
 CLASSES: dict[str, tuple[Shape, Pattern]] = {
-    "disc": (textures.disc, textures.stripes),
-    "ring": (textures.ring, textures.spokes),
-    "square": (textures.square, textures.dots),
-    "star": (textures.star, textures.checks),
-    "triangle": (textures.polygon(3), textures.nested),
+    "disc": (SHAPES["disc"], textures.stripes),
+    "ring": (SHAPES["ring"], textures.spokes),
+    "square": (SHAPES["square"], textures.dots),
+    "star": (SHAPES["star"], textures.checks),
+    "triangle": (SHAPES["triangle"], textures.nested),
 }
 CLASS_NAMES = tuple(CLASSES)
-_PLAIN: tuple[Pattern, ...] = (textures.plain, textures.mottled)
-_OTHER_SHAPES: tuple[Shape, ...] = (textures.bar, textures.polygon(6), textures.cross)
+_PLAIN: list[Pattern] = [textures.plain, textures.mottled]
+_OTHER_SHAPES = [SHAPES["bar"], SHAPES["hexagon"], SHAPES["cross"]]
 
-LEAST_SIDE_PX, GREATEST_SIDE_PX = 40.0, 190.0  # the longer side, before the squeeze
-TRUNCATED_BELOW = 0.8  # visible share of the object
+MIN_SIDE_PX, MAX_SIDE_PX = 40.0, 190.0  # the longer side, before the squeeze
+TRUNCATED_BELOW = 0.8  # visible fraction of the object
 DIFFICULT_BELOW = 0.5
-LEAST_VISIBLE = 0.3  # what would hide an object more is not painted
+MIN_VISIBLE = 0.3  # what would hide more of an object is not painted
 MAX_IOU = 0.2  # of two objects' boxes
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class DemoObject:
     """One object of an image, with VOC's flags.
 
     `box` is (x1, y1, x2, y2) in whole pixels, half-open: the full shape, hidden parts included, cut
-    at the image's border. `visible` is the share of the full shape that can be seen.
+    at the image's border. `visible` is the fraction of the full shape that can be seen.
     """
 
     name: str
-    box: tuple[int, int, int, int]
+    box: Box
     visible: float
 
     @property
     def truncated(self) -> bool:
-        """Whether a good part is hidden or outside the image."""
+        """Whether a good part is hidden or outside of the image."""
         return self.visible < TRUNCATED_BELOW
 
     @property
@@ -61,7 +62,7 @@ class DemoObject:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A painted shape: where it covers (0..1) and its colours, on one patch."""
+    """A painted shape: opacity (0..1) and colours of one patch."""
 
     alpha: Plane
     colours: Rgb
@@ -74,59 +75,53 @@ class _Scene:
     canvas: Rgb
     owner: NDArray[np.int16]
     names: list[str] = field(default_factory=list)
-    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)  # pixels of the full shape
 
     def visible(self, owner: NDArray[np.int16]) -> NDArray[np.float64]:
-        """(objects,) the share of each object's full shape that `owner` still gives it."""
+        """(objects,) fraction of each object's full shape that `owner` still gives it."""
         counts = np.bincount(owner.ravel() + 1, minlength=len(self.areas) + 1)[1:]
-        share: NDArray[np.float64] = counts[: len(self.areas)] / np.array(self.areas)
-        return share
+        visible: NDArray[np.float64] = counts[: len(self.areas)] / np.array(self.areas)
+        return visible
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[ImageArray, tuple[DemoObject, ...]]:
     """Paint one image.
 
     Args:
-        rng: the only source of chance; the same state gives the same image.
+        rng: the only source of randomness; the same state gives the same image.
 
     Returns:
-        The RGB image, 320 by 240 to 400 by 300 or the same upright, and its 1 to 4 objects, the
-        hindmost first.
+        the RGB image, 320 by 240 to 400 by 300 or the same upright, and its 1 to 4 objects, back
+        to front.
     """
     width = int(rng.integers(320, 401))
     height = int(width * rng.uniform(0.7, 0.8))
     if rng.random() < 0.3:
         width, height = height, width
-    scene = _Scene(
-        textures.background(height, width, rng), np.full((height, width), -1, dtype=np.int16)
-    )
+    size = height, width
+    scene = _Scene(textures.background(size, rng), np.full(size, -1, dtype=np.int16))
     _add_clutter(scene, int(rng.integers(0, 4)), rng)
     wanted = int(rng.integers(1, 5))
     while len(scene.names) < wanted:
         _add_object(scene, rng)
     _add_clutter(scene, int(rng.integers(0, 4)), rng)
-    seen = scene.visible(scene.owner)
-    objects = zip(scene.names, scene.boxes, seen, strict=True)
-    return _photograph(scene.canvas, rng), tuple(
-        DemoObject(name, box, float(share)) for name, box, share in objects
-    )
+    visible = scene.visible(scene.owner).tolist()
+    return _photograph(scene.canvas, rng), tuple(map(DemoObject, scene.names, scene.boxes, visible))
 
 
 def _add_object(scene: _Scene, rng: np.random.Generator) -> None:
-    """Try once to put an object of a random class somewhere."""
+    """Try once to place an object of a random class."""
     name = CLASS_NAMES[int(rng.integers(len(CLASS_NAMES)))]
-    shape, pattern = CLASSES[name]
-    greatest = min(GREATEST_SIDE_PX, 0.75 * min(scene.owner.shape))
-    side = float(np.exp(rng.uniform(np.log(LEAST_SIDE_PX), np.log(greatest))))
+    max_side = min(MAX_SIDE_PX, 0.75 * min(scene.owner.shape))
+    side = float(np.exp(rng.uniform(np.log(MIN_SIDE_PX), np.log(max_side))))
     outside = 0.25 if rng.random() < 0.15 else 0.0
-    x, y, mean = _somewhere(scene, side, outside, rng)
-    piece = _render(shape, pattern, side, _two_colours(mean, rng), rng)
-    _paste(scene, piece, x, y, name)
+    x, y, mean = _draw_place(scene, side, outside, rng)
+    _paste(scene, _render(*CLASSES[name], side, _two_colours(mean, rng), rng), x, y, name)
 
 
 def _add_clutter(scene: _Scene, count: int, rng: np.random.Generator) -> None:
-    """Paint `count` things that are no object; none that would hide an object too much."""
+    """Paint up to `count` things that aren't objects and don't hide one too much."""
     own_shapes = [shape for shape, _ in CLASSES.values()]
     own_patterns = [pattern for _, pattern in CLASSES.values()]
     for _ in range(count):
@@ -135,10 +130,10 @@ def _add_clutter(scene: _Scene, count: int, rng: np.random.Generator) -> None:
             _add_line(scene, rng)
             continue
         shapes = own_shapes if kind < 0.5 else _OTHER_SHAPES
-        # a pattern of a class only on a shape of none: both shape and pattern must be looked at
+        # a class's pattern only on other shapes: shape and pattern together make the class
         patterns = own_patterns if kind > 0.8 else _PLAIN
         side = float(np.exp(rng.uniform(np.log(25), np.log(120))))
-        x, y, mean = _somewhere(scene, side, 0.4, rng)
+        x, y, mean = _draw_place(scene, side, 0.4, rng)
         if scene.boxes and rng.random() < 0.5:
             x, y = _on_border(scene.boxes[int(rng.integers(len(scene.boxes)))], rng)
         shape = shapes[int(rng.integers(len(shapes)))]
@@ -160,10 +155,10 @@ def _add_line(scene: _Scene, rng: np.random.Generator) -> None:
     _paste(scene, _Piece(alpha, colours), width // 2, height // 2, None)
 
 
-def _somewhere(
+def _draw_place(
     scene: _Scene, side: float, outside: float, rng: np.random.Generator
 ) -> tuple[int, int, Rgb]:
-    """A centre at which at most `outside` of `side` leaves the image; the mean colour there."""
+    """Draw a centre at which at most `outside` of `side` is outside the image; and its mean colour."""
     height, width = scene.owner.shape
     margin = side * (0.5 - outside) + 1
     x = int(rng.uniform(min(margin, width / 2), max(width - margin, width / 2)))
@@ -174,8 +169,8 @@ def _somewhere(
     return x, y, mean
 
 
-def _on_border(box: tuple[int, int, int, int], rng: np.random.Generator) -> tuple[int, int]:
-    """A point on the ellipse in `box`, where a thing in front hides a part of the object."""
+def _on_border(box: Box, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw a point on the ellipse in `box`, where clutter hides a part of the object."""
     angle = rng.uniform(0, 2 * np.pi)
     x = (box[0] + box[2]) / 2 + np.cos(angle) * (box[2] - box[0]) / 2
     y = (box[1] + box[3]) / 2 + np.sin(angle) * (box[3] - box[1]) / 2
@@ -183,7 +178,7 @@ def _on_border(box: tuple[int, int, int, int], rng: np.random.Generator) -> tupl
 
 
 def _two_colours(mean: Rgb, rng: np.random.Generator) -> tuple[Rgb, Rgb]:
-    """Two colours of any hue that stand out from each other and from `mean`."""
+    """Draw two colours of any hue that stand out from each other and from `mean`."""
     first = second = mean
     for _ in range(30):
         first = rng.uniform(15, 240, 3).astype(np.float32)
@@ -204,15 +199,14 @@ def _render(
 ) -> _Piece:
     """Paint a shape turned and squeezed at random, its longer side about `side_px`."""
     squeeze = np.diag([1.0, np.exp(rng.uniform(0, 0.3))])
-    angle = rng.uniform(0, 2 * np.pi)
-    lean = rng.uniform(0, np.pi)  # the direction of the squeeze, free of the shape's own turn
-    half = int(side_px / 2) + 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    turn = _rotation(rng.uniform(0, 2 * np.pi))
+    tilt = _rotation(rng.uniform(0, np.pi))  # direction of the squeeze, independent of the turn
     radius = side_px / 2
-    turn, tilt = _rotation(angle), _rotation(lean)
+    half = int(radius) + 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     frame = (turn @ tilt.T @ squeeze @ tilt / radius).astype(np.float32)
     u, v = frame[0, 0] * x + frame[0, 1] * y, frame[1, 0] * x + frame[1, 1] * y
-    alpha = textures.soft_step(-shape(u, v) * np.float32(radius), width=1.5)
+    alpha = textures.step(-shape(u, v) * np.float32(radius), 1.5)
     return _Piece(alpha, textures.paint(pattern(u, v, rng), *colours))
 
 
@@ -221,7 +215,7 @@ def _rotation(angle: float) -> NDArray[np.float64]:
 
 
 def _paste(scene: _Scene, piece: _Piece, x: int, y: int, name: str | None) -> None:
-    """Paint `piece` centred on (x, y), as an object if it has a name, unless it gets in the way."""
+    """Paint `piece` centred on (x, y), as an object if it has a name, unless it hides another."""
     height, width = scene.owner.shape
     rows, columns = piece.alpha.shape
     left, top = x - columns // 2, y - rows // 2
@@ -234,11 +228,13 @@ def _paste(scene: _Scene, piece: _Piece, x: int, y: int, name: str | None) -> No
         return
     owner = scene.owner.copy()
     owner[y1:y2, x1:x2][solid] = len(scene.names) if name else -1
-    if scene.areas and scene.visible(owner).min() < LEAST_VISIBLE:
+    if scene.areas and scene.visible(owner).min() < MIN_VISIBLE:
         return
     if name:
         box = _tight_box(solid, x1, y1)
-        if _crowded(scene, box):
+        others = np.array(scene.boxes, dtype=np.float32).reshape(-1, 4)
+        crowded = box_iou(np.array([box], dtype=np.float32), others) > MAX_IOU
+        if min(box[2] - box[0], box[3] - box[1]) < 20 or crowded.any():
             return
         scene.names.append(name)
         scene.boxes.append(box)
@@ -248,25 +244,13 @@ def _paste(scene: _Scene, piece: _Piece, x: int, y: int, name: str | None) -> No
     under += alpha[:, :, None] * (piece.colours[part] - under)
 
 
-def _tight_box(solid: NDArray[np.bool_], x1: int, y1: int) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
-    return (
-        x1 + int(columns[0]),
-        y1 + int(rows[0]),
-        x1 + int(columns[-1]) + 1,
-        y1 + int(rows[-1]) + 1,
-    )
-
-
-def _crowded(scene: _Scene, box: tuple[int, int, int, int]) -> bool:
-    if min(box[2] - box[0], box[3] - box[1]) < 20:
-        return True
-    others = np.array(scene.boxes, dtype=np.float32).reshape(-1, 4)
-    return bool((box_iou(np.array([box], dtype=np.float32), others) > MAX_IOU).any())
+def _tight_box(solid: NDArray[np.bool_], x1: int, y1: int) -> Box:
+    y, x = np.nonzero(solid)
+    return x1 + int(x.min()), y1 + int(y.min()), x1 + int(x.max()) + 1, y1 + int(y.max()) + 1
 
 
 def _photograph(canvas: Rgb, rng: np.random.Generator) -> ImageArray:
-    """Uneven light, a little blur and noise."""
+    """Add uneven light, a little blur and noise."""
     height, width = canvas.shape[:2]
     corners = rng.uniform(0.7, 1.2, (2, 2)).astype(np.float32)
     light = cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -274,6 +258,6 @@ def _photograph(canvas: Rgb, rng: np.random.Generator) -> ImageArray:
     if rng.random() < 0.7:
         lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.4, 1.1))
     grain = rng.standard_normal(lit.shape, dtype=np.float32)
-    lit = lit + grain * np.float32(rng.uniform(1, 7))
-    image: ImageArray = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+    noisy = lit + grain * np.float32(rng.uniform(1, 7))
+    image: ImageArray = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
     return image

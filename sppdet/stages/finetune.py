@@ -1,33 +1,40 @@
-"""The fine-tuning stage: pools of windows from the images, validation, checkpoints."""
+"""The fine-tuning stage: proposals and maps to a trained head, with checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import count, takewhile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from sppdet.boxes import flip_boxes
 from sppdet.config import FinetuneConfig
 from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
+from sppdet.randomness import rng
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
 from sppdet.stages.material import Material
 from sppdet.stages.model import read_head, save_head
-from sppdet.training.finetune import (
-    FineTuner,
+from sppdet.training.finetune import FineTuner, Progress
+from sppdet.training.finetune_windows import (
     Pool,
-    Progress,
     draw_pool_images,
+    draw_windows,
+    join_windows,
+    label_windows,
+    pool_windows,
     split_images,
 )
-from sppdet.training.finetune_pools import PoolMaker
+from sppdet.types import Boxes, Labels
 
-_MOST_VALIDATION_WINDOWS = 8192
+_MAX_VALIDATION_WINDOWS = 8192
 
 
 def train_head(context: Context) -> bool:
@@ -59,21 +66,24 @@ def train_head(context: Context) -> bool:
 def finetune(
     material: Material, head: Head, config: FinetuneConfig, *, pretrained: bool, made_by: str
 ) -> Head:
-    """Fine-tune `head` on the material's windows and return its best snapshot.
+    """Fine-tune `head` on the training set's windows and return its best snapshot.
 
     Args:
         pretrained: whether fc6 and fc7 are; random ones are fitted to the first pool's windows.
-        made_by: fingerprint under which the unfinished stage's checkpoint is kept and found.
+        made_by: fingerprint of the stage; a checkpoint of another one is ignored.
     """
     training, held_out = split_images(
         len(material.dataset), fraction=config.val_fraction, seed=material.seed
     )
     head.to(material.maps.device)
-    validation = _validation_pool(material, held_out, config)
     ranks = material.ranks
-    mean_square = 1.0 if pretrained else _fit_start(material, head, training, config)
     tuner = FineTuner(
-        head, config, validation, seed=material.seed, ranks=ranks, mean_square=mean_square
+        head,
+        config,
+        _validation_pool(material, held_out, config),
+        seed=material.seed,
+        processes=ranks,
+        mean_square=1.0 if pretrained else _fit_start(material, head, training, config),
     )
     path = material.state_path("finetune")
     if checkpoint := read_checkpoint(path, made_by):
@@ -82,18 +92,15 @@ def finetune(
         text = "finetune: going on after batch %d of %d"
         LOGGER.info(text, tuner.progress.batch, config.batches)
     ranks.wait()  # all have read the checkpoint before the first writes the next
-    saved = time.monotonic()
-    ticks = track(
-        _ticks(material, tuner, training, config), total=config.batches, label="fine-tuning"
-    )
-    said = 0
-    for pool_done in ticks:
-        if not pool_done:
+    saved, logged = time.monotonic(), 0
+    done = _train(material, tuner, training, config)
+    for pool_ended in track(done, total=config.batches, label="fine-tuning"):
+        if not pool_ended:
             continue
-        for record in tuner.history[said:]:
+        for record in tuner.history[logged:]:
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             LOGGER.info("finetune: %s", text, extra=event("finetune", **record))
-        said = len(tuner.history)
+        logged = len(tuner.history)
         if ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
             write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
             saved = time.monotonic()
@@ -101,45 +108,90 @@ def finetune(
     return tuner.best_head()
 
 
-def _fit_start(
-    material: Material, head: Head, training: NDArray[np.int64], config: FinetuneConfig
-) -> float:
-    """Standardise a random head on the first pool's windows; the mean square of their features."""
-    pairs = draw_pool_images(training, 0, config=config, seed=material.seed)
-    alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
-    features = PoolMaker(alone, config).make(pairs, salt=0).features
-    standardise(head, features)
-    mean_square = features.double().square().mean()
-    # one value for all: it sets the learning rate
-    agreed = material.ranks.broadcast({"mean_square": mean_square}, owner=0)
-    return float(agreed["mean_square"]) or 1.0
-
-
-def _ticks(
+def _train(
     material: Material, tuner: FineTuner, training: NDArray[np.int64], config: FinetuneConfig
 ) -> Iterator[bool]:
-    """Train pool by pool; one item a batch, True where a pool ends, so that a bar can count."""
-
-    def numbers() -> Iterator[int]:
-        number = tuner.progress.pool
-        while not tuner.finished:
-            yield number
-            number += 1
-
+    """Train pool by pool; yield once a batch, for a progress bar, and True where a pool ends."""
     pools = PoolMaker(material, config)
 
     def make(number: int) -> Pool:
         pairs = draw_pool_images(training, number, config=config, seed=material.seed)
-        return pools.make(pairs, salt=number)
+        return pools.make(pairs, number=number)
 
-    yield from (False for _ in range(tuner.progress.batch))
-    for pool in ordered_map(make, numbers(), workers=1, ahead=1):
+    yield from [False] * tuner.progress.batch
+    numbers = takewhile(lambda _: not tuner.finished, count(tuner.progress.pool))
+    for pool in ordered_map(make, numbers, workers=1, ahead=1):
         if tuner.finished:
             break
         before = tuner.progress.batch
         tuner.train_on(pool)
-        yield from (False for _ in range(tuner.progress.batch - before - 1))
+        yield from [False] * (tuner.progress.batch - before - 1)
         yield True
+
+
+class PoolMaker:
+    """Pools of the training set's windows; not for several threads at once.
+
+    An image's candidate windows are cached: 24 bytes each, some 10 KB an image.
+    """
+
+    def __init__(self, material: Material, config: FinetuneConfig) -> None:
+        self._material = material
+        self._config = config
+        self._candidates: dict[int, tuple[Boxes, Labels]] = {}
+
+    def make(self, pairs: Sequence[tuple[int, bool]], *, number: int) -> Pool:
+        """Pool windows of images, given as (position, mirrored); `number` seeds the draw."""
+        material, ranks = self._material, self._material.ranks
+        width = material.extractor.width("pool5", material.maps.channels)
+        features, labels = [], []
+        for place, (position, mirrored) in enumerate(pairs):
+            drawn = rng(material.seed, "fine-tuning windows", number, place)
+            boxes, candidate_labels = self._candidates_of(position)
+            rows = draw_windows(candidate_labels, self._config, rng=drawn)
+            # an image is always the same process's, whose memory may have its maps
+            if position % ranks.count == ranks.rank:
+                pooled = self._pool(position, boxes[rows], mirrored, rng=drawn)
+            else:
+                pooled = torch.empty((0, width), device=material.maps.device)
+            features.append(pooled)
+            labels.append(candidate_labels[rows])
+        return join_windows(features, labels)
+
+    def _candidates_of(self, position: int) -> tuple[Boxes, Labels]:
+        if position not in self._candidates:
+            self._candidates[position] = label_windows(
+                self._material.proposals(position).boxes,
+                self._material.dataset.images[position],
+                self._config,
+            )
+        return self._candidates[position]
+
+    def _pool(
+        self, position: int, boxes: Boxes, mirrored: bool, *, rng: np.random.Generator
+    ) -> torch.Tensor:
+        material = self._material
+        image = material.dataset.images[position]
+        maps = material.maps.of_image(image, mirrored=mirrored)
+        if mirrored:
+            boxes = flip_boxes(boxes, width=image.width)
+        scales = None
+        if self._config.scale == "random":
+            scales = rng.integers(len(maps.maps), size=len(boxes))
+        return pool_windows(maps, boxes, material.extractor, scales=scales)
+
+
+def _fit_start(
+    material: Material, head: Head, training: NDArray[np.int64], config: FinetuneConfig
+) -> float:
+    """Standardise a random head on the first pool; return the mean square of its features."""
+    pairs = draw_pool_images(training, 0, config=config, seed=material.seed)
+    alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
+    features = PoolMaker(alone, config).make(pairs, number=0).features
+    standardise(head, features)
+    # one value for all processes: it sets the learning rate
+    total = material.ranks.sums([float(features.double().square().mean())])[0]
+    return total / material.ranks.count or 1.0
 
 
 def _validation_pool(
@@ -147,8 +199,8 @@ def _validation_pool(
 ) -> Pool | None:
     if len(held_out) == 0:
         return None
-    most = max(4, _MOST_VALIDATION_WINDOWS // len(held_out))
-    fewer = config.model_copy(update={"pool_windows": min(config.pool_windows, most)})
+    limit = max(4, _MAX_VALIDATION_WINDOWS // len(held_out))
+    fewer = config.model_copy(update={"pool_windows": min(config.pool_windows, limit)})
     pairs = [(position, False) for position in held_out.tolist()]
-    pool = PoolMaker(material, fewer).make(pairs, salt=-1)
+    pool = PoolMaker(material, fewer).make(pairs, number=-1)
     return pool if len(pool.labels) else None
