@@ -1,7 +1,7 @@
-"""The detector over files and folders of images.
+"""Run the detector on files and folders of images.
 
-Results are kept as soon as an image is done (see `journal`), the files about all images are put
-together at the end, and a call that is repeated does only what is left.
+Results are stored as soon as an image is done (see `journal`), the files about all images are
+written at the end, and a repeated call does only what is left.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
-VERSION = 1  # raised when the same detections give other files
+VERSION = 1  # incremented when the same detections give other files
 
 
 @dataclass(frozen=True)
 class FolderResult:
-    """The numbers of images, of those with results, and of detections; a line an image that failed.
+    """Numbers of images, of those with results and of detections; a line per image that failed.
 
     An image whose detections were found, but not all of its files written, has results and failed.
     """
@@ -53,7 +53,7 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Kept:
-    """An image whose results are there already."""
+    """An image whose results were there already."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def detect_folder(
 ) -> FolderResult:
     """Detect in images and folders of images and write the results into `out`.
 
-    An image that can't be read, or whose files can't be written, ends nothing: it is named in the
-    result. What is done is kept whatever ends the work, and isn't done again by a call with the same
-    images, model and settings.
+    An image that can't be read, or whose files can't be written, is listed in the result and doesn't
+    end the call. Results are kept whatever ends it, and a call with the same images, model and
+    settings doesn't repeat them.
 
     Args:
         min_score: detections with a score >= this are kept.
@@ -97,10 +97,9 @@ def detect_folder(
             where a result would be.
         ArtifactError: results can't be written, for another reason than their names.
     """
-    # what scores less has no say in NMS: nothing is computed for it
-    settings = detector.config.model_copy(
-        update={"min_score": max(min_score, detector.config.min_score)}
-    )
+    # lower scores don't influence NMS, so nothing is computed for them
+    least = max(min_score, detector.config.min_score)
+    settings = detector.config.model_copy(update={"min_score": least})
     plan = plan_images(paths)
     if plan.left_out:
         reporter.say(f"left out: {plan.left_out} images that detect has written")
@@ -119,7 +118,7 @@ class _Work:
     failed: list[str] = field(default_factory=list)
 
     def run(self, workers: int) -> FolderResult:
-        """Detect in all images; what fails is said and collected."""
+        """Detect in all images; report and collect failures."""
         items, journal = self.plan.items, self.outputs.journal
         with_results: list[Item] = []
         kept = 0
@@ -137,12 +136,11 @@ class _Work:
         JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
         names = [item.name for item in with_results]
         journal.compact(names)
-        entries = (journal.entry(name) for name in names)
-        detections = sum(entry.count for entry in entries if entry is not None)
+        detections = sum(entry.count for entry in map(journal.entry, names) if entry)
         return FolderResult(len(items), len(with_results), detections, tuple(self.failed))
 
     def _detected(self, workers: int) -> Iterator[_Kept | _Found | _Failed]:
-        """What comes of every item, in order; memory holds a few of them."""
+        """Yield the outcome of every item, in order; memory holds a few of them."""
         prepared = ordered_map(self._prepare, self.plan.items, workers=workers)
         due = zip(self.plan.items, prepared, strict=True)
         return ordered_map(self._detect, due, workers=in_flight(self.detector.maps.device))
@@ -155,11 +153,11 @@ class _Work:
             image = self.detector.read(item.path)
             proposals = self.detector.proposer.of(image)
             return _Prepared(made_by, image, proposals, self.detector.maps.scaled(image))
-        except Exception as error:  # whatever is wrong with one image, the others are done
+        except Exception as error:  # one image's failure must not end the others
             return _Failed(_describe(item, error))
 
     def _made_by(self, item: Item) -> str:
-        """Name what an image's results depend on: its bytes, the model, the settings."""
+        """Fingerprint the inputs of an image's results: its bytes, the model, the settings."""
         digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
         config = self.detector.config.model_dump()
         return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
@@ -176,7 +174,7 @@ class _Work:
             return _Failed(_describe(item, error))
 
     def _write(self, item: Item, found: _Found) -> None:
-        """Write an image's files, then its line in the journal, which says that they are there."""
+        """Write an image's files, then its line in the journal, which vouches for them."""
         files: dict[str, str] = {}
         problems: list[str] = []
         for kind in (kind for kind in self.formats if kind in IMAGE_FILES):

@@ -1,11 +1,12 @@
-"""The files about all images of a call, put together from the journal image by image."""
+"""Files about all images of a call, written image by image from the journal."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from sppdet.folders.journal import Result
@@ -15,17 +16,16 @@ from sppdet.io.coco_results import results_entry
 from sppdet.io.names import escape_name, text_cell
 
 
+@dataclass(frozen=True)
 class JointFiles:
-    """Writes detections.json, detections.csv and coco_results.json; one image is held at a time.
+    """Writes detections.json, detections.csv and coco_results.json; memory holds one image.
 
-    Args:
-        items: the images that have results, in order; they are numbered from 1.
+    `items` are the images that have results, in order; they are numbered from 1.
     """
 
-    def __init__(self, outputs: Outputs, items: Sequence[Item], class_names: Sequence[str]) -> None:
-        self._outputs = outputs
-        self._items = items
-        self._class_names = class_names
+    outputs: Outputs
+    items: Sequence[Item]
+    class_names: Sequence[str]
 
     def write(self, formats: Sequence[Format]) -> None:
         """Write the files of `formats`."""
@@ -36,13 +36,15 @@ class JointFiles:
         }
         for kind in formats:
             if kind in writers:
-                with self._outputs.writing(JOINT_FILES[kind]) as temporary:
-                    _write(temporary, writers[kind])
+                with (
+                    self.outputs.writing(JOINT_FILES[kind]) as temporary,
+                    temporary.open("w", encoding="utf-8", newline="") as out,
+                ):
+                    writers[kind](out)
 
     def _results(self) -> Iterator[tuple[int, Item, Result]]:
-        results = self._outputs.journal.results(item.name for item in self._items)
-        for number, (item, result) in enumerate(zip(self._items, results, strict=True), start=1):
-            yield number, item, result
+        results = self.outputs.journal.results(item.name for item in self.items)
+        return zip(itertools.count(1), self.items, results, strict=False)
 
     def _rows(self) -> Iterator[tuple[int, Item, list[float], float, int]]:
         """Number of the image, image, box, score and label of every detection."""
@@ -51,10 +53,10 @@ class JointFiles:
                 yield number, item, box, score, label
 
     def _write_json(self, out: TextIO) -> None:
+        names = enumerate(self.class_names, start=1)
         out.write('{"images": ')
         _write_list(out, self._image_entries())
         out.write(',\n"categories": ')
-        names = enumerate(self._class_names, start=1)
         _write_list(out, ({"id": label, "name": name} for label, name in names))
         out.write(',\n"annotations": ')
         _write_list(out, self._annotations())
@@ -82,18 +84,14 @@ class JointFiles:
                 "area": (x2 - x1) * (y2 - y1),
                 "score": score,
                 "file_name": item.name,
-                "class": self._class_names[label - 1],
+                "class": self.class_names[label - 1],
             }
 
     def _write_coco(self, out: TextIO) -> None:
+        categories = list(enumerate(self.class_names, start=1))
         entries = (
-            results_entry(
-                box,
-                score,
-                image=(image_id, item.name),
-                category=(label, self._class_names[label - 1]),
-            )
-            for image_id, item, box, score, label in self._rows()
+            results_entry(box, score, image=(number, item.name), category=categories[label - 1])
+            for number, item, box, score, label in self._rows()
         )
         _write_list(out, entries)
         out.write("\n")
@@ -102,17 +100,12 @@ class JointFiles:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2"])
         for _, item, box, score, label in self._rows():
-            texts = [text_cell(item.name), text_cell(escape_name(self._class_names[label - 1]))]
+            texts = [text_cell(item.name), text_cell(escape_name(self.class_names[label - 1]))]
             writer.writerow([*texts, f"{score:.6f}", *(f"{side:.2f}" for side in box)])
 
 
-def _write(path: Path, write: Callable[[TextIO], None]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as out:
-        write(out)
-
-
 def _write_list(out: TextIO, entries: Iterator[dict[str, Any]]) -> None:
-    """A JSON list with an entry a line."""
+    """Write a JSON list with a line per entry."""
     out.write("[")
     for number, entry in enumerate(entries):
         out.write((",\n" if number else "\n") + json.dumps(entry, allow_nan=False))

@@ -1,9 +1,9 @@
 """The journal of a folder of results: what `detect` has found and written there, line by line.
 
-`.sppdet-detect.jsonl` grows by a JSON line as soon as an image is done, so that a call that is killed
-loses nothing, and it tells the files that sppdet has written from all others: a line with a file's
-digest stands there before the file has its name. A line that a kill has cut short is passed over, and
-so is one whose checksum is wrong.
+`.sppdet-detect.jsonl` grows by a JSON line as soon as an image is done, so that a killed call loses
+nothing. It also tells the files that sppdet has written from all others: a line with a file's digest
+is written before the file gets its name. A line that a kill has cut short is ignored, and so is one
+whose checksum is wrong.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, model_validator
 
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.runs.artifacts import atomic_path
@@ -32,12 +33,48 @@ _REST = len(_START) + 16
 
 
 class JournalError(ArtifactError):
-    """The journal can't be read or written: without it nothing that is done is kept."""
+    """The journal can't be read or written: without it no result is kept."""
+
+
+class Result(BaseModel):
+    """The line of an image: its size in pixels, boxes (xyxy, 0-based, half-open), scores, labels.
+
+    `made_by` is the fingerprint of its inputs, `files` the digests of its files by path.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    image: str
+    made_by: str
+    width: PositiveInt
+    height: PositiveInt
+    files: dict[str, str]
+    boxes: list[Annotated[list[float], Field(min_length=4, max_length=4)]]
+    scores: list[float]
+    labels: list[PositiveInt]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Result:
+        if not len(self.boxes) == len(self.scores) == len(self.labels):
+            raise ValueError("boxes, scores and labels of several lengths")
+        return self
+
+
+class _Claim(BaseModel):
+    """The line of a file that is about to be written."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str
+    digest: str
+
+
+_LINES: TypeAdapter[Result | _Claim] = TypeAdapter(Result | _Claim)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where an image's line stands, what made it, how many detections it has, its files' digests."""
+    """The line of an image in short: its offset, its number of detections, the rest as in `Result`."""
 
     offset: int
     made_by: str
@@ -45,21 +82,10 @@ class Entry:
     files: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One image's line: its size in pixels, boxes (xyxy, 0-based, half-open), scores and labels."""
-
-    width: int
-    height: int
-    boxes: list[list[float]]
-    scores: list[float]
-    labels: list[int]
-
-
 class Journal:
     """The journal of one folder; detections stay on disk and are read image by image.
 
-    `claims` has the digests of what sppdet has written, or was about to write, by the file's path
+    `claims` has the digests of all that sppdet has written, or was about to write, by the file's path
     below the folder.
     """
 
@@ -70,33 +96,31 @@ class Journal:
         self._end = 0  # of the last whole line
         self._out: BinaryIO | None = None
         damaged = 0
-        for offset, raw, record in _lines(self.path):
-            self._end = offset + len(raw)
+        for raw in _whole_lines(self.path):
             try:
-                self._note(offset, record)
-            except (TypeError, KeyError, AttributeError):
+                if self._end > 0:  # behind the header
+                    self._note(_parse(raw))
+            except ValueError:
                 damaged += 1
+            self._end += len(raw)
         if damaged:
             _log.warning("%s: %d damaged lines; these images are done again", self.path, damaged)
 
-    def _note(self, offset: int, record: Any) -> None:
-        if "image" in record:
-            _check_image(record)
-            files = record["files"]
-            entry = Entry(offset, record["made_by"], len(record["scores"]), files)
-            self._entries[record["image"]] = entry
-            for file, digest in files.items():
-                self.claims[file].add(digest)
-        elif "file" in record:
-            _check_texts(record["file"], record["digest"])
-            self.claims[record["file"]].add(record["digest"])
+    def _note(self, line: Result | _Claim) -> None:
+        if isinstance(line, _Claim):
+            self.claims[line.file].add(line.digest)
+            return
+        entry = Entry(self._end, line.made_by, len(line.scores), line.files)
+        self._entries[line.image] = entry
+        for file, digest in line.files.items():
+            self.claims[file].add(digest)
 
     def entry(self, name: str) -> Entry | None:
-        """The last line of an image; None if there is none."""
+        """Look up the last line of an image; None if there is none."""
         return self._entries.get(name)
 
     def claim(self, file: str, digest: str) -> None:
-        """Say that the file is about to get this content."""
+        """Record that the file is about to get this content."""
         self._append({"file": file, "digest": digest})
         self.claims[file].add(digest)
 
@@ -104,7 +128,7 @@ class Journal:
         self, name: str, found: Detections, *, width: int, height: int,
         made_by: str, files: dict[str, str],
     ) -> None:  # fmt: skip
-        """Keep the detections of an image whose files (path to digest) are written."""
+        """Record the detections of an image whose files (path to digest) are written."""
         record = {
             "image": name,
             "made_by": made_by,
@@ -118,17 +142,19 @@ class Journal:
         self._entries[name] = Entry(self._append(record), made_by, len(found), files)
 
     def results(self, names: Iterable[str]) -> Iterator[Result]:
-        """Read what was found in images that have an entry, one after another."""
+        """Read the results of images that have an entry, one after another."""
         with self._reading() as handle:
             for name in names:
-                record = _parsed(_line_at(handle, self._entries[name].offset))
-                if record is None:
+                try:
+                    line = _parse(_line_at(handle, self._entries[name].offset))
+                except ValueError:
+                    line = None
+                if not isinstance(line, Result):
                     raise JournalError(f"{self.path}: has changed while it was read")
-                keys = ("width", "height", "boxes", "scores", "labels")
-                yield Result(*(record[key] for key in keys))
+                yield line
 
     def compact(self, names: Iterable[str]) -> None:
-        """Rewrite the journal without what is out of date; the images `names` come first, in order.
+        """Rewrite the journal without stale lines; the images `names` come first, in order.
 
         The same results of the same images give the same bytes, however they came about. Nothing
         can be added or read afterwards.
@@ -145,22 +171,15 @@ class Journal:
                     for file, digest in entry.files.items():
                         told[file].add(digest)
                 for file in sorted(self.claims):
-                    digests = self._digests_left(file, told[file])
-                    new.writelines(_line({"file": file, "digest": d}) for d in digests)
+                    if untold := self.claims[file] - told[file]:
+                        with contextlib.suppress(OSError):  # the file is gone, or on its way
+                            digest = digest_of(self.path.parent / file)
+                            if digest in untold:
+                                new.write(_line({"file": file, "digest": digest}))
             self.close()  # Windows replaces no file that is open
 
-    def _digests_left(self, file: str, told: set[str]) -> list[str]:
-        """What must still be told of a file that is there."""
-        if self.claims[file] <= told:
-            return []
-        try:
-            digest = digest_of(self.path.parent / file)
-        except OSError:
-            return []  # gone, or on its way
-        return [digest] if digest in self.claims[file] - told else []
-
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._out is not None:
             self._out.close()
             self._out = None
@@ -169,17 +188,17 @@ class Journal:
     def _reading(self) -> Iterator[BinaryIO]:
         try:
             if self._out is None:
-                self._begin()
+                self._open()
             with self.path.open("rb") as handle:
                 yield handle
         except OSError as error:
             raise JournalError(f"{self.path}: can't be read: {error.strerror}") from None
 
     def _append(self, record: dict[str, Any]) -> int:
-        """Write a line, at once; returns its offset."""
+        """Write a line at once; returns its offset."""
         line = _line(record)
         try:
-            out = self._out or self._begin()
+            out = self._out or self._open()
             offset = self._end
             written = out.write(line)
             if written != len(line):  # the disk is full
@@ -189,8 +208,8 @@ class Journal:
         self._end += len(line)
         return offset
 
-    def _begin(self) -> BinaryIO:
-        """Open the file to write on, behind its last whole line."""
+    def _open(self) -> BinaryIO:
+        """Open the file for appending behind its last whole line."""
         out = self.path.open("ab", buffering=0)
         if self.path.stat().st_size > self._end:
             os.truncate(self.path, self._end)
@@ -201,7 +220,7 @@ class Journal:
 
 
 def claimed_files(folder: Path) -> frozenset[str]:
-    """Paths below `folder` of all files that sppdet has written there by its journal, if there is one."""
+    """List the paths below `folder` of all files that its journal claims; none without a journal."""
     try:
         return frozenset(Journal(folder).claims)
     except (ConfigError, JournalError):
@@ -209,7 +228,7 @@ def claimed_files(folder: Path) -> frozenset[str]:
 
 
 def digest_of(path: Path) -> str:
-    """16 hexadecimal digits that name a file's content."""
+    """Hash a file's content to 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as handle:
         while block := handle.read(2**16):
@@ -219,41 +238,18 @@ def digest_of(path: Path) -> str:
 
 def _line(record: dict[str, Any]) -> bytes:
     rest = b'", ' + json.dumps(record, allow_nan=False).encode()[1:]
-    return _START + hashlib.blake2b(rest, digest_size=8).hexdigest().encode() + rest + b"\n"
+    return _START + _checksum(rest) + rest + b"\n"
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The record of a line; None if it isn't as it was written."""
-    rest = line[_REST:-1]
-    check = hashlib.blake2b(rest, digest_size=8).hexdigest().encode()
-    if line[:_REST] != _START + check or not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+def _parse(line: bytes) -> Result | _Claim:
+    """Parse a line; ValueError if it isn't as it was written."""
+    if line[:_REST] != _START + _checksum(line[_REST:-1]) or not line.endswith(b"\n"):
+        raise ValueError("wrong checksum")
+    return _LINES.validate_json(line)
 
 
-def _check_image(record: dict[str, Any]) -> None:
-    """Refuse, by TypeError or KeyError, an image's line that has anything else than `add` writes."""
-    files, boxes, scores, labels = (record[key] for key in ("files", "boxes", "scores", "labels"))
-    if not isinstance(files, dict) or not all(isinstance(x, list) for x in (boxes, scores, labels)):
-        raise TypeError("not lists")
-    _check_texts(record["image"], record["made_by"], *files, *files.values())
-    whole = [record["width"], record["height"], *labels]
-    if not all(type(n) is int and n > 0 for n in whole):
-        raise TypeError("no whole numbers above 0")
-    numbers = [*scores, *(value for box in boxes for value in box)]
-    if not all(type(n) in (int, float) and abs(n) < math.inf for n in numbers):
-        raise TypeError("no finite numbers")
-    if not len(boxes) == len(scores) == len(labels) or any(len(box) != 4 for box in boxes):
-        raise TypeError("of several lengths")
-
-
-def _check_texts(*values: object) -> None:
-    if not all(isinstance(value, str) for value in values):
-        raise TypeError("not text")
+def _checksum(rest: bytes) -> bytes:
+    return hashlib.blake2b(rest, digest_size=8).hexdigest().encode()
 
 
 def _line_at(handle: BinaryIO, offset: int) -> bytes:
@@ -261,14 +257,14 @@ def _line_at(handle: BinaryIO, offset: int) -> bytes:
     return handle.readline()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
-    """Offset, bytes and record of every whole line but the header.
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a journal, the header first, up to one that is cut short.
 
     Raises:
         ConfigError: the file is something else, or of another version.
     """
     try:
-        if not path.is_file():  # a FIFO would be waited for
+        if not path.is_file():  # opening a FIFO would block
             if os.path.lexists(path):
                 raise ConfigError(f"{path}: no regular file; expected another --out")
             return
@@ -277,16 +273,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
         raise JournalError(f"{path}: can't be read: {error.strerror}") from None
     with handle:
         header = _line(_HEADER)
-        offset = 0
-        for raw in handle:
-            if offset == 0 and raw != header and not header.startswith(raw):
-                raise ConfigError(
-                    f"{path}: no journal of this version of sppdet; expected another --out"
-                )
-            if not raw.endswith(b"\n"):
-                return
-            if offset == 0:
-                yield offset, raw, {}
-            else:
-                yield offset, raw, _parsed(raw)
-            offset += len(raw)
+        raw = handle.readline()
+        if not header.startswith(raw):
+            raise ConfigError(
+                f"{path}: no journal of this version of sppdet; expected another --out"
+            )
+        while raw.endswith(b"\n"):
+            yield raw
+            raw = handle.readline()

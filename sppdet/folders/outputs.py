@@ -1,4 +1,4 @@
-"""The folder of results: nothing that sppdet hasn't written is overwritten there."""
+"""The folder of results, in which files that sppdet hasn't written are never overwritten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, Format, Item, Plan
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.lock import folder_lock
 
-# what may be wrong with one file's name or place; anything else, such as a full disk, is wrong for all
+# errors of one file's name or place; any other, such as a full disk, ends the call
 _OF_ONE_FILE = {
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
     *(errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.ELOOP),
@@ -33,14 +33,13 @@ class Outputs:
         self._present: dict[str, str] = {}  # digests of the files that stood there at the beginning
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuse to begin where a file stands in the way.
+        """Refuse to start where a file of someone else would be overwritten.
 
         Raises:
             ConfigError: a file that sppdet hasn't written, or that was changed since, and the way out.
         """
         inputs = {_identity(item.path) for item in items} - {None}
-        files = (item.file(kind) for item in items for kind in self._kinds)
-        for file in (*self._joint, *files):
+        for file in (*self._joint, *(file for item in items for file in self._files(item))):
             try:
                 digest = self._digest(file, inputs)
             except DataError as problem:
@@ -49,12 +48,16 @@ class Outputs:
                 self._present[file] = digest
 
     def is_done(self, item: Item, made_by: str) -> bool:
-        """Whether an image's detections and files are there already, made by `made_by`."""
+        """Check that an image's detections and files are there already, made by `made_by`."""
         entry = self.journal.entry(item.name)
-        if entry is None or entry.made_by != made_by:
-            return False
-        files = (item.file(kind) for kind in self._kinds)
-        return all(entry.files.get(f, "") == self._present.get(f) for f in files)
+        return (
+            entry is not None
+            and entry.made_by == made_by
+            and all(entry.files.get(f, "") == self._present.get(f) for f in self._files(item))
+        )
+
+    def _files(self, item: Item) -> list[str]:
+        return [item.file(kind) for kind in self._kinds]
 
     @contextlib.contextmanager
     def writing(self, file: str) -> Iterator[Path]:
@@ -72,11 +75,11 @@ class Outputs:
             self._present[file] = digest
 
     def digest(self, file: str) -> str:
-        """The digest of a file that was written in this call."""
+        """Look up the digest of a file that was written in this call."""
         return self._present[file]
 
     def _digest(self, file: str, inputs: set[tuple[int, int] | None]) -> str | None:
-        """The digest of what stands at a file's place; None if nothing does.
+        """Hash the file that is at this path; None if there is none.
 
         Raises:
             DataError: sppdet hasn't written it.
@@ -88,7 +91,7 @@ class Outputs:
             return None
         except NotADirectoryError:
             raise DataError(f"{path}: there is a file where a folder must be") from None
-        except OSError:  # a name that is too long, perhaps; writing tells
+        except OSError:  # such as a name that is too long; writing fails then
             return None
         if (state.st_dev, state.st_ino) in inputs:
             raise DataError(f"{path} is one of the images to detect in")
@@ -106,16 +109,16 @@ class Outputs:
 
 @contextlib.contextmanager
 def open_outputs(folder: Path, plan: Plan, formats: Sequence[Format]) -> Iterator[Outputs]:
-    """Hold the folder `folder` for the results of `plan`, made if it isn't there.
+    """Lock the folder `folder` for the results of `plan`; it is made if it isn't there.
 
     Raises:
-        ConfigError: it is a file, it is searched for images, or a file stands in the way that sppdet
-            hasn't written.
+        ConfigError: it is a file, it is searched for images, or a file that sppdet hasn't written
+            would be overwritten.
         ArtifactError: it can't be made, or another process writes there.
     """
     tops = [IMAGE_FILES[kind][0] for kind in formats if kind in IMAGE_FILES]
     _check_place(folder, tops, plan)
-    _check_links(folder, tops, plan, formats)
+    _check_links(folder, plan, formats)
     _make(folder)
     with folder_lock(folder, name=".sppdet-detect.lock", doing="writing"):
         outputs = Outputs(folder, formats)
@@ -129,23 +132,22 @@ def open_outputs(folder: Path, plan: Plan, formats: Sequence[Format]) -> Iterato
 
 
 def is_of_one_file(error: ArtifactError) -> bool:
-    """Whether a failure to write says something of that file alone: its name, or what is there."""
+    """Check that a failure to write concerns that file alone: its name, or what is there."""
     cause = error.__cause__ or error.__context__
     return isinstance(cause, OSError) and cause.errno in _OF_ONE_FILE
 
 
 def _check_place(folder: Path, tops: Sequence[str], plan: Plan) -> None:
     """Refuse a folder of results that is searched, or whose results would be."""
-    for path in (folder, *folder.parents):
-        if os.path.lexists(path):
-            if not path.is_dir():
-                raise ConfigError(f"--out {folder}: {path} isn't a folder")
-            break
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"--out {folder}: {there} isn't a folder")
     out = _real(folder)
     for searched in plan.searched:
         place = _real(searched)
         # results below a searched folder are left out of the search, but not what else is there
-        inside = [i.path for i in plan.items if out.is_relative_to(place) and _is_in(i.path, out)]
+        own = plan.items if out.is_relative_to(place) else ()
+        inside = [item.path for item in own if _real(item.path.parent).is_relative_to(out)]
         if out == place or inside:
             which = f" ({inside[0]})" if inside and out != place else ""
             raise ConfigError(
@@ -161,22 +163,15 @@ def _check_place(folder: Path, tops: Sequence[str], plan: Plan) -> None:
                 )
 
 
-def _check_links(folder: Path, tops: Sequence[str], plan: Plan, formats: Sequence[Format]) -> None:
+def _check_links(folder: Path, plan: Plan, formats: Sequence[Format]) -> None:
     """Refuse links below the folders of the images' files, which would lead out of them."""
-    real = {top: _real(folder / top) for top in tops}
-    seen: set[str] = set()
-    for item in plan.items:
-        for kind in formats:
-            if kind not in IMAGE_FILES:
-                continue
-            parent = item.file(kind).rpartition("/")[0]
-            if parent not in seen:
-                seen.add(parent)
-                top, _, rest = parent.partition("/")
-                if _real(folder / parent) != Path(os.path.normcase(real[top] / rest)):
-                    raise ConfigError(
-                        f"{folder / parent}: leads elsewhere by a link; expected another --out"
-                    )
+    files = (item.file(kind) for item in plan.items for kind in formats if kind in IMAGE_FILES)
+    for parent in dict.fromkeys(file.rpartition("/")[0] for file in files):
+        top, _, rest = parent.partition("/")
+        if _real(folder / parent) != Path(os.path.normcase(_real(folder / top) / rest)):
+            raise ConfigError(
+                f"{folder / parent}: leads elsewhere by a link; expected another --out"
+            )
 
 
 def _make(folder: Path) -> None:
@@ -192,12 +187,8 @@ def _real(path: Path) -> Path:
     return Path(os.path.normcase(os.path.realpath(path)))
 
 
-def _is_in(path: Path, folder: Path) -> bool:
-    return _real(path.parent).is_relative_to(folder)
-
-
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from all others, whatever its name; None if it isn't there."""
+    """Device and inode of a file, the same under any of its names; None if it isn't there."""
     try:
         state = path.stat()
     except (OSError, ValueError):

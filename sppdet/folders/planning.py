@@ -1,12 +1,13 @@
-"""Which images a call of `detect` works on, and what their results and files are called."""
+"""The images of a call of `detect`, and the names of their results and files."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -39,7 +40,7 @@ class Item:
     stem: str
 
     def file(self, kind: Format) -> str:
-        """Path of a file about the image, below the folder of the results."""
+        """Name a file about the image, by its path below the folder of the results."""
         folder, suffix = IMAGE_FILES[kind]
         *folders, last = self.stem.split("/")
         return "/".join([folder, *map(fit_name, folders), fit_name(last, suffix)])
@@ -47,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """The images in order, the folders that were searched, and how many outputs were left out."""
+    """The images in order, the folders that were searched, the number of outputs left out."""
 
     items: tuple[Item, ...]
     searched: tuple[Path, ...]
@@ -55,7 +56,7 @@ class Plan:
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
-    """The formats of `--save`, such as "images,json"."""
+    """Parse the formats of `--save`, such as "images,json"."""
     chosen = [part.strip() for part in text.split(",") if part.strip()]
     for part in chosen or [""]:
         if part not in FORMATS:
@@ -74,8 +75,13 @@ def plan_images(paths: Sequence[Path]) -> Plan:
     """
     found = find_images(paths)
     named = {os.path.abspath(path) for path in paths if not path.is_dir()}
-    outputs = _Outputs()
-    kept = [p for p in found if os.path.abspath(p) in named or not outputs.has(p)]
+    claims_of = functools.cache(claimed_files)
+
+    def is_output(image: Path) -> bool:
+        path = Path(os.path.realpath(image))
+        return any(path.relative_to(f).as_posix() in claims_of(f) for f in path.parents)
+
+    kept = [p for p in found if os.path.abspath(p) in named or not is_output(p)]
     if not kept:
         where = ", ".join(map(str, paths))
         raise ImageError(f"{where}: no images besides {len(found)} that detect has written")
@@ -85,27 +91,8 @@ def plan_images(paths: Sequence[Path]) -> Plan:
     return Plan(items, searched, len(found) - len(kept))
 
 
-class _Outputs:
-    """Knows by their folders' journals which images `detect` has written."""
-
-    def __init__(self) -> None:
-        self._claims: dict[Path, frozenset[str]] = {}
-
-    def has(self, image: Path) -> bool:
-        path = Path(os.path.realpath(image))
-        return any(
-            path.relative_to(folder).as_posix() in self._claims_of(folder)
-            for folder in path.parents
-        )
-
-    def _claims_of(self, folder: Path) -> frozenset[str]:
-        if folder not in self._claims:
-            self._claims[folder] = claimed_files(folder)
-        return self._claims[folder]
-
-
 def _names(images: Sequence[Path], paths: Sequence[Path]) -> list[str]:
-    """Each image's path below the outermost folder that was given, or its file name.
+    """Name each image by its path below the outermost folder that was given, or its file name.
 
     Where two are the same, all are named by their paths below the folder that they share.
     """
@@ -125,7 +112,7 @@ def _names(images: Sequence[Path], paths: Sequence[Path]) -> list[str]:
 
 
 def _stems(names: Sequence[str]) -> list[str]:
-    """The names without their suffixes, or with them where two would be the same without.
+    """Strip the suffixes of the names, unless two would be the same then.
 
     Stems differ on every file system, and no file of one stands where another needs a folder.
     """
@@ -133,7 +120,7 @@ def _stems(names: Sequence[str]) -> list[str]:
     if len(set(map(_folded, stems))) < len(stems):
         stems = list(names)
     counts = Counter(map(_folded, stems))
-    folders = _all_folders(stems)
+    folders = {f.as_posix() for stem in stems for f in PurePosixPath(_folded(stem)).parents}
     suffixes = [suffix for _, suffix in IMAGE_FILES.values()]
 
     def clashes(stem: str) -> bool:
@@ -148,16 +135,6 @@ def _stems(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _all_folders(stems: Iterable[str]) -> set[str]:
-    folders: set[str] = set()
-    for stem in stems:
-        folder = _folded(stem).rpartition("/")[0]
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = folder.rpartition("/")[0]
-    return folders
-
-
 def _folded(name: str) -> str:
-    """The same for names that some file system takes for the same."""
+    """Fold names that some file system takes for the same."""
     return unicodedata.normalize("NFC", name.casefold())
