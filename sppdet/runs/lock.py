@@ -40,12 +40,18 @@ def folder_lock(folder: Path, *, name: str = ".lock", doing: str = "training") -
 
 
 @contextlib.contextmanager
-def run_lock(run: Path) -> Iterator[None]:
+def run_lock(run: Path, *, first: bool = True) -> Iterator[None]:
     """Hold a run's folder to train in, and remove what killed processes left there.
+
+    Args:
+        first: whether this is the first of several processes, which holds the folder for all.
 
     Raises:
         ArtifactError: another process is training in this folder, or it has other files than a run's.
     """
+    if not first:
+        yield
+        return
     check_run_folder(run)
     with folder_lock(run):
         remove_leftovers(run)

@@ -6,7 +6,6 @@ whose settings have changed, makes only what it must.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -53,19 +52,21 @@ def train(
         ConfigError: no training set is named.
     """
     config.data.sets_of("train")  # checks that one is named
-    with joined_ranks(choose_device(device)) as ranks, log_file(run, ranks):
-        lock = run_lock(run) if ranks.is_first else contextlib.nullcontext()
-        with lock:
-            settings = config.model_dump(mode="json")
-            facts = event("run started", config=settings, until=until, processes=ranks.count)
-            LOGGER.debug("training in %s", run, extra=facts)
-            context = Context(config, run, ranks, until)
-            for stage, function in FUNCTIONS.items():
-                if stage == "evaluate" and context.test_set is None:
-                    break
-                with timed(run, stage, write=ranks.is_first) as timing:
-                    timing.cached = not function(context)
-                if stage == until:
-                    break
+    with (
+        joined_ranks(choose_device(device)) as ranks,
+        log_file(run, ranks),
+        run_lock(run, first=ranks.is_first),
+    ):
+        settings = config.model_dump(mode="json")
+        facts = event("run started", config=settings, until=until, processes=ranks.count)
+        LOGGER.debug("training in %s", run, extra=facts)
+        context = Context(config, run, ranks, until)
+        for stage, function in FUNCTIONS.items():
+            if stage == "evaluate" and context.test_set is None:
+                break
+            with timed(run, stage, write=ranks.is_first) as timing:
+                timing.cached = not function(context)
+            if stage == until:
+                break
         LOGGER.info("the run is in %s", run)
         return context.result
