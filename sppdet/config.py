@@ -127,8 +127,8 @@ class FeaturesConfig(Section):
 
     store: Literal["auto", "overflow"] | bool = "auto"
     """Feature maps of training images to write to disk, as float16. true: all; false: none, they are
-    recomputed when needed; overflow: those that don't fit in memory; auto: overflow on one GPU, true
-    otherwise. Choose false when disk space is short."""
+    recomputed when needed; overflow: those that don't fit in the GPU's memory; auto: overflow on one
+    GPU, true otherwise. Choose false when disk space is short."""
     canonical_size: Count = 224
     """Side in pixels of the window that the scales are chosen for: each window is pooled at the image
     scale that brings its area nearest to the square of this. 224 is the input size of ImageNet

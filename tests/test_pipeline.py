@@ -181,8 +181,8 @@ def test_where_maps_are_changes_nothing(
     stored: range,
 ) -> None:
     monkeypatch.setattr(
-        "sppdet.stages.pipeline.MapMemory.by_what_is_free",
-        lambda device: MapMemory(device, device_room=0, host_room=room),
+        "sppdet.stages.features.MapMemory.by_what_is_free",
+        lambda device: MapMemory(device, room=room),
     )
     store = tmp_path / "store"  # with proposals alone
     store.mkdir()
@@ -205,6 +205,10 @@ def test_maps_are_computed_only_for_what_is_due(
         return genuine(self, image)
 
     monkeypatch.setattr(MapSource, "compute", compute)
+    monkeypatch.setattr(
+        "sppdet.stages.features.MapMemory.by_what_is_free",
+        lambda device: MapMemory(device, room=2**40),
+    )
     (stored,) = (run_copy / "store").glob("maps-*")
     shutil.rmtree(stored)
     for overrides, due in (

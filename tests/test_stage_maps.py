@@ -91,9 +91,7 @@ def test_maps_are_the_same_wherever_they_come_from(tiny: Backbone, tmp_path: Pat
     stored = make_world(tmp_path / "stored", tiny, scenes(), store=True)
     held = make_world(tmp_path / "held", tiny, scenes())
     one_map = sum(m.numel() * 2 for m in plain.map_of(0).maps)
-    held.maps.keep_in_memory(
-        MapMemory(torch.device("cpu"), device_room=0, host_room=int(3.5 * one_map))
-    )
+    held.maps.keep_in_memory(MapMemory(torch.device("cpu"), room=int(3.5 * one_map)))
     for flip in (False, True):
         for _ in range(2):  # the second time from the disk, and from memory where there was room
             for i in range(4):

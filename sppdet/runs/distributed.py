@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -69,20 +68,13 @@ class Ranks:
         if self.count == 1:
             assert tensors is not None
             return tensors
-        # names, types and shapes go ahead as JSON: torch's own way for objects is pickle
         kept = {k: t.to(self.device).contiguous() for k, t in (tensors or {}).items()}
-        text = json.dumps([[k, str(t.dtype)[6:], list(t.shape)] for k, t in kept.items()])
-        header = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
-        size = torch.tensor([len(header)], device=self.device)
-        dist.broadcast(size, owner)
+        described = [[(k, t.shape, t.dtype) for k, t in kept.items()]]
+        dist.broadcast_object_list(described, owner, device=self.device)
         if owner != self.rank:
-            header = header.new_empty(int(size))
-        dist.broadcast(header, owner)
-        if owner != self.rank:
-            described = json.loads(bytes(header.tolist()))
             kept = {
-                k: torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
-                for k, kind, shape in described
+                k: torch.empty(shape, dtype=dtype, device=self.device)
+                for k, shape, dtype in described[0]
             }
         for tensor in kept.values():
             if tensor.numel():
