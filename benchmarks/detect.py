@@ -37,14 +37,14 @@ from sppdet.demo.set import make_demo_set
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.folders.folder import detect_folder
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import find_images, read_image
 from sppdet.runs.environment import set_threads
 from sppdet.stages.detector import Detector
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 
 P = ParamSpec("P")
@@ -117,8 +117,8 @@ def random_detector(net: str, scales: list[int], classes: int, device: torch.dev
     return Detector(
         class_names=tuple(f"class {k}" for k in range(classes)),
         proposer=Proposer(ProposalsConfig()),
-        maps=MapSource(backbone, scales, FeaturesConfig(), ImageCache()),
-        extractor=Extractor.by(levels, config.features, head, device),
+        maps=MapCache(backbone, scales, FeaturesConfig(), ImageCache()),
+        extractor=FeatureExtractor.by(levels, config.features, head, device),
         classifiers=Classifiers(
             "fc7",
             0.01 * torch.randn(classes, 4096, device=device),

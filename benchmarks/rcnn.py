@@ -32,7 +32,7 @@ from sppdet.demo.set import make_demo_set
 from sppdet.features.backbones import normalised
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import find_images, read_image
 from sppdet.parallel import multiplying_in
@@ -71,7 +71,7 @@ def main() -> None:
         head = head.to(device).eval().requires_grad_(False)
     layer: Layer = "pool5" if head is None else "fc7" if head.fc7 else "fc6"
     settings = FeaturesConfig()
-    extractor = Extractor.by(LEVELS, settings, head, device)
+    extractor = FeatureExtractor.by(LEVELS, settings, head, device)
     width = extractor.width(layer, backbone.channels)
     svms = torch.randn(args.classes, width, device=device)
     scales = [int(text) for text in args.scales.split(",")]

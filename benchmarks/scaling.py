@@ -27,7 +27,7 @@ import torch
 from sppdet.boxes import nms
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.demo.set import make_demo_set
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import find_images, read_image
 from sppdet.proposals.selective_search import selective_search
@@ -104,7 +104,7 @@ def windows_and_classes(image: ImageArray) -> dict[str, Work]:
     """SPP by windows, scores and NMS by classes."""
     backbone = load_backbone("alexnet", "none")
     maps = backbone.feature_maps(backbone.scaled(image, [688], FeaturesConfig()))
-    extractor = Extractor(LEVELS, 224, None)
+    extractor = FeatureExtractor(LEVELS, 224, None)
     rng = np.random.default_rng(0)
     boxes = made_boxes(image, 4000, rng)
     features = torch.rand(2000, 4096)

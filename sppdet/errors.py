@@ -75,10 +75,10 @@ def one_line(text: str, limit: int = 300) -> str:
     return "".join([*head, "…", *tail])
 
 
-def shorten(names: Sequence[str], *, most: int = 20) -> str:
-    """The names in one line, no more than `most` of them: "a, b and 7 more"."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def shorten(names: Sequence[str], *, limit: int = 20) -> str:
+    """The names in one line, at most `limit` of them: "a, b and 7 more"."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _escaped(character: str) -> str:

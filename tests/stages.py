@@ -21,11 +21,11 @@ from runs import log_of
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.image_cache import ImageCache
-from sppdet.stages.map_source import MapSource
-from sppdet.stages.material import Material
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.training_data import TrainingData
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, ImageArray
 
 NAMES = tuple(SHAPES)
@@ -115,14 +115,14 @@ class Interrupted(Exception):
     """What ends a stage in the middle."""
 
 
-class WatchedMaps(MapSource):
+class WatchedMaps(MapCache):
     """Maps that note who asked for them, and that may end a stage at the nth request."""
 
     asked: list[tuple[str, bool]]
     stop_at: int | None = None
 
     def of_image(self, image: AnnotatedImage, *, mirrored: bool = False) -> FeatureMaps:
-        """The maps of `MapSource`."""
+        """The maps of `MapCache`."""
         if self.stop_at is not None and len(self.asked) >= self.stop_at:
             raise Interrupted
         self.asked.append((image.id, mirrored))
@@ -131,18 +131,18 @@ class WatchedMaps(MapSource):
 
 @dataclass
 class World:
-    """Scenes as files with the material that the training stages read."""
+    """Scenes as files with the data that the training stages read."""
 
     scenes: list[Scene]
-    material: Material
+    data: TrainingData
     folder: Path
     _maps: dict[int, FeatureMaps] = field(default_factory=dict)
 
     @property
     def maps(self) -> WatchedMaps:
         """The source of the maps."""
-        assert isinstance(self.material.maps, WatchedMaps)
-        return self.material.maps
+        assert isinstance(self.data.maps, WatchedMaps)
+        return self.data.maps
 
     def map_of(self, position: int) -> FeatureMaps:
         """An image's maps, for the slow loops."""
@@ -150,13 +150,13 @@ class World:
             maps = self.maps
             before, stop = list(maps.asked), maps.stop_at
             maps.stop_at = None
-            self._maps[position] = maps.of_image(self.material.dataset.images[position])
+            self._maps[position] = maps.of_image(self.data.dataset.images[position])
             maps.asked[:], maps.stop_at = before, stop
         return self._maps[position]
 
     def feature(self, position: int, box: Box, layer: Layer = "pool5") -> Vector:
         """The raw features of a box."""
-        return slow_feature(self.map_of(position), box, layer, self.material.extractor.head)
+        return slow_feature(self.map_of(position), box, layer, self.data.extractor.head)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The log's records of one kind."""
@@ -173,7 +173,7 @@ def make_world(
     checkpoint_seconds: float = 3600.0,
     seed: int = 0,
 ) -> World:
-    """Write the scenes as PNG files and stored proposals, and put the material together."""
+    """Write the scenes as PNG files and stored proposals, and put the data together."""
     images = []
     for i, scene in enumerate(given):
         path = save_image(folder / "images" / f"im{i}.png", scene.image)
@@ -197,17 +197,17 @@ def make_world(
     config = FeaturesConfig(canonical_size=CANONICAL)
     maps = WatchedMaps(backbone, SCALES, config, cache, folder / "store" if store else None)
     maps.asked = []
-    material = Material(
+    data = TrainingData(
         dataset=Dataset("scenes", NAMES, tuple(images)),
         images=cache,
         proposer=Proposer(ProposalsConfig(engine="stored", path=[folder / "proposals"])),
         maps=maps,
-        extractor=Extractor(LEVELS, CANONICAL, head),
+        extractor=FeatureExtractor(LEVELS, CANONICAL, head),
         folder=folder,
         seed=seed,
         checkpoint_seconds=checkpoint_seconds,
     )
-    return World(list(given), material, folder)
+    return World(list(given), data, folder)
 
 
 def small_head(backbone: Backbone, *, seed: int = 3) -> Head:

@@ -26,7 +26,7 @@ from sppdet.features.backbones import Backbone, conv_backbone, to_input
 from sppdet.features.graph import geometry_of
 from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
@@ -353,7 +353,7 @@ def test_the_detectors_first_features_are_the_classifiers(
         hidden["fc6"] = torch.relu(classifier.head.fc6(pooled))  # type: ignore[operator]
         hidden["fc7"] = torch.relu(classifier.head.fc7(hidden["fc6"]))  # type: ignore[operator]
     maps = backbone.feature_maps(backbone.scaled(image, [90], FeaturesConfig()))
-    extractor = Extractor(levels, 90, head)
+    extractor = FeatureExtractor(levels, 90, head)
     whole = np.array([[0, 0, 120, 90]], np.float32)
     side = maps.maps[0].shape
     assert extractor.windows(maps, whole).cells.tolist() == [[0, 0, 0, side[2] - 1, side[1] - 1]]

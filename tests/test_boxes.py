@@ -131,7 +131,7 @@ def test_nms_against_a_slow_loop_with_ties(max_iou: float) -> None:
         scores = (rng.integers(0, 6, 60) / 2).astype(np.float32)
         assert nms(boxes, scores, max_iou=max_iou).tolist() == slow_nms(boxes, scores, max_iou)
         for most in (1, 2, 7, 1000):
-            kept = nms(boxes, scores, max_iou=max_iou, most=most).tolist()
+            kept = nms(boxes, scores, max_iou=max_iou, max_boxes=most).tolist()
             assert kept == slow_nms(boxes, scores, max_iou)[:most]
 
 

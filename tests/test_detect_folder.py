@@ -197,7 +197,9 @@ def test_several_images_in_flight_change_nothing(
     detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = detect(detector, [demo_root / "fresh"], tmp_path / "one")[1]
-    monkeypatch.setattr("sppdet.folders.folder.in_flight", lambda device: 3)  # as with a GPU
+    monkeypatch.setattr(
+        "sppdet.folders.folder.detection_threads", lambda device: 3
+    )  # as with a GPU
     assert detect(detector, [demo_root / "fresh"], tmp_path / "three")[1] == one
 
 

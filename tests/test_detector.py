@@ -20,13 +20,13 @@ from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import choose_scales, project
 from sppdet.features.head import build_head
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.features.spp import spp_windows
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import compute_type
 from sppdet.stages.detector import Detector
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.types import Boxes, FeatureMaps, ImageArray, Proposals
 
@@ -57,7 +57,7 @@ def make_detector(
 ) -> Detector:
     head = build_head(backbone, LEVELS, HeadConfig(widths=[40, 30]), outputs=4, seed=1).eval()
     head.requires_grad_(False)
-    extractor = Extractor(LEVELS, 96, head)
+    extractor = FeatureExtractor(LEVELS, 96, head)
     generator = torch.Generator().manual_seed(4)
     width = extractor.width(layer, backbone.channels)
     weights = torch.randn(3, width, generator=generator)
@@ -69,7 +69,7 @@ def make_detector(
     return Detector(
         NAMES,
         Proposer(ProposalsConfig(image_width=150, min_size=10)),
-        MapSource(backbone, SCALES, FeaturesConfig(), ImageCache()),
+        MapCache(backbone, SCALES, FeaturesConfig(), ImageCache()),
         extractor,
         Classifiers(layer, weights, torch.tensor([0.1, -0.2, 0.3])),
         regressors,
@@ -329,8 +329,8 @@ def test_networks_that_multiply_in_half(precision: str, image: ImageArray) -> No
     found = []
     for name in ("float32", precision):
         config = FeaturesConfig.model_validate({"precision": name})
-        maps = MapSource(backbone, SCALES, config, ImageCache())
-        extractor = Extractor(LEVELS, 96, head, compute_type(name, maps.device))
+        maps = MapCache(backbone, SCALES, config, ImageCache())
+        extractor = FeatureExtractor(LEVELS, 96, head, compute_type(name, maps.device))
         made = maps.compute(maps.scaled(image))
         assert all(m.dtype == torch.float16 for m in made.maps)
         found.append((maps.fingerprint, extractor(made.to(maps.device), boxes, "fc7").values))

@@ -18,7 +18,7 @@ from sppdet.features.backbones import Backbone
 from sppdet.io.digests import FileDigests
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 
 
@@ -153,7 +153,7 @@ def test_maps_are_told_by_the_arithmetic_that_made_them(
 ) -> None:
     def told(precision: str) -> str:
         config = FeaturesConfig.model_validate({"precision": precision})
-        return MapSource(tiny, [96], config, ImageCache()).fingerprint
+        return MapCache(tiny, [96], config, ImageCache()).fingerprint
 
     assert told("auto") == told("float32")  # on a CPU
     assert len({told(p) for p in ("float32", "float16", "bfloat16")}) == 3

@@ -26,7 +26,7 @@ from sppdet.features.head import (
     standardise,
     truncated,
 )
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.types import ImageArray
 
@@ -90,7 +90,7 @@ def test_first_pass_equals_the_pretrained_classifier(
     maps = backbone.feature_maps(backbone.scaled(image_224(), [224], FeaturesConfig()))
     side = maps.maps[0].shape[1]
     head = build_head(backbone, levels, HeadConfig(), outputs=21, seed=0)
-    extractor = Extractor(levels, 224, head)
+    extractor = FeatureExtractor(levels, 224, head)
     assert extractor.windows(maps, WHOLE).cells.tolist() == [[0, 0, 0, side - 1, side - 1]]
     expected: list[tuple[Layer, torch.Tensor]] = [("fc6", fc6), ("fc7", fc7)]
     for layer, theirs in expected:

@@ -28,8 +28,8 @@ from sppdet.runs.log import LOGGER, event, log_file
 from sppdet.runs.processes import place
 from sppdet.stages.context import STAGES, Stage
 from sppdet.stages.detector import Detector
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory
-from sppdet.stages.map_source import MapSource
 from sppdet.stages.model_files import read_run_config
 from sppdet.types import FeatureMaps
 
@@ -197,14 +197,14 @@ def test_maps_are_computed_only_for_what_is_due(
     settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = 0
-    genuine = MapSource.compute
+    genuine = MapCache.compute
 
-    def compute(self: MapSource, image: ScaledImage) -> FeatureMaps:
+    def compute(self: MapCache, image: ScaledImage) -> FeatureMaps:
         nonlocal computed
         computed += 1
         return genuine(self, image)
 
-    monkeypatch.setattr(MapSource, "compute", compute)
+    monkeypatch.setattr(MapCache, "compute", compute)
     monkeypatch.setattr(
         "sppdet.stages.features.MapMemory.by_what_is_free",
         lambda device: MapMemory(device, room=2**40),

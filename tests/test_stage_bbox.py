@@ -65,9 +65,9 @@ def predictions(world: World, found: Regressors, k: int, examples: list[Example]
 
 def train(world: World, config: BboxConfig, *, made_by: str = "x") -> Regressors:
     layer = config.layer
-    width = world.material.extractor.width(layer, world.maps.channels)
+    width = world.data.extractor.width(layer, world.maps.channels)
     svm = SvmConfig()
-    return train_box_regressors(world.material, config, svm, width=width, made_by=made_by)
+    return train_box_regressors(world.data, config, svm, width=width, made_by=made_by)
 
 
 @pytest.mark.parametrize(

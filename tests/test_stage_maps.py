@@ -14,8 +14,8 @@ from runs import contents
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.features.backbones import Backbone
 from sppdet.proposals.selective_search import selective_search
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory
-from sppdet.stages.map_source import MapSource
 from sppdet.stages.proposer import Proposer
 from sppdet.types import FeatureMaps, ImageArray
 from stages import (
@@ -65,7 +65,7 @@ def assert_equal(found: FeatureMaps, expected: FeatureMaps) -> None:
 
 
 def fill(world: World, positions: list[int], *, mirrored: bool) -> int:
-    images = [world.material.dataset.images[i] for i in positions]
+    images = [world.data.dataset.images[i] for i in positions]
     return world.maps.fill(images, mirrored=mirrored, workers=2)
 
 
@@ -76,7 +76,7 @@ def test_maps_are_the_layers_on_the_resized_image(
     world = make_world(tmp_path, tiny, scenes(), store=store)
     if store:
         assert fill(world, [0, 1, 2, 3], mirrored=True) == 8
-    for image, scene in zip(world.material.dataset.images, world.scenes, strict=True):
+    for image, scene in zip(world.data.dataset.images, world.scenes, strict=True):
         found = world.maps.of_image(image)
         assert_maps(found, slow_maps(tiny, scene.image))
         assert found.scale_factors.tolist() == [1.0, 1.5]
@@ -96,7 +96,7 @@ def test_maps_are_the_same_wherever_they_come_from(tiny: Backbone, tmp_path: Pat
         for _ in range(2):  # the second time from the disk, and from memory where there was room
             for i in range(4):
                 found = [
-                    world.maps.of_image(world.material.dataset.images[i], mirrored=flip)
+                    world.maps.of_image(world.data.dataset.images[i], mirrored=flip)
                     for world in (plain, stored, held)
                 ]
                 assert_equal(found[1], found[0])
@@ -125,13 +125,13 @@ def test_a_changed_image_and_other_settings_have_other_maps(tiny: Backbone, tmp_
     world = make_world(tmp_path, tiny, scenes(), store=True)
     fill(world, [0, 1, 2, 3], mirrored=False)
     other = scenes(seed=5)[1]
-    save_image(world.material.dataset.images[1].path, other.image)
+    save_image(world.data.dataset.images[1].path, other.image)
     again = make_world(tmp_path, tiny, [scenes()[0], other, *scenes()[2:]], store=True)
     assert_maps(again.map_of(1), slow_maps(tiny, other.image))
     assert fill(again, [0, 1, 2, 3], mirrored=False) == 0  # the changed one was kept just now
     config = FeaturesConfig(canonical_size=CANONICAL)
-    fewer = MapSource(tiny, [96], config, again.material.images, tmp_path / "store")
-    assert len(fewer.of_image(again.material.dataset.images[0]).maps) == 1
+    fewer = MapCache(tiny, [96], config, again.data.images, tmp_path / "store")
+    assert len(fewer.of_image(again.data.dataset.images[0]).maps) == 1
     assert len(list((tmp_path / "store").iterdir())) == 2
     assert isinstance(again.maps, WatchedMaps)
 
@@ -146,16 +146,16 @@ def searched(folder: Path, tiny: Backbone, given: list[Scene]) -> tuple[World, P
 
 def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int:
     return proposer.fill(
-        world.material.dataset.images,
-        world.material.images,
+        world.data.dataset.images,
+        world.data.images,
         workers=workers,
         label="all",
     )
 
 
 def of_image(world: World, proposer: Proposer, position: int) -> list[Box]:
-    image = world.material.dataset.images[position]
-    found = proposer.of_image(image, world.material.images)
+    image = world.data.dataset.images[position]
+    found = proposer.of_image(image, world.data.images)
     return [(a, b, c, d) for a, b, c, d in found.boxes.tolist()]
 
 
@@ -198,8 +198,8 @@ def test_images_of_one_id_and_other_settings_stay_apart(tiny: Backbone, tmp_path
 
 def test_the_measured_coverage(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
-    proposer = world.material.proposer
-    found = proposer.measure(world.material.dataset, world.material.images)
+    proposer = world.data.proposer
+    found = proposer.measure(world.data.dataset, world.data.images)
     best = [
         max(slow_iou(box, proposal) for proposal in scene.proposals)
         for scene in world.scenes

@@ -23,7 +23,7 @@ from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.artifacts import write_tensors
 from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.types import ImageArray
 from stages import (
     CANONICAL,
@@ -139,7 +139,7 @@ class SlowDetector:
             self.head.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
             self.layer = "fc6"
         features = FeaturesConfig(canonical_size=CANONICAL)
-        self.source = MapSource(backbone, SCALES, features, ImageCache())
+        self.source = MapCache(backbone, SCALES, features, ImageCache())
         self.clipped = 0
 
     def __call__(self, image: str, pixels: ImageArray) -> list[Found]:

@@ -42,7 +42,7 @@ from sppdet.runs.artifacts import (
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.lock import run_lock
 from sppdet.runs.log import LOGGER, event, log_file, timed, track
-from sppdet.stages.map_source import weights_digest
+from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model import choose_device
 from sppdet.training.sgd import Batch
 

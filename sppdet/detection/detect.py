@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
 from sppdet.config import DetectConfig, Layer
 from sppdet.errors import DataError
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
 
 VERSION = 1  # raised when the same model gives other detections
@@ -49,7 +49,7 @@ class DetectionParts:
     """The trained parts that score, choose and move windows."""
 
     class_names: tuple[str, ...]
-    extractor: Extractor
+    extractor: FeatureExtractor
     classifiers: Classifiers
     regressors: Regressors | None
     config: DetectConfig
@@ -99,7 +99,7 @@ def detect(
 
 
 def _deltas(
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     regressors: Regressors,
     pooled: torch.Tensor,
     used: Sequence[torch.Tensor],
@@ -117,7 +117,7 @@ def _deltas(
 def _choose(boxes: Boxes, scores: Scores, config: DetectConfig) -> NDArray[np.int64]:
     """Rows of one class's detections, in descending score."""
     rows = np.flatnonzero(scores >= config.min_score)
-    kept = nms(boxes[rows], scores[rows], max_iou=config.nms, most=config.max_per_class)
+    kept = nms(boxes[rows], scores[rows], max_iou=config.nms, max_boxes=config.max_per_class)
     return rows[kept]
 
 

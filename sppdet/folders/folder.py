@@ -20,11 +20,11 @@ from sppdet.folders.drawing import draw_detections
 from sppdet.folders.joint import JointFiles
 from sppdet.folders.journal import JournalError
 from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
-from sppdet.folders.planning import IMAGE_FILES, Format, Item, Plan, plan_images
+from sppdet.folders.planning import IMAGE_FILES, FolderPlan, Format, Item, plan_images
 from sppdet.io.files import read_bytes
 from sppdet.io.names import escape_name
 from sppdet.io.voc import write_voc_annotation
-from sppdet.parallel import in_flight, ordered_map
+from sppdet.parallel import detection_threads, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.detector import Detector
@@ -110,7 +110,7 @@ def detect_folder(
 @dataclass
 class _Work:
     detector: Detector
-    plan: Plan
+    plan: FolderPlan
     outputs: Outputs
     formats: Sequence[Format]
     failed: list[str] = field(default_factory=list)
@@ -141,7 +141,7 @@ class _Work:
         """Yield the outcome of every item, in order; memory holds a few of them."""
         prepared = ordered_map(self._prepare, self.plan.items, workers=workers)
         due = zip(self.plan.items, prepared, strict=True)
-        return ordered_map(self._detect, due, workers=in_flight(self.detector.maps.device))
+        return ordered_map(self._detect, due, workers=detection_threads(self.detector.maps.device))
 
     def _prepare(self, item: Item) -> _Kept | _Prepared | _Failed:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sppdet.errors import ArtifactError, ConfigError, DataError
 from sppdet.folders.journal import Journal, digest_of
-from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, Format, Item, Plan
+from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, FolderPlan, Format, Item
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.lock import folder_lock
 
@@ -108,7 +108,7 @@ class Outputs:
 
 
 @contextlib.contextmanager
-def open_outputs(folder: Path, plan: Plan, formats: Sequence[Format]) -> Iterator[Outputs]:
+def open_outputs(folder: Path, plan: FolderPlan, formats: Sequence[Format]) -> Iterator[Outputs]:
     """Lock the folder `folder` for the results of `plan`; it is made if it isn't there.
 
     Raises:
@@ -137,7 +137,7 @@ def is_of_one_file(error: ArtifactError) -> bool:
     return isinstance(cause, OSError) and cause.errno in _OF_ONE_FILE
 
 
-def _check_place(folder: Path, tops: Sequence[str], plan: Plan) -> None:
+def _check_place(folder: Path, tops: Sequence[str], plan: FolderPlan) -> None:
     """Refuse a folder of results that is searched, or whose results would be."""
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     if there is not None and not there.is_dir():
@@ -163,7 +163,7 @@ def _check_place(folder: Path, tops: Sequence[str], plan: Plan) -> None:
                 )
 
 
-def _check_links(folder: Path, plan: Plan, formats: Sequence[Format]) -> None:
+def _check_links(folder: Path, plan: FolderPlan, formats: Sequence[Format]) -> None:
     """Refuse links below the folders of the images' files, which would lead out of them."""
     files = (item.file(kind) for item in plan.items for kind in formats if kind in IMAGE_FILES)
     for parent in dict.fromkeys(file.rpartition("/")[0] for file in files):

@@ -47,7 +47,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FolderPlan:
     """The images in order, the folders that were searched, the number of outputs left out."""
 
     items: tuple[Item, ...]
@@ -64,7 +64,7 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     return tuple(name for name in FORMATS if name in chosen)
 
 
-def plan_images(paths: Sequence[Path]) -> Plan:
+def plan_images(paths: Sequence[Path]) -> FolderPlan:
     """Find the images in `paths` and name them.
 
     Images that `detect` has written are left out of folders that are searched; a file that is
@@ -88,7 +88,7 @@ def plan_images(paths: Sequence[Path]) -> Plan:
     names = _names(kept, paths)
     items = tuple(map(Item, kept, names, _stems(names)))
     searched = tuple(path for path in paths if path.is_dir())
-    return Plan(items, searched, len(found) - len(kept))
+    return FolderPlan(items, searched, len(found) - len(kept))
 
 
 def _names(images: Sequence[Path], paths: Sequence[Path]) -> list[str]:

@@ -98,7 +98,7 @@ def load_dataset(
     if clipped:
         _log.warning("%s: %d boxes reached outside their image: clipped", split, clipped)
     if skips.lines:
-        _log.warning("%s: left out: %s", split, shorten(skips.lines, most=3))
+        _log.warning("%s: left out: %s", split, shorten(skips.lines, limit=3))
     kept = tuple(image for image, _ in annotated)
     return Dataset(split, tuple(labels), kept, tuple(skips.lines), clipped)
 
@@ -198,7 +198,7 @@ def _warn_of_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
         if info.depth:
             kinds.setdefault(info.depth, []).append(path.name)
     for depth, names in kinds.items():
-        listed, counts = shorten(names, most=3), (split, len(names), len(infos))
+        listed, counts = shorten(names, limit=3), (split, len(names), len(infos))
         _log.warning("%s: %d of %d images have %s, made 8 bits: %s", *counts, depth, listed)
 
 
@@ -230,7 +230,7 @@ def _check_sizes(
             advice = "repaired (data.repair_sizes)"
         _log.warning(
             "%s: %d of %d images haven't the size that was annotated (%s): %s; %s",
-            *(split, len(examples), len(records), shorten(examples, most=3), cause, advice),
+            *(split, len(examples), len(records), shorten(examples, limit=3), cause, advice),
         )
     return kept
 

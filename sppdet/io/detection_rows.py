@@ -131,4 +131,4 @@ class Rows:
 
 
 def _listed(keys: list[str] | list[int | str]) -> str:
-    return shorten([f"{key!r:.60}" for key in keys], most=3)
+    return shorten([f"{key!r:.60}" for key in keys], limit=3)

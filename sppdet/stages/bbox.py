@@ -19,8 +19,8 @@ from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
 from sppdet.runs.distributed import Tensors
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
-from sppdet.stages.material import Material, feature_scale
 from sppdet.stages.model import save_regressors
+from sppdet.stages.training_data import TrainingData, feature_scale
 from sppdet.training.bbox import fit_box_regressor
 from sppdet.types import Boxes
 
@@ -41,11 +41,11 @@ def train_regressors(context: Context) -> bool:
         False if the regressors were there already.
     """
     trained = _train_and_save(context)
-    context.material.maps.keep_in_memory(None)
+    context.training_data.maps.keep_in_memory(None)
     if context.ranks.is_first:
-        data = dataset_digest(context.training_set, context.images)
-        arithmetic = context.material.maps.arithmetic
-        context.files.seal(context.config, training_data=data, arithmetic=arithmetic)
+        digest = dataset_digest(context.training_set, context.images)
+        arithmetic = context.training_data.maps.arithmetic
+        context.files.seal(context.config, training_data=digest, arithmetic=arithmetic)
         shutil.rmtree(context.run / "state", ignore_errors=True)  # no stage is unfinished any more
     context.ranks.wait()  # the others evaluate what is sealed
     return trained
@@ -59,18 +59,16 @@ def _train_and_save(context: Context) -> bool:
         return True
     if not context.is_due("bbox"):
         return False
-    made_by, material = context.plan.made_by["bbox"], context.material
-    width = material.extractor.width(config.bbox.layer, material.maps.channels)
-    regressors = train_box_regressors(
-        material, config.bbox, config.svm, width=width, made_by=made_by
-    )
+    made_by, data = context.plan.made_by["bbox"], context.training_data
+    width = data.extractor.width(config.bbox.layer, data.maps.channels)
+    regressors = train_box_regressors(data, config.bbox, config.svm, width=width, made_by=made_by)
     if context.ranks.is_first:
         save_regressors(path, regressors, made_by=made_by)
     return True
 
 
 def train_box_regressors(
-    material: Material, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
+    data: TrainingData, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
 ) -> Regressors:
     """Fit one regressor a class.
 
@@ -79,17 +77,17 @@ def train_box_regressors(
         width: D of the features.
         made_by: fingerprint under which finished classes' results are kept and found.
     """
-    scale = feature_scale(material, config.layer, svm)
-    names = material.dataset.class_names
+    scale = feature_scale(data, config.layer, svm)
+    names = data.dataset.class_names
     weights = torch.zeros((len(names), width, 4))
     biases = torch.zeros((len(names), 4))
-    found = _find_examples(material, config)
-    there = [n for k, n in enumerate(names) if is_intact(_path(material, k), made_by)]
+    found = _find_examples(data, config)
+    there = [n for k, n in enumerate(names) if is_intact(_path(data, k), made_by)]
     if there:
         LOGGER.info("bbox: going on after %s", ", ".join(there))
-    own = material.ranks.share(range(len(names)))
-    fitted = (_fitted(material, k, found[k], config, scale, width, made_by) for k in own)
-    results = material.ranks.in_turn(fitted, len(names), lambda made: made)
+    own = data.ranks.share(range(len(names)))
+    fitted = (_fitted(data, k, found[k], config, scale, width, made_by) for k in own)
+    results = data.ranks.in_turn(fitted, len(names), lambda made: made)
     for k, (name, made) in enumerate(zip(names, results, strict=True)):
         examples, left = made["facts"].tolist()
         if not examples:
@@ -99,15 +97,15 @@ def train_box_regressors(
         text = f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left"
         extra = event("bbox trained", class_name=name, examples=int(examples))
         LOGGER.info("%s", text, extra=extra)
-    device = material.maps.device
+    device = data.maps.device
     return Regressors(config.layer, weights.to(device), biases.to(device))
 
 
-def _find_examples(material: Material, config: BboxConfig) -> list[list[_Examples]]:
+def _find_examples(data: TrainingData, config: BboxConfig) -> list[list[_Examples]]:
     """Per class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
-    found: list[list[_Examples]] = [[] for _ in material.dataset.class_names]
-    for position, image in enumerate(material.dataset.images):
-        boxes = material.proposals(position).boxes
+    found: list[list[_Examples]] = [[] for _ in data.dataset.class_names]
+    for position, image in enumerate(data.dataset.images):
+        boxes = data.proposals(position).boxes
         if len(image.gt_boxes) == 0 or len(boxes) == 0:
             continue
         iou = box_iou(boxes, image.gt_boxes)
@@ -139,13 +137,13 @@ def _limit(
     return limited
 
 
-def _path(material: Material, k: int) -> Path:
+def _path(data: TrainingData, k: int) -> Path:
     """Where the regressor of class k is kept until the stage is finished."""
-    return material.state_path(f"bbox-{k + 1}")
+    return data.state_path(f"bbox-{k + 1}")
 
 
 def _fitted(
-    material: Material,
+    data: TrainingData,
     k: int,
     found: list[_Examples],
     config: BboxConfig,
@@ -157,13 +155,13 @@ def _fitted(
 
     Its facts are the number of examples and the part of the squared deltas that it leaves.
     """
-    path = _path(material, k)
+    path = _path(data, k)
     if checkpoint := read_checkpoint(path, made_by):
         return checkpoint[0]
     if not found:
         return {"facts": torch.zeros(2, dtype=torch.float64)}
-    examples = _limit(found, config, rng=rng(material.seed, "box regression examples", k))
-    x = _features(material, material.dataset.class_names[k], examples, config, scale, width)
+    examples = _limit(found, config, rng=rng(data.seed, "box regression examples", k))
+    x = _features(data, data.dataset.class_names[k], examples, config, scale, width)
     targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
     regressor = fit_box_regressor(x, targets, config)
     predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
@@ -178,7 +176,7 @@ def _fitted(
 
 
 def _features(
-    material: Material,
+    data: TrainingData,
     name: str,
     examples: list[_Examples],
     config: BboxConfig,
@@ -186,14 +184,14 @@ def _features(
     width: int,
 ) -> torch.Tensor:
     """(N, width) scaled features of the examples."""
-    sights = track(
-        material.sights([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
+    samples = track(
+        data.samples([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
     )
-    count, device = sum(len(e.boxes) for e in examples), material.maps.device
+    count, device = sum(len(e.boxes) for e in examples), data.maps.device
     x = torch.empty((count, width), device=device)  # filled in place: it may take half the memory
     start = 0
-    for example, sight in zip(examples, sights, strict=True):
-        features = material.extractor(sight.maps, example.boxes, config.layer)
+    for example, sample in zip(examples, samples, strict=True):
+        features = data.extractor(sample.maps, example.boxes, config.layer)
         rows = features.values[torch.from_numpy(features.index).to(device)]
         torch.mul(rows, scale, out=x[start : start + len(rows)])
         start += len(rows)

@@ -13,10 +13,10 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.runs.artifacts import fingerprint_of
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event
-from sppdet.stages.material import Material
 from sppdet.stages.model_files import ModelFiles
-from sppdet.stages.plan import Part, Plan
+from sppdet.stages.plan import Part, TrainingPlan
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.training_data import TrainingData
 from sppdet.types import Dataset, EvalResult
 
 Stage = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
@@ -40,9 +40,9 @@ class Context:
     proposer: Proposer = field(init=False)
     # by the features stage
     backbone: Backbone = field(init=False)
-    material: Material = field(init=False)
+    training_data: TrainingData = field(init=False)
     initial_head: Head | None = field(init=False, default=None)  # before fine-tuning
-    plan: Plan = field(init=False)
+    plan: TrainingPlan = field(init=False)
     # by the evaluate stage
     result: EvalResult | None = field(init=False, default=None)
 

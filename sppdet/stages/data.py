@@ -16,7 +16,7 @@ from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, is_intact, write_text
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
-from sppdet.stages.map_source import weights_digest
+from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model import save_backbone
 from sppdet.types import Dataset
 

@@ -13,13 +13,13 @@ from sppdet.detection.detect import VERSION as DETECTION_VERSION
 from sppdet.detection.detect import Classifiers, DetectionParts, Regressors, detect
 from sppdet.errors import ArtifactError
 from sppdet.features.head import truncated
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.weights import check_types
 from sppdet.setting_types import MAX_PIXELS
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model import (
     choose_device,
     read_backbone,
@@ -45,8 +45,8 @@ class Detector:
 
     class_names: tuple[str, ...]
     proposer: Proposer
-    maps: MapSource
-    extractor: Extractor
+    maps: MapCache
+    extractor: FeatureExtractor
     classifiers: Classifiers
     regressors: Regressors | None
     config: DetectConfig
@@ -136,14 +136,14 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
     head = None
     if {config.svm_layer(), config.bbox.layer if config.bbox else "pool5"} != {"pool5"}:
         head = read_head(files.head, backbone, config, classes=len(names)).to(target)
-    extractor = Extractor.by(config.spp_levels, config.features, head, target)
+    extractor = FeatureExtractor.by(config.spp_levels, config.features, head, target)
     _check_width(classifiers, extractor, backbone.channels, config, files.svm)
     if regressors is not None:
         _check_width(regressors, extractor, backbone.channels, config, files.bbox)
     if head is not None:
         extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
     proposer = Proposer(config.proposals)
-    maps = MapSource(backbone, config.scales, config.features, ImageCache())
+    maps = MapCache(backbone, config.scales, config.features, ImageCache())
     return Detector(
         class_names=names,
         proposer=proposer,
@@ -173,7 +173,11 @@ def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector
 
 
 def _check_width(
-    part: Classifiers | Regressors, extractor: Extractor, channels: int, config: Config, path: Path
+    part: Classifiers | Regressors,
+    extractor: FeatureExtractor,
+    channels: int,
+    config: Config,
+    path: Path,
 ) -> None:
     """Refuse weights for features of another layer or length than the run's."""
     wanted = config.bbox.layer if isinstance(part, Regressors) and config.bbox else None

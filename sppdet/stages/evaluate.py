@@ -21,7 +21,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.image_ids import ids_to_write, tables_of_split
 from sppdet.io.names import safe_id
 from sppdet.io.splits import read_split
-from sppdet.parallel import in_flight, ordered_map
+from sppdet.parallel import detection_threads, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.items import ItemStore
@@ -192,7 +192,7 @@ def _detect_all(
     own = ranks.share(dataset.images)
     prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
     due = zip(own, prepared, strict=True)
-    done = ordered_map(detect, due, workers=in_flight(detector.maps.device))
+    done = ordered_map(detect, due, workers=detection_threads(detector.maps.device))
     new = sum(track(done, total=len(own), label=f"detecting, {dataset.name}"))
     detections = {}
     for image in dataset.images:

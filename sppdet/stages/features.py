@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from sppdet.config import worker_count
 from sppdet.features.head import build_head
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.stages.context import Context, Stage
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory
-from sppdet.stages.map_source import MapSource
-from sppdet.stages.material import Material
-from sppdet.stages.plan import Part, Plan
+from sppdet.stages.plan import Part, TrainingPlan
+from sppdet.stages.training_data import TrainingData
 
 
 def compute_maps(context: Context) -> bool:
-    """Plan what must be trained and store its feature maps; returns False if none were computed."""
+    """TrainingPlan what must be trained and store its feature maps; returns False if none were computed."""
     config, ranks = context.config, context.ranks
-    maps = MapSource(
-        context.backbone, config.scales, config.features, context.images, context.store
-    )
+    maps = MapCache(context.backbone, config.scales, config.features, context.images, context.store)
     context.files.check_arithmetic(config, maps.arithmetic)
-    context.material = Material(
+    context.training_data = TrainingData(
         dataset=context.training_set,
         images=context.images,
         proposer=context.proposer,
         maps=maps,
-        extractor=Extractor.by(config.spp_levels, config.features, None, ranks.device),
+        extractor=FeatureExtractor.by(config.spp_levels, config.features, None, ranks.device),
         folder=context.run,
         seed=config.seed,
         checkpoint_seconds=60 * config.checkpoint_minutes,
@@ -35,11 +33,13 @@ def compute_maps(context: Context) -> bool:
         context.initial_head = build_head(
             context.backbone, config.spp_levels, config.head, outputs=outputs, seed=config.seed
         )
-    context.plan = Plan.of(config, context.material, context.initial_head, context.files)
+    context.plan = TrainingPlan.of(
+        config, context.training_data, context.initial_head, context.files
+    )
     return ranks.sums([_fill(context, maps)])[0] > 0
 
 
-def _fill(context: Context, maps: MapSource) -> int:
+def _fill(context: Context, maps: MapCache) -> int:
     """Store the maps of what is due; all maps, and on disk, where this is the last stage."""
     config, alone = context.config, context.last_stage == "features"
     stages: dict[Part, Stage] = {"head": "finetune", "svm": "svm", "bbox": "bbox"}

@@ -20,8 +20,8 @@ from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
-from sppdet.stages.material import Material
 from sppdet.stages.model import read_head, save_head
+from sppdet.stages.training_data import TrainingData
 from sppdet.training.finetune import FineTuner, Progress
 from sppdet.training.finetune_windows import (
     Pool,
@@ -52,19 +52,19 @@ def train_head(context: Context) -> bool:
     elif trained := context.is_due("head"):
         pretrained = pretrained_fc(context.backbone, config.head) is not None
         tuned = finetune(
-            context.material, initial, config.finetune, pretrained=pretrained, made_by=made_by
+            context.training_data, initial, config.finetune, pretrained=pretrained, made_by=made_by
         )
         if ranks.is_first:
             save_head(files.head, tuned, made_by=made_by)
     ranks.wait()  # the others read it
     classes = len(context.training_set.class_names)
     head = read_head(files.head, context.backbone, config, classes=classes).to(ranks.device)
-    context.material = context.material.with_head(head)
+    context.training_data = context.training_data.with_head(head)
     return trained
 
 
 def finetune(
-    material: Material, head: Head, config: FinetuneConfig, *, pretrained: bool, made_by: str
+    data: TrainingData, head: Head, config: FinetuneConfig, *, pretrained: bool, made_by: str
 ) -> Head:
     """Fine-tune `head` on the training set's windows and return its best snapshot.
 
@@ -73,19 +73,19 @@ def finetune(
         made_by: fingerprint of the stage; a checkpoint of another one is ignored.
     """
     training, held_out = split_images(
-        len(material.dataset), fraction=config.val_fraction, seed=material.seed
+        len(data.dataset), fraction=config.val_fraction, seed=data.seed
     )
-    head.to(material.maps.device)
-    ranks = material.ranks
+    head.to(data.maps.device)
+    ranks = data.ranks
     tuner = FineTuner(
         head,
         config,
-        _validation_pool(material, held_out, config),
-        seed=material.seed,
+        _validation_pool(data, held_out, config),
+        seed=data.seed,
         processes=ranks,
-        mean_square=1.0 if pretrained else _fit_start(material, head, training, config),
+        mean_square=1.0 if pretrained else _fit_start(data, head, training, config),
     )
-    path = material.state_path("finetune")
+    path = data.state_path("finetune")
     if checkpoint := read_checkpoint(path, made_by):
         state, about = checkpoint
         tuner.restore(state, Progress(**about))
@@ -93,7 +93,7 @@ def finetune(
         LOGGER.info(text, tuner.progress.batch, config.batches)
     ranks.wait()  # all have read the checkpoint before the first writes the next
     saved, logged = time.monotonic(), 0
-    done = _train(material, tuner, training, config)
+    done = _train(data, tuner, training, config)
     for pool_ended in track(done, total=config.batches, label="fine-tuning"):
         if not pool_ended:
             continue
@@ -101,7 +101,7 @@ def finetune(
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             LOGGER.info("finetune: %s", text, extra=event("finetune", **record))
         logged = len(tuner.history)
-        if ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
+        if ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
             write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
             saved = time.monotonic()
     LOGGER.info("finetune: kept the snapshot after batch %d", tuner.progress.best_batch)
@@ -109,13 +109,13 @@ def finetune(
 
 
 def _train(
-    material: Material, tuner: FineTuner, training: NDArray[np.int64], config: FinetuneConfig
+    data: TrainingData, tuner: FineTuner, training: NDArray[np.int64], config: FinetuneConfig
 ) -> Iterator[bool]:
     """Train pool by pool; yield once a batch, for a progress bar, and True where a pool ends."""
-    pools = PoolMaker(material, config)
+    pools = PoolMaker(data, config)
 
     def make(number: int) -> Pool:
-        pairs = draw_pool_images(training, number, config=config, seed=material.seed)
+        pairs = draw_pool_images(training, number, config=config, seed=data.seed)
         return pools.make(pairs, number=number)
 
     yield from [False] * tuner.progress.batch
@@ -135,25 +135,25 @@ class PoolMaker:
     An image's candidate windows are cached: 24 bytes each, some 10 KB an image.
     """
 
-    def __init__(self, material: Material, config: FinetuneConfig) -> None:
-        self._material = material
+    def __init__(self, data: TrainingData, config: FinetuneConfig) -> None:
+        self._data = data
         self._config = config
         self._candidates: dict[int, tuple[Boxes, Labels]] = {}
 
     def make(self, pairs: Sequence[tuple[int, bool]], *, number: int) -> Pool:
         """Pool windows of images, given as (position, mirrored); `number` seeds the draw."""
-        material, ranks = self._material, self._material.ranks
-        width = material.extractor.width("pool5", material.maps.channels)
+        data, ranks = self._data, self._data.ranks
+        width = data.extractor.width("pool5", data.maps.channels)
         features, labels = [], []
         for place, (position, mirrored) in enumerate(pairs):
-            drawn = rng(material.seed, "fine-tuning windows", number, place)
+            drawn = rng(data.seed, "fine-tuning windows", number, place)
             boxes, candidate_labels = self._candidates_of(position)
             rows = draw_windows(candidate_labels, self._config, rng=drawn)
             # an image is always the same process's, whose memory may have its maps
             if position % ranks.count == ranks.rank:
                 pooled = self._pool(position, boxes[rows], mirrored, rng=drawn)
             else:
-                pooled = torch.empty((0, width), device=material.maps.device)
+                pooled = torch.empty((0, width), device=data.maps.device)
             features.append(pooled)
             labels.append(candidate_labels[rows])
         return join_windows(features, labels)
@@ -161,8 +161,8 @@ class PoolMaker:
     def _candidates_of(self, position: int) -> tuple[Boxes, Labels]:
         if position not in self._candidates:
             self._candidates[position] = label_windows(
-                self._material.proposals(position).boxes,
-                self._material.dataset.images[position],
+                self._data.proposals(position).boxes,
+                self._data.dataset.images[position],
                 self._config,
             )
         return self._candidates[position]
@@ -170,37 +170,37 @@ class PoolMaker:
     def _pool(
         self, position: int, boxes: Boxes, mirrored: bool, *, rng: np.random.Generator
     ) -> torch.Tensor:
-        material = self._material
-        image = material.dataset.images[position]
-        maps = material.maps.of_image(image, mirrored=mirrored)
+        data = self._data
+        image = data.dataset.images[position]
+        maps = data.maps.of_image(image, mirrored=mirrored)
         if mirrored:
             boxes = flip_boxes(boxes, width=image.width)
         scales = None
         if self._config.scale == "random":
             scales = rng.integers(len(maps.maps), size=len(boxes))
-        return pool_windows(maps, boxes, material.extractor, scales=scales)
+        return pool_windows(maps, boxes, data.extractor, scales=scales)
 
 
 def _fit_start(
-    material: Material, head: Head, training: NDArray[np.int64], config: FinetuneConfig
+    data: TrainingData, head: Head, training: NDArray[np.int64], config: FinetuneConfig
 ) -> float:
     """Standardise a random head on the first pool; return the mean square of its features."""
-    pairs = draw_pool_images(training, 0, config=config, seed=material.seed)
-    alone = replace(material, ranks=Ranks())  # every process fits to all of these windows
+    pairs = draw_pool_images(training, 0, config=config, seed=data.seed)
+    alone = replace(data, ranks=Ranks())  # every process fits to all of these windows
     features = PoolMaker(alone, config).make(pairs, number=0).features
     standardise(head, features)
     # one value for all processes: it sets the learning rate
-    total = material.ranks.sums([float(features.double().square().mean())])[0]
-    return total / material.ranks.count or 1.0
+    total = data.ranks.sums([float(features.double().square().mean())])[0]
+    return total / data.ranks.count or 1.0
 
 
 def _validation_pool(
-    material: Material, held_out: NDArray[np.int64], config: FinetuneConfig
+    data: TrainingData, held_out: NDArray[np.int64], config: FinetuneConfig
 ) -> Pool | None:
     if len(held_out) == 0:
         return None
     limit = max(4, _MAX_VALIDATION_WINDOWS // len(held_out))
     fewer = config.model_copy(update={"pool_windows": min(config.pool_windows, limit)})
     pairs = [(position, False) for position in held_out.tolist()]
-    pool = PoolMaker(material, fewer).make(pairs, number=-1)
+    pool = PoolMaker(data, fewer).make(pairs, number=-1)
     return pool if len(pool.labels) else None

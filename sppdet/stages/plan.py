@@ -10,9 +10,9 @@ from sppdet.config import Config, Layer
 from sppdet.features.head import Head
 from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.runs.artifacts import fingerprint, is_intact
-from sppdet.stages.map_source import weights_digest
-from sppdet.stages.material import Material
+from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model_files import ModelFiles
+from sppdet.stages.training_data import TrainingData
 from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
 from sppdet.training.svm import VERSION as SVM_VERSION
@@ -21,7 +21,7 @@ Part = Literal["head", "svm", "bbox"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The parts of the model that the settings ask for, by the fingerprint of their inputs."""
 
     made_by: Mapping[Part, str]
@@ -29,10 +29,10 @@ class Plan:
 
     @classmethod
     def of(
-        cls, config: Config, material: Material, initial_head: Head | None, files: ModelFiles
-    ) -> Plan:
-        """Plan by the settings, the training data and the head before fine-tuning."""
-        inputs = material.fingerprint()
+        cls, config: Config, data: TrainingData, initial_head: Head | None, files: ModelFiles
+    ) -> TrainingPlan:
+        """TrainingPlan by the settings, the training data and the head before fine-tuning."""
+        inputs = data.fingerprint()
         made_by: dict[Part, str] = {}
         if initial_head is not None:
             made_by["head"] = _head(config, inputs, initial_head)

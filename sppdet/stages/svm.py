@@ -14,8 +14,8 @@ from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Tensors
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
-from sppdet.stages.material import Material, Sight, feature_scale
 from sppdet.stages.model import save_classifiers
+from sppdet.stages.training_data import Sample, TrainingData, feature_scale
 from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
 from sppdet.training.sampling import negatives_of_class, thin_out
@@ -27,22 +27,22 @@ def train_classifiers(context: Context) -> bool:
     if not context.is_due("svm"):
         return False
     config, made_by = context.config, context.plan.made_by["svm"]
-    classifiers = train_svms(context.material, config.svm_layer(), config.svm, made_by=made_by)
+    classifiers = train_svms(context.training_data, config.svm_layer(), config.svm, made_by=made_by)
     if context.ranks.is_first:
         names = context.training_set.class_names
         save_classifiers(context.files.svm, classifiers, names, made_by=made_by)
     return True
 
 
-def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
+def train_svms(data: TrainingData, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
     """Train one SVM a class on the features of `layer`.
 
     Args:
         made_by: fingerprint under which an unfinished stage's checkpoint is kept and found.
     """
-    scale = feature_scale(material, layer, config)
-    positives = _positives(material, layer, scale)
-    names = material.dataset.class_names
+    scale = feature_scale(data, layer, config)
+    positives = _positives(data, layer, scale)
+    names = data.dataset.class_names
     counts = ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True))
     text = f"svm: {layer} features × {scale:.4g}; positives: {counts}"
     LOGGER.info("%s", text, extra=event("svm positives", scale=scale))
@@ -58,30 +58,30 @@ def train_svms(material: Material, layer: Layer, config: SvmConfig, *, made_by: 
         positives,
         names,
         config,
-        seed=material.seed,
-        ranks=material.ranks,
-        device=material.maps.device,
+        seed=data.seed,
+        ranks=data.ranks,
+        device=data.maps.device,
         report=report,
     )
-    _mine(material, miner, layer, config, scale, made_by=made_by)
+    _mine(data, miner, layer, config, scale, made_by=made_by)
     # the scale goes into the weights, so that detection takes the features as they come
     return Classifiers(layer, miner.weights * scale, miner.biases)
 
 
-def _positives(material: Material, layer: Layer, scale: float) -> list[Matrix]:
+def _positives(data: TrainingData, layer: Layer, scale: float) -> list[Matrix]:
     """Per class the features (P, D) of its ground-truth boxes, difficult ones left out."""
-    images = material.dataset.images
+    images = data.dataset.images
     with_objects = [i for i, image in enumerate(images) if (~image.difficult).any()]
 
-    def of_objects(sight: Sight) -> Tensors:
-        keep = ~sight.image.difficult
-        features = material.extractor(sight.maps, sight.image.gt_boxes[keep], layer)
+    def of_objects(sample: Sample) -> Tensors:
+        keep = ~sample.image.difficult
+        features = data.extractor(sample.maps, sample.image.gt_boxes[keep], layer)
         rows = torch.from_numpy(features.index).to(features.values.device)
-        labels = torch.from_numpy(sight.image.gt_labels[keep])
+        labels = torch.from_numpy(sample.image.gt_labels[keep])
         return {"values": (features.values * scale)[rows], "labels": labels}
 
-    found: list[list[Matrix]] = [[] for _ in material.dataset.class_names]
-    for made in material.gather(with_objects, of_objects, lambda made: made, label="positives"):
+    found: list[list[Matrix]] = [[] for _ in data.dataset.class_names]
+    for made in data.gather(with_objects, of_objects, lambda made: made, label="positives"):
         values = made["values"].cpu().numpy()
         for row, label in zip(values, made["labels"].tolist(), strict=True):
             found[label - 1].append(row)
@@ -89,7 +89,7 @@ def _positives(material: Material, layer: Layer, scale: float) -> list[Matrix]:
 
 
 def _mine(
-    material: Material,
+    data: TrainingData,
     miner: Miner,
     layer: Layer,
     config: SvmConfig,
@@ -97,45 +97,45 @@ def _mine(
     *,
     made_by: str,
 ) -> None:
-    def candidates(sight: Sight) -> Candidates:
-        return _candidates(material, sight, layer, config, scale)
+    def candidates(sample: Sample) -> Candidates:
+        return _candidates(data, sample, layer, config, scale)
 
-    count = len(material.dataset) * config.passes
-    path = material.state_path("svm")
+    count = len(data.dataset) * config.passes
+    path = data.state_path("svm")
     done = 0
     if checkpoint := read_checkpoint(path, made_by):
         state, about = checkpoint
         done = int(about["done"])
         LOGGER.info("svm: going on after image %d of %d", done, count, extra=event("svm resumed"))
-        again = material.gather(
+        again = data.gather(
             images_of(state),
             candidates,
             partial(picked_before, state),
             label="hard negatives of before",
         )
         miner.restore(state, again)
-    material.ranks.wait()  # all have read the checkpoint before the first writes the next
+    data.ranks.wait()  # all have read the checkpoint before the first writes the next
     saved = time.monotonic()
-    positions = [i % len(material.dataset) for i in range(done, count)]
-    for hard in material.gather(positions, candidates, miner.hard_of, label="hard negatives"):
+    positions = [i % len(data.dataset) for i in range(done, count)]
+    for hard in data.gather(positions, candidates, miner.hard_of, label="hard negatives"):
         miner.add(hard)
         done += 1
-        if material.ranks.is_first and time.monotonic() - saved >= material.checkpoint_seconds:
+        if data.ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
             write_tensors(path, miner.state(), made_by=made_by, about={"done": done})
             saved = time.monotonic()
     miner.finish()
 
 
 def _candidates(
-    material: Material, sight: Sight, layer: Layer, config: SvmConfig, scale: float
+    data: TrainingData, sample: Sample, layer: Layer, config: SvmConfig, scale: float
 ) -> Candidates:
     """An image's negatives of all classes, windows that coincide once.
 
     A window is a negative of a class if all its proposals are.
     """
-    boxes, image = sight.proposals.boxes, sight.image
-    classes = len(material.dataset.class_names)
-    windows = material.extractor.windows(sight.maps, boxes)
+    boxes, image = sample.proposals.boxes, sample.image
+    classes = len(data.dataset.class_names)
+    windows = data.extractor.windows(sample.maps, boxes)
     negative = np.zeros((len(windows), classes), dtype=np.bool_)
     everywhere = thin_out(boxes, np.ones(len(boxes), dtype=np.bool_), max_iou=config.negative_nms)
     for k in range(classes):
@@ -144,6 +144,6 @@ def _candidates(
         negative[windows.index[thinned], k] = True
         negative[windows.index[~far], k] = False
     rows = np.flatnonzero(negative.any(axis=1))
-    pooled = material.extractor.pool(sight.maps, windows.cells[rows])
-    features = material.extractor.layer(pooled, layer) * scale
-    return Candidates(sight.position, features, negative[rows])
+    pooled = data.extractor.pool(sample.maps, windows.cells[rows])
+    features = data.extractor.layer(pooled, layer) * scale
+    return Candidates(sample.position, features, negative[rows])

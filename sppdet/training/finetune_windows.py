@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.config import FinetuneConfig
-from sppdet.features.regions import Extractor, find_windows
+from sppdet.features.regions import FeatureExtractor, find_windows
 from sppdet.randomness import rng
 from sppdet.training.sampling import IGNORED, draw, label_boxes
 from sppdet.training.sgd import Batch
@@ -123,7 +123,11 @@ def draw_windows(
 @torch.inference_mode(False)
 @torch.no_grad()
 def pool_windows(
-    maps: FeatureMaps, boxes: Boxes, extractor: Extractor, *, scales: NDArray[np.int64] | None
+    maps: FeatureMaps,
+    boxes: Boxes,
+    extractor: FeatureExtractor,
+    *,
+    scales: NDArray[np.int64] | None,
 ) -> torch.Tensor:
     """Pool boxes (n, 4) into pool5 features (n, D) that a network can be trained on.
 

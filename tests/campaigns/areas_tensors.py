@@ -21,7 +21,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.stages.detector import Detector
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model_files import ModelFiles, read_run_config
 from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage
@@ -148,7 +148,7 @@ def store_areas(space: Workspace) -> list[Area]:
     dataset = read_split(config.data, "train", None, images, workers=1)
     proposer = Proposer(config.proposals, run / "store")
     backbone = load_backbone(config.backbone.name, "none", seed=config.seed)
-    maps = MapSource(backbone, config.scales, config.features, images, run / "store")
+    maps = MapCache(backbone, config.scales, config.features, images, run / "store")
     by_file = {}
     for image in dataset.images:  # a stored item's name tells nothing of its image
         digest = images.digest(image.path)

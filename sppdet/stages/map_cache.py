@@ -1,4 +1,4 @@
-"""Feature maps of a data set's images: from the store, or computed when asked for."""
+"""Feature maps of a data set's images: computed once, then cached on disk or on the GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
 
 
-class MapSource:
+class MapCache:
     """Conv5 maps at every scale, as float16 wherever they come from.
 
     Rounding also what isn't stored makes a run's result independent of `features.store`.
@@ -66,15 +66,15 @@ class MapSource:
         self._memory: MapMemory | None = None
 
     def keep_in_memory(self, memory: MapMemory | None) -> None:
-        """Hold maps that were computed or read in `memory`; None lets go of what is held."""
+        """Cache maps in `memory` as well; None releases those that are in it."""
         self._memory = memory
 
     def scaled(self, image: ImageArray) -> ScaledImage:
-        """An image (H, W, 3) RGB at every scale, for `compute`; any thread may do this."""
+        """Resize an image (H, W, 3) RGB to every scale, for `compute`; thread-safe."""
         return self._backbone.scaled(image, self._scales, self._config)
 
     def compute(self, image: ScaledImage) -> FeatureMaps:
-        """The maps of an image, float16, on the backbone's device."""
+        """Compute the maps of an image, float16, on the backbone's device."""
         maps = self._backbone.feature_maps(image, self._precision)
         halves = tuple(m.half() for m in maps.maps)
         if not bool(torch.stack([torch.isfinite(h).all() for h in halves]).all()):
@@ -84,7 +84,7 @@ class MapSource:
         return FeatureMaps(halves, maps.scale_factors, maps.stride, maps.offset)
 
     def of_image(self, image: AnnotatedImage, *, mirrored: bool = False) -> FeatureMaps:
-        """Maps, float16, on the backbone's device: from where they are, or computed and kept."""
+        """Return the maps, float16, on the backbone's device: from a cache, or computed and cached."""
         return self._half_maps(image, mirrored).to(self.device)
 
     def _half_maps(self, image: AnnotatedImage, mirrored: bool) -> FeatureMaps:
@@ -119,7 +119,7 @@ class MapSource:
         return held or (self.store is not None and self.store.has(name, digest))
 
     def _keep(self, name: str, digest: str, made: FeatureMaps) -> None:
-        """In memory and in the store, where there are such, by the settings."""
+        """Put maps into memory and into the store, as the settings say."""
         held = self._memory is not None and self._memory.put(f"{name}-{digest}", made)
         if self.store is None or (held and self._memory_first):
             return
@@ -139,7 +139,7 @@ class MapSource:
         mirrored: bool,
         workers: int,
     ) -> int:
-        """Make and keep what is missing of the images' maps; returns how many were made.
+        """Compute and cache the maps that are missing; returns how many they were.
 
         Args:
             workers: threads that decode and resize images meanwhile.
@@ -171,7 +171,7 @@ def _name(image: AnnotatedImage, mirrored: bool) -> str:
 
 
 def weights_digest(layers: torch.nn.Module) -> str:
-    """16 hexadecimal digits that name a module's tensors."""
+    """Hash a module's tensors to 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(layers.state_dict().items()):
         digest.update(name.encode())

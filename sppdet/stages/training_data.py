@@ -1,4 +1,4 @@
-"""What every training stage reads: images, proposals and feature maps, image by image."""
+"""The training data of the stages: images with their proposals and feature maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from sppdet.config import Layer, SvmConfig
 from sppdet.features.head import Head
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import ordered_map
@@ -20,7 +20,7 @@ from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, Tensors
 from sppdet.runs.log import track
-from sppdet.stages.map_source import MapSource
+from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
 
@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sight:
-    """One image with all that a training stage needs of it."""
+class Sample:
+    """One image with its proposals and feature maps."""
 
     position: int  # in the data set
     image: AnnotatedImage
@@ -38,8 +38,8 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Material:
-    """A training set ready for use.
+class TrainingData:
+    """A training set, and what computes or loads its proposals, feature maps and features.
 
     `folder` is the run's; checkpoints of unfinished stages go to its subfolder `state`.
     """
@@ -47,15 +47,15 @@ class Material:
     dataset: Dataset
     images: ImageCache
     proposer: Proposer
-    maps: MapSource
-    extractor: Extractor
+    maps: MapCache
+    extractor: FeatureExtractor
     folder: Path
     seed: int
     checkpoint_seconds: float
     ranks: Ranks = field(default_factory=Ranks)
 
     def fingerprint(self) -> str:
-        """Of all that this material consists of."""
+        """Return the fingerprint of everything that features are computed from."""
         return fingerprint(
             dataset_digest(self.dataset, self.images),
             self.proposer.fingerprint,
@@ -65,63 +65,63 @@ class Material:
             self.seed,
         )
 
-    def with_head(self, head: Head | None) -> Material:
-        """The same with features beyond pool5."""
+    def with_head(self, head: Head | None) -> TrainingData:
+        """Return the same data with a head, for features beyond pool5."""
         return replace(self, extractor=replace(self.extractor, head=head))
 
     def proposals(self, position: int) -> Proposals:
-        """The proposals of an image."""
+        """Load or compute the proposals of an image."""
         image = self.dataset.images[position]
         return self.proposer.of_image(image, self.images)
 
-    def sight(self, position: int) -> Sight:
-        """One image."""
+    def sample(self, position: int) -> Sample:
+        """Load or compute all of an image."""
         image = self.dataset.images[position]
-        return Sight(position, image, self.proposals(position), self.maps.of_image(image))
+        return Sample(position, image, self.proposals(position), self.maps.of_image(image))
 
-    def sights(self, positions: Iterable[int]) -> Iterator[Sight]:
-        """Images in order, the next ones being read meanwhile."""
-        return ordered_map(self.sight, positions, workers=1, ahead=2)
+    def samples(self, positions: Iterable[int]) -> Iterator[Sample]:
+        """Iterate over images in order; the next ones are loaded meanwhile."""
+        return ordered_map(self.sample, positions, workers=1, ahead=2)
 
     def gather(
         self,
         positions: Sequence[int],
-        compute: Callable[[Sight], T],
+        compute: Callable[[Sample], T],
         pick: Callable[[T], Tensors],
         *,
         label: str,
     ) -> Iterator[Tensors]:
-        """`pick(compute(sight))` of images, in order and in every process of `ranks`.
+        """Yield `pick(compute(sample))` of images, in order and in every process of `ranks`.
 
         `compute` runs in several processes at once, each with its share of the images; `pick`
-        runs when what came of the images before has been taken.
+        runs when the caller has consumed the results of the images before.
         """
-        own = map(compute, self.sights(self.ranks.share(positions)))
+        own = map(compute, self.samples(self.ranks.share(positions)))
         found = self.ranks.in_turn(own, len(positions), pick)
         return track(found, total=len(positions), label=label)
 
     def state_path(self, stage: str) -> Path:
-        """Where an unfinished stage keeps its checkpoint."""
+        """Return the file of an unfinished stage's checkpoint."""
         return self.folder / "state" / f"{stage}.safetensors"
 
 
-def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
-    """What features are multiplied by so that their mean norm is `target_norm`.
+def feature_scale(data: TrainingData, layer: Layer, config: SvmConfig) -> float:
+    """Compute the factor that brings the mean norm of features to `target_norm`.
 
     The mean is taken over up to `norm_images` images × `norm_windows` windows.
     """
-    order = rng(material.seed, "images of the feature norm").permutation(len(material.dataset))
+    order = rng(data.seed, "images of the feature norm").permutation(len(data.dataset))
 
-    def norms(sight: Sight) -> Tensors:
-        windows = material.extractor.windows(sight.maps, sight.proposals.boxes)
-        shuffled = rng(material.seed, "windows of the feature norm", sight.position)
+    def norms(sample: Sample) -> Tensors:
+        windows = data.extractor.windows(sample.maps, sample.proposals.boxes)
+        shuffled = rng(data.seed, "windows of the feature norm", sample.position)
         drawn = np.sort(shuffled.permutation(len(windows))[: config.norm_windows])
-        pooled = material.extractor.pool(sight.maps, windows.cells[drawn])
-        features = material.extractor.layer(pooled, layer)
+        pooled = data.extractor.pool(sample.maps, windows.cells[drawn])
+        features = data.extractor.layer(pooled, layer)
         return {"norms": torch.linalg.vector_norm(features, dim=1).double()}
 
     chosen = np.sort(order[: config.norm_images]).tolist()
-    found = material.gather(chosen, norms, lambda made: made, label=f"norm of {layer}")
+    found = data.gather(chosen, norms, lambda made: made, label=f"norm of {layer}")
     total, windows_seen = 0.0, 0
     for made in found:
         total += float(made["norms"].sum())
