@@ -18,7 +18,7 @@ from sppdet.errors import ArtifactError, ConfigError, TrainingError, WeightsErro
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.runs.log import read_timings, timed
-from sppdet.stages.detector import load_detector
+from sppdet.stages.detector import Detector
 from sppdet.stages.model import save_classifiers
 from sppdet.stages.model_files import ModelFiles, read_run_config
 
@@ -89,10 +89,10 @@ def test_a_part_that_does_not_fit_is_refused_when_it_is_loaded(
     path = run_copy / "model" / f"{part}.safetensors"
     rewritten(path, change)
     with pytest.raises(ArtifactError, match="have changed since it was trained"):
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
     files.seal(read_run_config(run_copy), training_data="", arithmetic="float32")
     with pytest.raises(ArtifactError) as caught:
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
     said = str(caught.value)
     assert said.startswith(f"{path}: ") and expected in said and "\n" not in said
 
@@ -100,7 +100,7 @@ def test_a_part_that_does_not_fit_is_refused_when_it_is_loaded(
 def test_a_changed_bit_or_an_old_file_is_refused(run_copy: Path) -> None:
     flipped(run_copy / "model" / "svm.safetensors")
     with pytest.raises(ArtifactError, match=r"svm\.safetensors: damaged: .* checksum; .*makes it"):
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
     from safetensors.torch import load_file, save_file
 
     path = run_copy / "model" / "head.safetensors"
@@ -108,7 +108,7 @@ def test_a_changed_bit_or_an_old_file_is_refused(run_copy: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"head.*by an earlier version of sppdet; `sppdet train`"
     ):
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
 
 
 def test_a_changed_bit_of_the_model_is_made_again_by_training(
@@ -119,7 +119,7 @@ def test_a_changed_bit_of_the_model_is_made_again_by_training(
         flipped(run_copy / "model" / f"{part}.safetensors")
     _, said = train_quietly(settings, run_copy, until="bbox")
     assert contents(run_copy / "model") == whole
-    assert "svm: damaged, or written by an earlier version; done anew" in said
+    assert "svm: damaged, or written by an earlier version; made again" in said
     assert "head: there already" in said and "bbox: there already" in said
 
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -88,7 +88,7 @@ def validate(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
     try:
         return model.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+        raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
 
 
 def read_with_bases(path: Path, folder: Path | None = None) -> dict[str, Any]:
@@ -247,22 +247,28 @@ def section_of(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _first_problem(error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]
-    # the branches of a union end the location with words that are no keys of ours
-    keys = [str(part) for part in first["loc"] if not _is_branch(part)]
-    message = _expected(first)
-    if _is_branch(first["loc"][-1] if first["loc"] else 0):  # what the other branches expect too
-        others = [
-            _expected(e) for e in problems[1:] if e["loc"][: len(keys)] == first["loc"][: len(keys)]
-        ]
-        message = " or ".join(dict.fromkeys([message, *others]))
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """Describe the first setting that is wrong; what the types that it may have expect."""
+    keyed = [(_key_of(problem["loc"], model), problem) for problem in error.errors()]
+    key, first = keyed[0]
+    same = [problem for k, problem in keyed if k == key or k.startswith(f"{key}.")]
+    others = {k for k, _ in keyed if k != key and not k.startswith(f"{key}.")}
+    message = " or ".join(dict.fromkeys(map(_expected, same)))
     given = "" if first["type"] in ("missing", "value_error") else f", got {_shown(first['input'])}"
-    more = error.error_count() - 1
-    also = f" (and {more} more)" if more and not any(_is_branch(p) for p in first["loc"]) else ""
-    where = ".".join(keys)
-    return f"{where}: {message}{given}{also}" if where else f"{message}{also}"
+    also = f" (and {len(others)} more)" if others else ""
+    return f"{key}: {message}{given}{also}" if key else f"{message}{also}"
+
+
+def _key_of(location: Sequence[int | str], model: type[BaseModel] | None) -> str:
+    """Name a setting; of an error's location the branches of unions are no keys."""
+    keys = []
+    for part in location:
+        if isinstance(part, int):
+            keys.append(str(part))
+        elif model is not None and part in model.model_fields:
+            keys.append(part)
+            model = section_of(model.model_fields[part].annotation)
+    return ".".join(keys)
 
 
 def _expected(problem: Any) -> str:
@@ -275,7 +281,3 @@ def _expected(problem: Any) -> str:
 
 def _shown(value: Any) -> str:
     return one_line(repr(value), MAX_SHOWN)
-
-
-def _is_branch(part: Any) -> bool:
-    return isinstance(part, str) and (part in ("int", "list", "str") or "[" in part or part == "")

@@ -33,21 +33,21 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and says what happens."""
+        """Whether this process writes the files and the messages."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """The items that are this process's: every `count`-th."""
+        """Return this process's share of the items: every `count`-th."""
         return items[self.rank :: self.count]
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """A block that the others begin when the first has done it, so that they find its files."""
+        """Run a block in the first process, then in the others, which find its files."""
         if not self.is_first:
             self.wait()
         yield
@@ -55,7 +55,7 @@ class Ranks:
             self.wait()
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """The sums over all processes, the same in each."""
+        """Sum values over all processes; every process gets the sums."""
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -64,7 +64,7 @@ class Ranks:
         return result
 
     def broadcast(self, tensors: Tensors | None, *, owner: int) -> Tensors:
-        """The owner's tensors, in every process; those of the others are not looked at."""
+        """Return the owner's tensors in every process; those of the others are ignored."""
         if self.count == 1:
             assert tensors is not None
             return tensors
@@ -84,7 +84,7 @@ class Ranks:
     def in_turn(
         self, own: Iterator[T], total: int, pick: Callable[[T], Tensors]
     ) -> Iterator[Tensors]:
-        """What `pick` makes of all items, in their order and in every process.
+        """Yield `pick(item)` of all items, in their order and in every process.
 
         The processes take the next of their own items at the same time; then one after another
         picks from its item. What a process does between two results it has done before its `pick`.
@@ -100,7 +100,7 @@ class Ranks:
 
 
 def process_count() -> int:
-    """The processes that `torchrun` started; 1 without it."""
+    """Return the number of processes that `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -141,7 +141,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def _told_to_end(who: str) -> Iterator[None]:
-    """Raise what says so when `torchrun` ends this process, as it does when another has failed.
+    """Raise TrainingError when `torchrun` ends this process, as it does when another has failed.
 
     A process that fails here is ending: from then on it ignores that signal, which would come
     between its error and its last words (`torchrun` kills what hasn't ended after 30 seconds).

@@ -1,4 +1,4 @@
-"""Stores of one tensor file an image, shared by runs and processes."""
+"""Stores of one tensor file per image, shared by runs and processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger("sppdet")
 
 
 class ItemStore:
-    """One tensor file an image, in a folder named by the settings that make them.
+    """One tensor file per image, in a folder named by the settings that produced them.
 
     A file is named by a digest of the image's id and of its content: ids of any length have a name,
     images of other sets with the same id stay apart, and a changed image is noticed. The id stands
@@ -39,12 +39,12 @@ class ItemStore:
         self._expected = expected
 
     def path(self, name: str, source: str) -> Path:
-        """The file of the item made from the image with id `name` and digest `source`."""
+        """Return the path of the item of the image with id `name` and digest `source`."""
         key = f"{name}\0{source}".encode(errors="surrogatepass")
         return self.folder / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.safetensors"
 
     def has(self, name: str, source: str) -> bool:
-        """Whether the item is there with all its arrays; its content isn't verified.
+        """Check that the item exists with all its arrays; its content isn't verified.
 
         A file that isn't what it should be is said in a warning.
         """
@@ -65,7 +65,7 @@ class ItemStore:
     def get(
         self, name: str, source: str, build: Callable[[dict[str, torch.Tensor]], T]
     ) -> T | None:
-        """What `build` makes of an item's verified tensors; None if it is missing or damaged.
+        """Build an object from an item's verified tensors; None if it is missing or damaged.
 
         Args:
             build: may raise ValueError for values that can't be; a damaged item is said in a warning.

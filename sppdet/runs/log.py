@@ -29,7 +29,7 @@ LOGGER = logging.getLogger("sppdet")
 
 
 def event(name: str, **facts: Any) -> dict[str, Any]:
-    """The `extra` of a log call: the event's name and the facts that `log.jsonl` keeps of it."""
+    """Build the `extra` of a log call: the event's name, and facts for `log.jsonl`."""
     return {"event": name, "facts": facts}
 
 
@@ -106,7 +106,7 @@ def log_to_console() -> None:
 
 @contextlib.contextmanager
 def log_file(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep the messages of a block in `log.jsonl` of a run's folder, those of the first process."""
+    """Append the messages of a block to `log.jsonl` in a run's folder; the first process does."""
     if not ranks.is_first:
         yield
         return

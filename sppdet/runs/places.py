@@ -1,4 +1,4 @@
-"""Folders that commands write into: what somebody else has put there is never overwritten."""
+"""Folders that commands write into: files of others are never overwritten."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @functools.cache
 def place() -> str:
-    """8 hexadecimal digits that name where process numbers mean what they mean here.
+    """Name the machine and namespace in which process numbers are valid, as 8 hexadecimal digits.
 
     Processes in one place have the same host, boot and process namespace, so that containers and
     machines that share a folder are told apart.
@@ -27,7 +27,7 @@ def place() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """The start of a process of this place, in the system's ticks; None if it has ended.
+    """Read the start time of a process in the system's ticks; None if it has ended.
 
     Together with the number it names a process for good: numbers are given out again. "0" where
     the system doesn't tell.

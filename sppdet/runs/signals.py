@@ -28,14 +28,14 @@ class Stopped(BaseException):
         self.number = number
 
     def __str__(self) -> str:
-        """How the user is told: "interrupted" or "stopped by SIGTERM"."""
+        """Return the user's message: "interrupted" or "stopped by SIGTERM"."""
         if self.number == signal.SIGINT:
             return "interrupted"
         return f"stopped by {signal.Signals(self.number).name}"
 
     @property
     def status(self) -> int:
-        """The exit status by the convention of shells."""
+        """Exit status by the convention of shells."""
         return 128 + self.number
 
 

@@ -21,7 +21,7 @@ def write_weights(
     made_by: str,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a part of a model, see `write_tensors`.
+    """Write a part of a model; see `write_tensors`.
 
     Raises:
         TrainingError: a tensor has values that aren't finite.
@@ -35,7 +35,7 @@ def write_weights(
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a part of a model, see `read_tensors`.
+    """Read a part of a model; see `read_tensors`.
 
     Raises:
         ArtifactError: missing, damaged, or a tensor has values that aren't finite.
@@ -59,7 +59,7 @@ def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
 
 
 def class_names_in(about: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """The distinct names of one class or more in the header of `path`."""
+    """Read the distinct class names, one or more, in the header of `path`."""
     names = about.get("class_names")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise ArtifactError(f"{path}: damaged: expected the names of the classes in its header")

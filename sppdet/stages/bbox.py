@@ -1,4 +1,4 @@
-"""The box regression stage: class by class, examples pooled anew, so that one class fills memory."""
+"""The box regression stage: class by class, so that memory holds the examples of one class."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _train_and_save(context: Context) -> bool:
 def train_box_regressors(
     data: TrainingData, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
 ) -> Regressors:
-    """Fit one regressor a class.
+    """Fit one regressor per class.
 
     Args:
         svm: its `target_norm` and sample sizes scale the features here too.
@@ -102,7 +102,7 @@ def train_box_regressors(
 
 
 def _find_examples(data: TrainingData, config: BboxConfig) -> list[list[_Examples]]:
-    """Per class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
+    """Find for each class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
     found: list[list[_Examples]] = [[] for _ in data.dataset.class_names]
     for position, image in enumerate(data.dataset.images):
         boxes = data.proposals(position).boxes
@@ -122,7 +122,7 @@ def _find_examples(data: TrainingData, config: BboxConfig) -> list[list[_Example
 def _limit(
     examples: list[_Examples], config: BboxConfig, *, rng: np.random.Generator
 ) -> list[_Examples]:
-    """At most `max_examples` of them, drawn at random."""
+    """Draw at most `max_examples` of them."""
     total = sum(len(e.boxes) for e in examples)
     if total <= config.max_examples:
         return examples
@@ -138,7 +138,7 @@ def _limit(
 
 
 def _path(data: TrainingData, k: int) -> Path:
-    """Where the regressor of class k is kept until the stage is finished."""
+    """Return the checkpoint of class k's regressor, which exists until the stage is finished."""
     return data.state_path(f"bbox-{k + 1}")
 
 
@@ -151,7 +151,7 @@ def _fitted(
     width: int,
     made_by: str,
 ) -> Tensors:
-    """The regressor of class k, as it is kept until the stage is finished, or made now.
+    """Load the regressor of class k from its checkpoint, or fit it.
 
     Its facts are the number of examples and the part of the squared deltas that it leaves.
     """
@@ -183,7 +183,7 @@ def _features(
     scale: float,
     width: int,
 ) -> torch.Tensor:
-    """(N, width) scaled features of the examples."""
+    """Compute the scaled features (N, width) of the examples."""
     samples = track(
         data.samples([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
     )

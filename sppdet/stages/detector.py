@@ -1,4 +1,4 @@
-"""The trained detector: from an image to detections."""
+"""The trained detector: from image to detections."""
 
 from __future__ import annotations
 
@@ -54,13 +54,60 @@ class Detector:
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
 
     @classmethod
-    def load(cls, run: Path | str, *, device: str = "auto") -> Detector:
-        """The detector of a run's folder; no code is run on loading.
+    def load(cls, run: Path | str, *, device: str | torch.device = "auto") -> Detector:
+        """Load the detector of a run's folder; no code is run on loading.
 
         Raises:
-            ArtifactError: not a run, or its training isn't finished.
+            ArtifactError: not a run, or its training isn't finished or was by other settings.
         """
-        return load_detector(Path(run), device=device)
+        run = Path(run)
+        config = read_run_config(run)
+        files = ModelFiles(run)
+        target = device if isinstance(device, torch.device) else choose_device(device)
+        files.check_sealed(config)
+        classifiers, names = read_classifiers(files.svm)
+        backbone = read_backbone(files.backbone, config)
+        backbone.layers.to(target)
+        regressors = None
+        if config.bbox is not None:
+            regressors = read_regressors(files.bbox, classes=len(names))
+        head = None
+        if {config.svm_layer(), config.bbox.layer if config.bbox else "pool5"} != {"pool5"}:
+            head = read_head(files.head, backbone, config, classes=len(names)).to(target)
+        extractor = FeatureExtractor.by(config.spp_levels, config.features, head, target)
+        _check_width(classifiers, extractor, backbone.channels, config, files.svm)
+        if regressors is not None:
+            _check_width(regressors, extractor, backbone.channels, config, files.bbox)
+        if head is not None:
+            extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
+        proposer = Proposer(config.proposals)
+        maps = MapCache(backbone, config.scales, config.features, ImageCache())
+        return cls(
+            class_names=names,
+            proposer=proposer,
+            maps=maps,
+            extractor=extractor,
+            classifiers=Classifiers(
+                classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
+            ),
+            regressors=regressors
+            and Regressors(
+                regressors.layer, regressors.weights.to(target), regressors.biases.to(target)
+            ),
+            config=config.detect,
+            max_pixels=config.data.max_pixels,
+            made_by=fingerprint(
+                "detector",
+                DETECTION_VERSION,
+                files.fingerprint(),
+                proposer.fingerprint,
+                maps.fingerprint,
+                config.spp_levels,
+                config.features.canonical_size,
+                config.detect.model_dump(),
+                target.type,  # a GPU's sums are rounded otherwise
+            ),
+        )
 
     def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
         """Detect in one image.
@@ -89,7 +136,7 @@ class Detector:
         return self.detect(maps, self.proposer.of(pixels), pixels, path=path)
 
     def read(self, path: Path | str) -> ImageArray:
-        """The image in a file, refused before it is decoded if it has more than `max_pixels`."""
+        """Read an image file; one of more than `max_pixels` is refused before decoding."""
         return read_image(path, max_pixels=self.max_pixels)
 
     def detect(
@@ -102,7 +149,7 @@ class Detector:
     def detect_in(
         self, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int, path: str = ""
     ) -> Detections:
-        """As `detect`, for an image of known size in original pixels."""
+        """Detect like `detect`, in an image of known size in original pixels."""
         parts = DetectionParts(
             self.class_names, self.extractor, self.classifiers, self.regressors, self.config
         )
@@ -115,61 +162,6 @@ def _checked(image: ImageArray) -> ImageArray:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
     return image
-
-
-def load_detector(run: Path, *, device: str | torch.device = "auto") -> Detector:
-    """The detector of a run's folder.
-
-    Raises:
-        ArtifactError: not a run, or one whose training isn't finished or was by other settings.
-    """
-    config = read_run_config(run)
-    files = ModelFiles(run)
-    target = device if isinstance(device, torch.device) else choose_device(device)
-    files.check_sealed(config)
-    classifiers, names = read_classifiers(files.svm)
-    backbone = read_backbone(files.backbone, config)
-    backbone.layers.to(target)
-    regressors = None
-    if config.bbox is not None:
-        regressors = read_regressors(files.bbox, classes=len(names))
-    head = None
-    if {config.svm_layer(), config.bbox.layer if config.bbox else "pool5"} != {"pool5"}:
-        head = read_head(files.head, backbone, config, classes=len(names)).to(target)
-    extractor = FeatureExtractor.by(config.spp_levels, config.features, head, target)
-    _check_width(classifiers, extractor, backbone.channels, config, files.svm)
-    if regressors is not None:
-        _check_width(regressors, extractor, backbone.channels, config, files.bbox)
-    if head is not None:
-        extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
-    proposer = Proposer(config.proposals)
-    maps = MapCache(backbone, config.scales, config.features, ImageCache())
-    return Detector(
-        class_names=names,
-        proposer=proposer,
-        maps=maps,
-        extractor=extractor,
-        classifiers=Classifiers(
-            classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
-        ),
-        regressors=regressors
-        and Regressors(
-            regressors.layer, regressors.weights.to(target), regressors.biases.to(target)
-        ),
-        config=config.detect,
-        max_pixels=config.data.max_pixels,
-        made_by=fingerprint(
-            "detector",
-            DETECTION_VERSION,
-            files.fingerprint(),
-            proposer.fingerprint,
-            maps.fingerprint,
-            config.spp_levels,
-            config.features.canonical_size,
-            config.detect.model_dump(),
-            target.type,  # a GPU's sums are rounded otherwise
-        ),
-    )
 
 
 def _check_width(

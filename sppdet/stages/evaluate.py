@@ -1,4 +1,4 @@
-"""The evaluation of a run on a split: detections image by image, then the metric."""
+"""The evaluate stage: detect image by image, then compute the metric."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sppdet.runs.items import ItemStore
 from sppdet.runs.log import LOGGER, consoles, event, log_file, timed, track
 from sppdet.stages.context import Context
 from sppdet.stages.data import log_skipped
-from sppdet.stages.detector import Detector, load_detector
+from sppdet.stages.detector import Detector
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposer import Proposer
@@ -68,7 +68,7 @@ def evaluate_split(
     """
     config = read_run_config(run)
     folder = run / "eval" / safe_id(split)
-    detector = load_detector(run, device=ranks.device)
+    detector = Detector.load(run, device=ranks.device)
     with ranks.first_goes_first():
         images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
         names, workers = detector.class_names, worker_count(config.workers)
@@ -205,7 +205,7 @@ def _detect_all(
 
 
 def _expected(found: Types) -> Types:
-    """The types of an item's tensors: as many scores and labels as boxes."""
+    """Return the expected types of an item's tensors: as many scores and labels as boxes."""
     boxes = found.get("boxes", TensorType(None, ())).shape
     count = boxes[0] if boxes else None
     return {

@@ -74,7 +74,7 @@ def evaluate_files(
 
 
 def _read_set(config: Config, split: str, detected: list[str]) -> tuple[Dataset, str]:
-    """The split with its classes, and where those are from."""
+    """Read the split with its classes; returns where those are from, too."""
     workers = worker_count(config.workers)
     if config.data.classes != "auto":
         return read_split(config.data, split, None, None, workers=workers), "data.classes"
@@ -95,7 +95,7 @@ def _read_set(config: Config, split: str, detected: list[str]) -> tuple[Dataset,
 
 
 def with_classes(dataset: Dataset, names: list[str]) -> Dataset:
-    """The data set with the classes `names` as well as its own, sorted and labelled in that order."""
+    """Add the classes `names` to a data set; all are sorted and labelled in that order."""
     merged = tuple(sorted({*dataset.class_names, *names}))
     label_of = {name: label for label, name in enumerate(merged, start=1)}
     table = np.array([0, *(label_of[name] for name in dataset.class_names)], dtype=np.int64)
@@ -104,7 +104,7 @@ def with_classes(dataset: Dataset, names: list[str]) -> Dataset:
 
 
 def _digest(path: Path) -> str:
-    """8 hexadecimal digits that name the content of a file, or of a folder's `comp4` files."""
+    """Hash the content of a file, or of a folder's `comp4` files, to 8 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=4)
     for file in sorted(path.glob("comp4_det_*.txt")) if path.is_dir() else [path]:
         digest.update(file.name.encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""The features stage: compute the maps that the stages which are due need."""
+"""The features stage: compute the maps that later stages need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sppdet.stages.training_data import TrainingData
 
 
 def compute_maps(context: Context) -> bool:
-    """TrainingPlan what must be trained and store its feature maps; returns False if none were computed."""
+    """Plan what must be trained and store its feature maps; returns False if none were computed."""
     config, ranks = context.config, context.ranks
     maps = MapCache(context.backbone, config.scales, config.features, context.images, context.store)
     context.files.check_arithmetic(config, maps.arithmetic)

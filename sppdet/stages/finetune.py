@@ -1,4 +1,4 @@
-"""The fine-tuning stage: proposals and maps to a trained head, with checkpoints."""
+"""The fine-tuning stage: from proposals and maps to a trained head, with checkpoints."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _train(
 
 
 class PoolMaker:
-    """Pools of the training set's windows; not for several threads at once.
+    """Builds pools of the training set's windows; not thread-safe.
 
     An image's candidate windows are cached: 24 bytes each, some 10 KB an image.
     """

@@ -24,7 +24,7 @@ from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
 
 
 class MapCache:
-    """Conv5 maps at every scale, as float16 wherever they come from.
+    """Conv5 maps at every scale, rounded to float16 wherever they come from.
 
     Rounding also what isn't stored makes a run's result independent of `features.store`.
     """
@@ -107,7 +107,7 @@ class MapCache:
         return FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
 
     def _expected(self, found: Types) -> Types:
-        """The types of an item's tensors: as many maps as scale factors."""
+        """Return the expected types of an item's tensors: as many maps as scale factors."""
         factors = found.get("scale_factors", TensorType(None, ())).shape
         count = factors[0] if factors and factors[0] else len(self._scales)
         of_map = TensorType(torch.float16, (None, None, self.channels))

@@ -23,7 +23,7 @@ def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
 
 
 def read_backbone(path: Path, config: Config) -> Backbone:
-    """The run's convolutional layers."""
+    """Read the run's convolutional layers."""
     backbone = conv_backbone(config.backbone.name)
     fill(backbone.layers, read_weights(path)[0], path)
     return backbone
@@ -35,7 +35,7 @@ def save_head(path: Path, head: Head, *, made_by: str) -> None:
 
 
 def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -> Head:
-    """The run's fully connected layers."""
+    """Read the run's fully connected layers."""
     if config.head is None:
         raise ConfigError("head: none")
     head = empty_head(backbone, config.spp_levels, config.head, classes + 1)
@@ -53,7 +53,7 @@ def save_classifiers(
 
 
 def read_classifiers(path: Path) -> tuple[Classifiers, tuple[str, ...]]:
-    """The SVMs and the names of their classes."""
+    """Read the SVMs and the names of their classes."""
     tensors, about = read_weights(path)
     names = class_names_in(about, path)
     float32 = partial(TensorType, torch.float32)
@@ -69,7 +69,7 @@ def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None
 
 
 def read_regressors(path: Path, *, classes: int) -> Regressors:
-    """The box regressors."""
+    """Read the box regressors."""
     tensors, about = read_weights(path)
     float32 = partial(TensorType, torch.float32)
     expected = {"weights": float32((classes, None, 4)), "biases": float32((classes, 4))}
@@ -86,7 +86,7 @@ def _layer(about: dict[str, Any], path: Path) -> Layer:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one."""
+    """Resolve a device; auto takes a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -14,7 +14,7 @@ from sppdet.version import __version__
 
 
 class ModelFiles:
-    """The files of a run's model; each has the fingerprint of what made it."""
+    """The files of a run's model; each has the fingerprint of its inputs."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -26,11 +26,11 @@ class ModelFiles:
         self.sealed = run / "model" / "trained.json"
 
     def of(self, part: Literal["head", "svm", "bbox"]) -> Path:
-        """The file of a trained part."""
+        """Return the path of a trained part."""
         return {"head": self.head, "svm": self.svm, "bbox": self.bbox}[part]
 
     def fingerprint(self) -> list[str | None]:
-        """Fingerprint and checksum of every part; None for one that isn't there or is damaged."""
+        """Read the fingerprint and checksum of every part; None for one that is missing or damaged."""
         headers = map(read_header, (self.backbone, self.head, self.svm, self.bbox))
         return [f"{h.fingerprint}-{h.checksum}" if h else None for h in headers]
 
@@ -66,7 +66,7 @@ class ModelFiles:
             )
 
     def check_arithmetic(self, config: Config, arithmetic: str) -> None:
-        """Refuse to train a finished model again only because this device multiplies otherwise.
+        """Refuse to train a finished model again only because this device computes in another precision.
 
         Raises:
             ConfigError: the model was trained by these settings in other arithmetic.
@@ -81,7 +81,7 @@ class ModelFiles:
         )
 
     def training_data(self) -> str | None:
-        """The digest of the training set; None where training isn't finished or didn't record it."""
+        """Read the digest of the training set; None where training isn't finished or didn't record it."""
         digest = self._sealed().get("training_data")
         return digest if isinstance(digest, str) else None
 
@@ -89,7 +89,7 @@ class ModelFiles:
         return {"parts": self.fingerprint(), "settings": _trained_by(config)}
 
     def _sealed(self) -> dict[str, Any]:
-        """What the completion marker says; nothing if it is missing or damaged."""
+        """Read the completion marker; empty if it is missing or damaged."""
         try:
             sealed = read_json(self.sealed)
         except ArtifactError:
@@ -98,7 +98,7 @@ class ModelFiles:
 
 
 def _trained_by(config: Config) -> str:
-    """Fingerprint of the settings that training depends on; the others may be edited in a run."""
+    """Hash the settings that training depends on; the others may be edited in a run."""
     aside = {"data", "detect", "eval", "workers", "store", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
     raw["features"].pop("store")
@@ -110,12 +110,12 @@ def _trained_by(config: Config) -> str:
 
 
 def read_run_config(run: Path) -> Config:
-    """The resolved settings of a run."""
+    """Read the resolved settings of a run."""
     return read_run_settings(run, Config)
 
 
 def signature(config: Config, *, train: str | None, test: str | None = None) -> str:
-    """A short line that names the settings and the data behind a score.
+    """Build the short line that names the settings and the data behind a score.
 
     Args:
         train: digest of the training set, None where it isn't known.
@@ -141,7 +141,7 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
 
 
 def _settings_fingerprint(config: Config) -> str:
-    """Of what can change the result: not of folders, threads or how often work is saved."""
+    """Hash the settings that can change the result: not folders, threads or how often work is saved."""
     aside = {"store", "workers", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
     raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}

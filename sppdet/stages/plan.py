@@ -31,7 +31,7 @@ class TrainingPlan:
     def of(
         cls, config: Config, data: TrainingData, initial_head: Head | None, files: ModelFiles
     ) -> TrainingPlan:
-        """TrainingPlan by the settings, the training data and the head before fine-tuning."""
+        """Plan by the settings, the training data and the head before fine-tuning."""
         inputs = data.fingerprint()
         made_by: dict[Part, str] = {}
         if initial_head is not None:

@@ -1,4 +1,4 @@
-"""The proposals stage: search in every image, and measure what the boxes cover."""
+"""The proposals stage: search every image and measure recall."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proposals of a whole data set: searched for in parallel, kept one file an image."""
+"""The proposals of a data set: computed in parallel, stored in one file per image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sppdet.types import AnnotatedImage, Dataset, ImageArray, Proposals
 
 
 class Proposer:
-    """Proposals by the settings: `of` for one image, `of_dataset` for all, kept in a store."""
+    """Computes proposals by the settings and stores those of data sets."""
 
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
@@ -39,11 +39,11 @@ class Proposer:
         return StoredProposals(*(self._config.path or ()))
 
     def of(self, image: ImageArray) -> Proposals:
-        """Search an image (H, W, 3) that belongs to no data set, whose boxes nobody has stored."""
+        """Search an image (H, W, 3) that belongs to no data set."""
         return selective_search(image, self._config)
 
     def of_image(self, image: AnnotatedImage, images: ImageCache) -> Proposals:
-        """Proposals of a data set's image: from the store where they are there, else made and stored.
+        """Load the proposals of a data set's image from the store, or compute and store them.
 
         Raises:
             ImageError: the image isn't the one that `images` knows.
@@ -74,7 +74,7 @@ class Proposer:
         workers: int,
         label: str,
     ) -> int:
-        """Store what is missing of the images' proposals; returns how many were made."""
+        """Compute and store the proposals that are missing; returns how many images they were of."""
         assert self.store is not None
         store = self.store
 
@@ -100,7 +100,7 @@ def _expected(_: Types) -> Types:
 
 
 def _contents(paths: list[Path] | None) -> list[list[str]]:
-    """Name and digest of every file of stored proposals, path by path: the first that has an image's
+    """List name and digest of every file of stored proposals, path by path: the first that has an image's
     boxes wins. 0.4 s for the 5,000 files of VOC 2007, 160 MB."""
     return [_contents_of(path) for path in paths or ()]
 

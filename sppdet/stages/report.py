@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, curves as images and CSV, a table."""
+"""Reports of an evaluation: metrics.json, curves as images and CSV, a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOST_PANELS = 100  # of the overview
 
 
 def metric_title(result: EvalResult) -> str:
-    """The number's full name: "mAP (11-point, test)"; an IoU other than 0.5 is named."""
+    """Return the number's full name: "mAP (11-point, test)"; an IoU other than 0.5 is named."""
     name = _METRIC_NAMES.get(result.metric, result.metric)
     iou = "" if result.min_iou == 0.5 else f" at IoU {result.min_iou:g}"
     return f"mAP ({name}{iou}, {result.split})"
@@ -75,7 +75,7 @@ def write_curves(result: EvalResult, folder: Path, *, detections_csv: bool = Tru
 
 
 def metrics(result: EvalResult, *, signature: str) -> dict[str, Any]:
-    """The numbers as JSON has them: fractions, not per cent; null for NaN.
+    """Collect the numbers for JSON: fractions, not per cent; null for NaN.
 
     Keys: mAP, AP (by class), extra, metric, min_iou, split, images, ground_truths (that count),
     detections, signature.

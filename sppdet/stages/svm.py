@@ -35,7 +35,7 @@ def train_classifiers(context: Context) -> bool:
 
 
 def train_svms(data: TrainingData, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
-    """Train one SVM a class on the features of `layer`.
+    """Train one SVM per class on the features of `layer`.
 
     Args:
         made_by: fingerprint under which an unfinished stage's checkpoint is kept and found.
@@ -69,7 +69,7 @@ def train_svms(data: TrainingData, layer: Layer, config: SvmConfig, *, made_by: 
 
 
 def _positives(data: TrainingData, layer: Layer, scale: float) -> list[Matrix]:
-    """Per class the features (P, D) of its ground-truth boxes, difficult ones left out."""
+    """Compute for each class the features (P, D) of its ground-truth boxes, difficult ones left out."""
     images = data.dataset.images
     with_objects = [i for i, image in enumerate(images) if (~image.difficult).any()]
 
@@ -129,7 +129,7 @@ def _mine(
 def _candidates(
     data: TrainingData, sample: Sample, layer: Layer, config: SvmConfig, scale: float
 ) -> Candidates:
-    """An image's negatives of all classes, windows that coincide once.
+    """Select an image's negatives of all classes; windows that coincide count once.
 
     A window is a negative of a class if all its proposals are.
     """
