@@ -119,7 +119,7 @@ def test_a_changed_bit_of_the_model_is_made_again_by_training(
         flipped(run_copy / "model" / f"{part}.safetensors")
     _, said = train_quietly(settings, run_copy, until="bbox")
     assert contents(run_copy / "model") == whole
-    assert "svm: damaged, or written by an earlier version; done anew" in said
+    assert "svm: damaged, or written by an earlier version; made again" in said
     assert "head: there already" in said and "bbox: there already" in said
 
 

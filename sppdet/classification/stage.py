@@ -94,7 +94,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         reason = "made by other settings or data"
         if fingerprint_of(last) in (None, made_by):
             reason = "damaged, or written by an earlier version"
-        reporter.say(f"the classifier is {reason}; done anew")
+        reporter.say(f"the classifier is {reason}; made again")
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
     path = _state_path(run)
     checkpoint = read_checkpoint(path, made_by)
