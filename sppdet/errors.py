@@ -15,7 +15,10 @@ read): the command line prints it through `one_line` and exits with status 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class SppdetError(Exception):

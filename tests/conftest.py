@@ -15,6 +15,7 @@ import pytest
 import torch
 from images import shape_sets
 
+import stages
 from runs import (
     CommandLine,
     pretrain_quietly,
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_an_earlier_world() -> Iterator[None]:
+    yield
+    stages.LOGS.close()
 
 
 @pytest.fixture

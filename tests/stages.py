@@ -6,6 +6,7 @@ scales are such that scale factors are exact, so that the loops need no toleranc
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.image_cache import ImageCache
+from sppdet.runs.log import JsonLinesHandler, handler_added
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.stages.training_data import TrainingData
@@ -163,6 +165,9 @@ class World:
         return [record for record in log_of(self.folder) if record["event"] == kind]
 
 
+LOGS = contextlib.ExitStack()  # of the world that was made last
+
+
 def make_world(
     folder: Path,
     backbone: Backbone,
@@ -173,7 +178,12 @@ def make_world(
     checkpoint_seconds: float = 3600.0,
     seed: int = 0,
 ) -> World:
-    """Write the scenes as PNG files and stored proposals, and put the data together."""
+    """Write the scenes as PNG files and stored proposals, and put the data together.
+
+    What is logged from here on goes to the log of this world, till the next one or the test's end.
+    """
+    LOGS.close()
+    LOGS.enter_context(handler_added(JsonLinesHandler(folder / "log.jsonl")))
     images = []
     for i, scene in enumerate(given):
         path = save_image(folder / "images" / f"im{i}.png", scene.image)

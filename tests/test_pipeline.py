@@ -142,9 +142,9 @@ def test_a_changed_setting_redoes_what_it_concerns(
     before, stores = times(run_copy), set((run_copy / "store").iterdir())
     _, said = train_quietly(settings, run_copy, setting, until="bbox")
     for part in PARTS:
-        anew = f"{part}: made by other settings or data; done anew\n" in said
+        again = f"{part}: made by other settings or data; made again\n" in said
         skipped = f"{part}: there already\n" in said
-        assert (anew, skipped) == (part in redone, part not in redone)
+        assert (again, skipped) == (part in redone, part not in redone)
     after = times(run_copy)
     changed = {path for path in before if after[path] != before[path]}
     assert changed == {f"model/{part}.safetensors" for part in redone}
@@ -374,7 +374,9 @@ def test_another_process_holds_the_lock_until_it_is_killed(tmp_path: Path) -> No
     assert not (tmp_path / ".lock").exists()
 
 
-@pytest.mark.parametrize("content", ["", f"{os.getpid()} 1"])  # the second by earlier versions
+@pytest.mark.parametrize(
+    "content", ["", f"{os.getpid()} 1"], ids=["empty", "of an earlier version"]
+)
 def test_a_stale_lock_is_taken_over(tmp_path: Path, content: str) -> None:
     (tmp_path / ".lock").write_text(content)
     with (

@@ -134,7 +134,7 @@ def test_other_settings_are_done_anew(
 ) -> None:
     before = contents(run_of_one_epoch / "model")
     said = pretrain_quietly(classifier_settings, run_of_one_epoch, *QUICK, change)
-    assert "made by other settings or data; done anew" in said
+    assert "made by other settings or data; made again" in said
     after = contents(run_of_one_epoch / "model")
     assert before.keys() == after.keys() and all(after[key] != before[key] for key in after)
     assert "there already" in pretrain_quietly(
@@ -154,12 +154,12 @@ def test_a_moved_folder_is_the_same_data_and_a_changed_image_is_not(
         path.write_bytes(data)
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     said = pretrain_quietly(classifier_settings, run_of_one_epoch, *there)
-    assert "made by other settings or data; done anew" in said
+    assert "made by other settings or data; made again" in said
 
 
 def test_another_dropout_is_done_anew(classifier_settings: Path, run_of_one_epoch: Path) -> None:
     said = pretrain_quietly(classifier_settings, run_of_one_epoch, *QUICK, "head.dropout=0")
-    assert "done anew" in said
+    assert "made again" in said
 
 
 def test_a_net_of_other_settings_is_not_taken_for_this_one(

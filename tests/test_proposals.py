@@ -328,24 +328,24 @@ def on_disk(pixels: ImageArray, path: Path) -> AnnotatedImage:
     )
 
 
-def test_proposals_are_stored_per_settings_and_image(pixels: ImageArray, tmp_path: Path) -> None:
-    image, cache = on_disk(pixels, tmp_path / "one.png"), ImageCache()
+def test_proposals_are_stored_per_settings_and_image(image: ImageArray, tmp_path: Path) -> None:
+    stored, cache = on_disk(image, tmp_path / "one.png"), ImageCache()
     proposer = Proposer(CONFIG, tmp_path / "store")
-    made = proposer.of_image(image, cache)
-    assert proposer.store is not None and proposer.store.has("one", cache.digest(image.path))
+    made = proposer.of_image(stored, cache)
+    assert proposer.store is not None and proposer.store.has("one", cache.digest(stored.path))
     fake = Proposals(np.array([[0, 0, 7, 7]], np.float32))
     import torch
 
-    proposer.store.write("one", cache.digest(image.path), {"boxes": torch.from_numpy(fake.boxes)})
+    proposer.store.write("one", cache.digest(stored.path), {"boxes": torch.from_numpy(fake.boxes)})
     again = Proposer(CONFIG, tmp_path / "store")
-    assert again.of_image(image, cache).boxes.tolist() == [[0, 0, 7, 7]]
-    changed = on_disk(np.ascontiguousarray(pixels[::-1]), image.path)
-    expected = selective_search(read_image(image.path), CONFIG).boxes
+    assert again.of_image(stored, cache).boxes.tolist() == [[0, 0, 7, 7]]
+    changed = on_disk(np.ascontiguousarray(image[::-1]), stored.path)
+    expected = selective_search(read_image(stored.path), CONFIG).boxes
     assert np.array_equal(again.of_image(changed, ImageCache()).boxes, expected)
     cache = ImageCache()
     other = Proposer(CONFIG.model_copy(update={"seed": 4}), tmp_path / "store")
     assert other.fingerprint != proposer.fingerprint
-    assert len(other.of_image(image, cache)) == len(made)
+    assert len(other.of_image(stored, cache)) == len(made)
 
 
 def test_one_file_a_split_and_repeated_boxes(tmp_path: Path) -> None:
@@ -360,13 +360,13 @@ def test_one_file_a_split_and_repeated_boxes(tmp_path: Path) -> None:
             assert found.tolist() == [[0, 1, 3, 4]]
 
 
-def test_stored_boxes_are_for_their_images_only(pixels: ImageArray, tmp_path: Path) -> None:
+def test_stored_boxes_are_for_their_images_only(image: ImageArray, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5]]))
     config = CONFIG.model_copy(update={"engine": "stored", "path": [tmp_path / "b.npz"]})
     proposer = Proposer(config)
-    image = on_disk(pixels, tmp_path / "one.png")
-    assert proposer.of_image(image, ImageCache()).boxes.tolist() == [[1, 1, 5, 5]]
-    assert np.array_equal(proposer.of(pixels).boxes, selective_search(pixels, CONFIG).boxes)
+    stored = on_disk(image, tmp_path / "one.png")
+    assert proposer.of_image(stored, ImageCache()).boxes.tolist() == [[1, 1, 5, 5]]
+    assert np.array_equal(proposer.of(image).boxes, selective_search(image, CONFIG).boxes)
     before = proposer.fingerprint
     np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5], [2, 2, 9, 9]]))
     assert Proposer(config).fingerprint != before

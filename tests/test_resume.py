@@ -82,7 +82,7 @@ def test_a_truncated_part_of_the_model_is_made_again(
     path.write_bytes(whole[path.name][:-7])
     _, said = train_quietly(settings, run_copy, until="bbox")
     assert contents(run_copy / "model") == whole
-    redone = [line.split(":")[0] for line in said.splitlines() if line.endswith("done anew")]
+    redone = [line.split(":")[0] for line in said.splitlines() if line.endswith("made again")]
     assert redone == [p for p in (part,) if p != "backbone"]
 
 

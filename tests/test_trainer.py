@@ -20,7 +20,8 @@ from sppdet.errors import TrainingError
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
 from sppdet.runs.distributed import Ranks
-from sppdet.training.sgd import Batch, OneProcess, Sgd
+from sppdet.training.processes import OneProcess
+from sppdet.training.sgd import Batch, Sgd
 
 
 def small_classifier(*, dropout: float = 0.0, normalised: bool = False) -> SppClassifier:

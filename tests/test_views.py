@@ -371,7 +371,7 @@ def test_a_broken_image_among_others(classified: Path, sppdet: CommandLine, tmp_
         str(tmp_path / name) for name in ("a.png", "c.png")
     ]
     assert error == (
-        f"error: 1 of 3 images skipped; the first: {tmp_path / 'b.png'}: can't be decoded as a "
+        f"error: 1 of 3 images skipped; the first: {tmp_path / 'b.png'}: can't be decoded as an "
         "image\n"
     )
     assert len(json.loads((tmp_path / "x.json").read_text())) == 2

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from sppdet.errors import TrainingError
+from sppdet.training.processes import Tensors
 
 T = TypeVar("T")
-Tensors = Mapping[str, torch.Tensor]
 # a process that has died is noticed at once; this is for one that is at work while others wait
 _PATIENCE = timedelta(hours=12)
 

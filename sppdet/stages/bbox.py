@@ -16,12 +16,12 @@ from sppdet.detection.detect import Regressors
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
-from sppdet.runs.distributed import Tensors
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
 from sppdet.stages.model import save_regressors
 from sppdet.stages.training_data import TrainingData, feature_scale
 from sppdet.training.bbox import fit_box_regressor
+from sppdet.training.processes import Tensors
 from sppdet.types import Boxes
 
 

@@ -11,13 +11,13 @@ import torch
 from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
-from sppdet.runs.distributed import Tensors
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
 from sppdet.stages.model import save_classifiers
 from sppdet.stages.training_data import Sample, TrainingData, feature_scale
 from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
+from sppdet.training.processes import Tensors
 from sppdet.training.sampling import negatives_of_class, thin_out
 from sppdet.training.svm import Candidates, Miner, images_of, picked_before
 

@@ -18,10 +18,11 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint
-from sppdet.runs.distributed import Ranks, Tensors
+from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import track
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
+from sppdet.training.processes import Tensors
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
 
 T = TypeVar("T")

@@ -14,10 +14,9 @@ from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
 from sppdet.training.finetune_windows import Pool, batches
+from sppdet.training.processes import OneProcess, Processes
 from sppdet.training.sgd import (
     DROP_FACTOR,
-    OneProcess,
-    Processes,
     Sgd,
     check_finite,
     with_prefix,

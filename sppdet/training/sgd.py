@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,34 +14,10 @@ from torch import nn
 from sppdet.errors import TrainingError
 from sppdet.parallel import has_bfloat16
 from sppdet.randomness import torch_stream
+from sppdet.training.processes import Processes
 
 DROP_FACTOR = 0.1  # of the learning rate at each drop
 Batch = tuple[torch.Tensor, torch.Tensor]  # (N, ...) inputs, (N,) labels
-
-
-class Processes(Protocol):
-    """Processes that train together; `sppdet.runs.distributed.Ranks` is one implementation."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def count(self) -> int:
-        """Number of processes."""
-
-    def sums(self, values: Sequence[float], /) -> list[float]:
-        """Sum each value over all processes."""
-
-
-class OneProcess:
-    """A process that trains alone."""
-
-    rank, count = 0, 1
-
-    def sums(self, values: Sequence[float]) -> list[float]:
-        """Return the values."""
-        return list(values)
 
 
 class Sgd:

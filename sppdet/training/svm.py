@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
 from sppdet.randomness import rng
-from sppdet.runs.distributed import Ranks, Tensors
 from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
+from sppdet.training.processes import OneProcess, Processes, Tensors
 
 VERSION = 6  # raised when the same settings give other weights
 
@@ -146,7 +146,7 @@ class Miner:
         *,
         seed: int,
         device: torch.device,
-        ranks: Ranks | None = None,
+        ranks: Processes | None = None,
         report: Callable[[int, LinearSvm, int, int], None] = lambda *_: None,
     ) -> None:
         for name, examples in zip(class_names, positives, strict=True):
@@ -155,7 +155,7 @@ class Miner:
         self._names = class_names
         self._config = config
         self._seed = seed
-        self._ranks = ranks or Ranks()
+        self._ranks = ranks or OneProcess()
         self._report = report
         width = positives[0].shape[1]
         self.weights = torch.zeros((len(positives), width), device=device)
