@@ -235,7 +235,7 @@ def evaluate(
         raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
     _State.command = "eval --detections"
     evaluate_files(config, detections, out, split=split, metric=metric, ids=ids)
-    print(f"reports are in {out}")
+    print(printable(f"reports are in {out}"))
 
 
 @app.command()
@@ -341,7 +341,7 @@ def pretrain_eval(
     given = {"views": views, "side": side, "crop": crop, "size": size}
     overrides = {key: value for key, value in given.items() if value}
     evaluate_classifier(run, overrides=overrides, device=device)
-    print(f"written to {run / 'eval' / 'classifier.json'}")
+    print(printable(f"written to {run / 'eval' / 'classifier.json'}"))
 
 
 @app.command()
@@ -400,7 +400,7 @@ def probe(
     settings = load_settings(config, ProbeConfig, overrides or ())
     folder = out or Path("runs") / config.stem
     run_probe(settings, folder, device=device)
-    print(f"written to {folder / 'probe.json'}")
+    print(printable(f"written to {folder / 'probe.json'}"))
 
 
 @app.command()
@@ -413,7 +413,7 @@ def download(
 
     year: Literal["2007", "2012"] = "2007" if name == "voc2007" else "2012"
     for folder in download_voc(year, root):
-        print(folder)
+        print(printable(str(folder)))
 
 
 @app.command()

@@ -13,6 +13,9 @@ The message says where, what and what was expected. It may hold foreign text (na
 read): the command line prints it through `one_line` and exits with status 1.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SppdetError(Exception):
     """Base of all errors with a message meant for the user."""
@@ -32,6 +35,15 @@ class AnnotationError(DataError):
 
 class ImageError(DataError):
     """A picture is missing or can't be decoded."""
+
+
+@contextmanager
+def image_named(path: object) -> Iterator[None]:
+    """Begin the message of an ImageError with the file that an image is from."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
 class ArtifactError(SppdetError):

@@ -17,7 +17,7 @@ from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.data.digests import FileDigests, name_below
 from sppdet.data.headers import MAX_PIXELS
 from sppdet.data.images import find_images, read_image
-from sppdet.errors import DataError, ImageError
+from sppdet.errors import DataError, ImageError, image_named
 from sppdet.features.backbones import normalised
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
@@ -220,7 +220,9 @@ def training_batches(
 
     def make(row: int) -> NDArray[np.float32]:
         drawn = rng(seed, "augmentation", epoch, row)
-        return augmented(pictures.read(row), config, size=size, rng=drawn)
+        picture = pictures.read(row)
+        with image_named(pictures.paths[row]):
+            return augmented(picture, config, size=size, rng=drawn)
 
     rows_of_all = (row for rows in wanted for row in rows.tolist())
     ahead = 2 * max((len(rows) for rows in wanted), default=1)

@@ -23,7 +23,7 @@ from sppdet.config import DataConfig, worker_count
 from sppdet.data.cache import PictureCache
 from sppdet.data.images import read_image
 from sppdet.data.splits import read_split
-from sppdet.errors import ConfigError, DataError
+from sppdet.errors import ConfigError, DataError, image_named
 from sppdet.evaluation.voc import (
     average_precision,
     mean_of_known,
@@ -100,7 +100,11 @@ class Features:
         read = partial(read_image, max_pixels=self._config.data.max_pixels)
         pictures = ordered_map(read, paths, workers=workers)
         tracked = reporter.track(pictures, total=len(paths), label="features")
-        return np.stack([self.of(picture) for picture in tracked])
+        rows = []
+        for path, picture in zip(paths, tracked, strict=True):
+            with image_named(path):
+                rows.append(self.of(picture))
+        return np.stack(rows)
 
 
 def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head | None:

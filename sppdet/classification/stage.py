@@ -37,7 +37,7 @@ from sppdet.classification.views import centre_crop
 from sppdet.config import worker_count
 from sppdet.data.digests import FileDigests
 from sppdet.distributed import Ranks, joined_ranks
-from sppdet.errors import TrainingError
+from sppdet.errors import TrainingError, image_named
 from sppdet.features.backbones import normalised
 from sppdet.features.source import weights_digest
 from sppdet.model import choose_device
@@ -195,9 +195,9 @@ class _Pretraining:
         def make(row: int) -> NDArray[np.uint8]:
             picture = pictures.read(row)
             augment = config.augment
-            return centre_crop(
-                picture, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
-            )
+            size = config.train.sizes[0]
+            with image_named(pictures.paths[row]):
+                return centre_crop(picture, side=augment.resize, crop=augment.crop, size=size)
 
         made = ordered_map(make, rows.tolist(), workers=worker_count(config.workers), ahead=64)
         for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):

@@ -24,7 +24,7 @@ from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count
 from sppdet.config_file import check_config
 from sppdet.data.images import find_images, read_image
-from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
+from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError, image_named
 from sppdet.model import choose_device
 from sppdet.parallel import ordered_map
 from sppdet.run import Reporter
@@ -92,10 +92,11 @@ def evaluate_classifier(
         decoded = ordered_map(
             pictures.read, range(len(pictures)), workers=worker_count(config.workers)
         )
-        pairs = zip(decoded, pictures.labels.tolist(), strict=True)
-        for picture, label in reporter.track(pairs, total=len(pictures), label=views):
+        rows = zip(decoded, pictures.labels.tolist(), pictures.paths, strict=True)
+        for picture, label, path in reporter.track(rows, total=len(pictures), label=views):
             start = time.perf_counter()
-            scores = score_picture(classifier, picture, views, test)
+            with image_named(path):
+                scores = score_picture(classifier, picture, views, test)
             ranks.append(int((scores > scores[label]).sum()))  # which waits for a GPU
             seconds += time.perf_counter() - start
         found = np.array(ranks)
@@ -172,9 +173,11 @@ def classify_pictures(
             yield path, picture
             continue
         try:
-            scores, order = score_picture(classifier, picture, views, test).sort(descending=True)
+            with image_named(path):
+                scores = score_picture(classifier, picture, views, test)
         except ImageError as error:
-            yield path, f"{path}: {error}"
+            yield path, str(error)
             continue
+        scores, order = scores.sort(descending=True)
         names = [classifier.class_names[k] for k in order[:top].tolist()]
         yield path, list(zip(names, scores[:top].tolist(), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from sppdet.data.files import name_problem, read_json
 from sppdet.data.results import results_entry
 from sppdet.errors import DataError
 from sppdet.evaluation.ids import IdMeaning, labels_of_ids, rows_of_ids
-from sppdet.evaluation.image_names import ImageNames, distinct_names
+from sppdet.evaluation.image_names import ImageNames, distinct_names, path_parts
 from sppdet.evaluation.inputs import check_detections
 from sppdet.evaluation.rows import Rows
 from sppdet.types import Dataset, Detections
 
+_log = logging.getLogger("sppdet")
 _Entry = dict[str, Any]
 
 
@@ -181,7 +183,7 @@ class CocoResults:
             box = (x, y, x + w, y + h)
             rows.add(number, image=image, category=category, score=score, box=box)
         try:
-            images = _image_rows(rows.image_keys, self.images, dataset, meaning)
+            images = _image_rows(self.path, rows.image_keys, self.images, dataset, meaning)
             labels = _labels(rows.class_keys, dataset, meaning)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
@@ -197,8 +199,9 @@ class CocoResults:
     def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> _Key:
         if self.images is not None:
             return _look_up(entry.get("image_id"), self.images, f"{where}: image_id", "images")
-        image_id = _number_of(entry.get("image_id"), meaning.tables.images)
-        is_id = not isinstance(image_id, str) or image_id in meaning.tables.images
+        table = meaning.tables.images
+        image_id = _number_of(entry.get("image_id"), table)
+        is_id = not isinstance(image_id, str) or image_id in table
         if meaning.forced and is_id and image_id is not None:
             return _Id(coco_id(image_id, "image_id", where))
         if (name := _text(entry, "file_name", where)) is not None:
@@ -212,13 +215,14 @@ class CocoResults:
         if self.categories is not None:
             category_id, what = entry.get("category_id"), f"{where}: category_id"
             return _look_up(category_id, self.categories, what, "categories")
-        category = _number_of(entry.get("category_id"), meaning.tables.categories)
+        table = meaning.tables.categories
+        category = _number_of(entry.get("category_id"), table)
         for key in ("category_name", "class"):
             if (name := _text(entry, key, where)) is not None:
                 return _Name(name.strip())
         if category is None:
             _refuse(f"{where}: category_id", None, "expected it or category_name")
-        if isinstance(category, str) and category not in meaning.tables.categories:
+        if isinstance(category, str) and category not in table:
             return _Name(category.strip())
         return _Id(coco_id(category, "category_id", where))
 
@@ -235,6 +239,7 @@ def _number_of(value: Any, table: Mapping[CocoId, str]) -> Any:
 
 
 def _image_rows(
+    path: Path,
     keys: list[Hashable],
     table: Mapping[CocoId, _Name] | None,
     dataset: Dataset,
@@ -249,10 +254,32 @@ def _image_rows(
         chosen = [key for key in named if key.is_path == is_path]
         found = matcher.match([(key.name, *key.others) for key in chosen], paths=is_path)
         rows |= zip(chosen, found, strict=True)
+    _warn_of_other_places(rows, dataset, path)
     numbers = [key.id for key in keys if isinstance(key, _Id)]
     if numbers:
         rows |= {_Id(k): row for k, row in rows_of_ids(numbers, dataset, meaning).items()}
     return rows
+
+
+def _warn_of_other_places(
+    rows: Mapping[Hashable, int | None], dataset: Dataset, source: Path
+) -> None:
+    """Count and say images that are known by the end of their path alone."""
+    others = []
+    for key, row in rows.items():
+        if row is None or not isinstance(key, _Name) or not key.is_path:
+            continue
+        path = os.path.abspath(dataset.images[row].path)
+        stated = key.name if key.others else Path(key.name).name
+        known = path if key.others else Path(path).name
+        if path_parts(stated) != path_parts(known):
+            others.append((stated, known))
+    if others:
+        _log.warning(
+            "%s: %d images of %s have other paths than in this file and are matched by their names; the"
+            " first: %s for %s",
+            *(source, len(others), dataset.name, *others[0]),
+        )
 
 
 def _labels(
