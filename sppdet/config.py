@@ -19,7 +19,10 @@ from sppdet.setting_types import (
     Count,
     Fraction,
     Section,
+    Side,
     SppLevels,
+    Width,
+    Workers,
     as_list,
     ascending,
     interval,
@@ -92,7 +95,7 @@ class ProposalsConfig(Section):
     min_size: Count = 20
     """Minimum width and height of a proposal, in pixels of the image resized to `image_width`. Lower it
     for small objects."""
-    image_width: Count = 500
+    image_width: Side = 500
     """Width in pixels to which images are resized for the search. Boxes are mapped back to the original
     image. Raise it for small objects in large images."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -129,11 +132,11 @@ class FeaturesConfig(Section):
     """Feature maps of training images to write to disk, as float16. true: all; false: none, they are
     recomputed when needed; overflow: those that don't fit in the GPU's memory; auto: overflow on one
     GPU, true otherwise. Choose false when disk space is short."""
-    canonical_size: Count = 224
+    canonical_size: Side = 224
     """Side in pixels of the window that the scales are chosen for: each window is pooled at the image
     scale that brings its area nearest to the square of this. 224 is the input size of ImageNet
     classifiers."""
-    max_side: Count = 2400
+    max_side: Side = 2400
     """Maximum longer side of a resized image, in pixels; bounds the memory for panoramas (not in the
     paper). Scales that it makes equal count once."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -144,7 +147,7 @@ class FeaturesConfig(Section):
 class HeadConfig(Section):
     """The fully connected layers fc6 and fc7 (one width: fc6 alone)."""
 
-    widths: Annotated[list[Count], Field(min_length=1, max_length=2)] = [4096, 4096]
+    widths: Annotated[list[Width], Field(min_length=1, max_length=2)] = [4096, 4096]
     """Widths of the fully connected layers: two for fc6 and fc7, one for fc6 alone. Pre-trained layers
     are used where the widths are theirs."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
@@ -289,7 +292,7 @@ class Config(Section):
     data: DataConfig
     proposals: ProposalsConfig = ProposalsConfig()
     backbone: BackboneConfig = BackboneConfig()
-    scales: Annotated[list[Count], Field(min_length=1), AfterValidator(ascending)] = [
+    scales: Annotated[list[Side], Field(min_length=1), AfterValidator(ascending)] = [
         480,
         576,
         688,
@@ -314,7 +317,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of all random numbers of training. Runs with the same seed and settings give the same
     model."""
-    workers: Literal["auto"] | Count = "auto"
+    workers: Literal["auto"] | Workers = "auto"
     """Number of threads that decode images and search for proposals. auto: one per core. Results don't
     depend on it."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 5.0

@@ -15,10 +15,11 @@ read): the command line prints it through `one_line` and exits with status 1.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class SppdetError(Exception):
@@ -39,6 +40,15 @@ class AnnotationError(DataError):
 
 class ImageError(DataError):
     """An image is missing or can't be decoded."""
+
+
+@contextmanager
+def image_named(path: object) -> Iterator[None]:
+    """Begin the message of an ImageError with the file that an image is from."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
 class ArtifactError(SppdetError):

@@ -13,6 +13,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # without spaces around it, as the readers of annotations give it
 ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+# generous bounds: beyond them memory ends before any message
+Workers = Annotated[int, Field(gt=0, le=1024)]
+Side = Annotated[int, Field(gt=0, le=2**14)]  # pixels of a resized image
+Width = Annotated[int, Field(gt=0, le=2**16)]  # outputs of a layer
 
 
 def as_list(value: Any) -> Any:
@@ -43,7 +47,9 @@ def _distinct(values: list[int]) -> list[int]:
     return values
 
 
-SppLevels = Annotated[list[Count], Field(min_length=1), AfterValidator(_distinct)]
+SppLevels = Annotated[
+    list[Annotated[int, Field(gt=0, le=256)]], Field(min_length=1), AfterValidator(_distinct)
+]
 
 
 class Section(BaseModel):

@@ -289,3 +289,12 @@ def test_batches_are_the_same_for_any_number_of_workers(folders: Path) -> None:
     ]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2]) and not torch.equal(found[0], found[3])
+
+
+def test_an_image_that_can_not_be_resized_is_named(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "strips" / "strip.png", np.zeros((1, 1_000_000, 3), np.uint8))
+    images = read_folder(tmp_path)
+    config = AugmentConfig(resize=16_000, crop=32)
+    batches = training_batches(images, [np.array([0])], config, size=32, key=(0, 0), workers=0)
+    with pytest.raises(ImageError, match=f"^{path}: 1000000x1 pixels can't be resized by 16000"):
+        next(batches)

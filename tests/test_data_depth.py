@@ -118,6 +118,29 @@ def test_png_states_its_bits() -> None:
     decoded = decode(png_with_significant_bits(dark, 12), "deep")
     assert np.array_equal(decoded.pixels[:, :, 0], expected(dark, 4095))
     assert decoded.depth.endswith("by what the file states")
+
+
+def test_png_whose_samples_are_scaled_up() -> None:
+    scaled = (ramp(200) << 4).astype(np.uint16)  # 12 bits at the left, as the standard demands
+    decoded = decode(png_with_significant_bits(scaled, 12), "deep")
+    assert np.array_equal(decoded.pixels[:, :, 0], expected(scaled, 65535))
+
+
+def test_few_values_above_white_are_hot_pixels() -> None:
+    values = np.tile(ramp(4000), (10, 10))
+    values[5, 5] = 65535
+    decoded = decode(written(".png", values), "deep")
+    assert np.array_equal(decoded.pixels[:, :, 0], expected(values, 4095))
+    values[:4] = 65535  # one in twenty
+    decoded = decode(written(".png", values), "deep")
+    assert np.array_equal(decoded.pixels[:, :, 0], expected(values, 65535))
+
+
+def test_floating_point_values_just_above_one() -> None:
+    values = np.tile(ramp(1, dtype=np.float32), (10, 10)) * np.float32(0.9)
+    values[5, 5] = 1.02
+    decoded = decode(tiff(values, kind=3), "deep")
+    assert np.array_equal(decoded.pixels[:, :, 0], expected(values, 1))
     # by the specification such samples are moved up: these are
     bright = ramp(65535)
     decoded = decode(png_with_significant_bits(bright, 12), "deep")

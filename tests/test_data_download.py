@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import urllib.error
 from pathlib import Path
 
 import pytest
 from torchvision import datasets
+from torchvision.datasets import voc
 
 from sppdet.errors import DataError
 from sppdet.io.download import download_voc
@@ -61,9 +63,28 @@ def test_half_extracted_set_is_fetched_again(
     tmp_path: Path, fetched: list[tuple[str, str]]
 ) -> None:
     _make(tmp_path, "2012", "trainval")
-    (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "trainval1.jpg").unlink()
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    (folder / "JPEGImages" / "trainval1.jpg").unlink()
+    corrected = folder / "Annotations" / "trainval1.xml"
+    corrected.write_text("<annotation/>")
     download_voc("2012", tmp_path)
     assert fetched == [("2012", "trainval")]
+    assert corrected.read_text() == "<annotation/>"  # only what is missing is unpacked
+    assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"]
+
+
+def test_an_archive_that_is_there_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(tmp_path / "made", "2012", "trainval")
+    archive = tmp_path / "VOCtrainval_11-May-2012.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(tmp_path / "made" / "VOCdevkit", "VOCdevkit")
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "md5", digest)
+    monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "url", "http://127.0.0.1:9/none.tar")
+    assert download_voc("2012", tmp_path) == [tmp_path / "VOCdevkit" / "VOC2012"]
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "VOCdevkit", archive.name}
 
 
 @pytest.mark.parametrize(

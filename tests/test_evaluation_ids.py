@@ -514,3 +514,30 @@ def test_numbers_are_decimal_digits(text: str, tmp_path: Path) -> None:
 )
 def test_numbers_of_files(text: str, value: float) -> None:
     assert read_number(text) == value
+
+
+def of_table(file: Path, dataset: Dataset, **image: Any) -> dict[str, Any]:
+    content = {
+        "images": [{"id": 1, **image}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": BOX, "score": 1}],
+    }
+    found = CocoResults.read(write(file, content)).detections(dataset, IdMeaning())
+    return {key: len(value) for key, value in found.items()}
+
+
+def test_images_matched_by_the_end_of_their_path_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = a_set(f"{tmp_path}/sub/1.jpg")
+    file = tmp_path / "detections.json"
+    of_table(file, dataset, path=f"{tmp_path}/sub/1.jpg", file_name="sub/1.jpg")
+    of_table(file, dataset, file_name="1.jpg")
+    of_table(file, dataset, file_name="sub/1.jpg")
+    assert not caplog.text
+    assert of_table(file, dataset, path=f"{tmp_path}/1.jpg", file_name="1.jpg") == {"id0": 1}
+    assert "1 images of val have other paths than in this file" in caplog.text
+    assert f"{tmp_path}/1.jpg for {tmp_path}/sub/1.jpg" in caplog.text
+    caplog.clear()
+    of_table(file, dataset, file_name="sub/1.png")
+    assert "1.png for 1.jpg" in caplog.text

@@ -14,7 +14,16 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 from sppdet.config import BackboneConfig, HeadConfig
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.io.settings import read_run_settings
-from sppdet.setting_types import MAX_PIXELS, Count, Fraction, Section, SppLevels, none_of
+from sppdet.setting_types import (
+    MAX_PIXELS,
+    Count,
+    Fraction,
+    Section,
+    Side,
+    SppLevels,
+    Workers,
+    none_of,
+)
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
 
@@ -53,9 +62,9 @@ class FolderConfig(Section):
 class AugmentConfig(Section):
     """Augmentation of training images."""
 
-    resize: Count = 256
+    resize: Side = 256
     """Shorter side of the resized image, in pixels, before cropping."""
-    crop: Count = 224
+    crop: Side = 224
     """Side of the square crop, in pixels of the resized image."""
     crop_choice: Literal["random", "five"] = "random"
     """Position of the crop. random: anywhere; five: the centre or one of the corners, as in the paper."""
@@ -75,7 +84,7 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """Stochastic gradient descent on crops."""
 
-    sizes: Annotated[list[Count], Field(min_length=1)] = [224]
+    sizes: Annotated[list[Side], Field(min_length=1)] = [224]
     """Sides to which crops are resized for training, in pixels. The paper's two sizes: [224, 180]."""
     size_choice: Literal["turns", "range"] = "turns"
     """Choice of the size of each epoch. turns: the sizes in turn; range: a side drawn between the
@@ -110,11 +119,11 @@ class TestConfig(Section):
     """Sets of views to test. centre: the centre crop; 10: centre and corner crops and their mirror
     images; full: the whole image and its mirror image; maps10, maps96, maps98: the paper's views, pooled
     from the feature maps of whole images."""
-    side: Count = 256
+    side: Side = 256
     """Shorter side of the resized image, in pixels, for centre, 10, full and maps10."""
-    crop: Count = 224
+    crop: Side = 224
     """Side of a view, in pixels of the resized image."""
-    size: Count | None = None
+    size: Side | None = None
     """Side to which crops are resized before the network, in pixels, for centre and 10. null: they keep
     the size `crop`."""
 
@@ -140,7 +149,7 @@ class PretrainConfig(Section):
     test: TestConfig = TestConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of all random numbers of training: initial weights, order, augmentation, dropout."""
-    workers: Literal["auto"] | Count = "auto"
+    workers: Literal["auto"] | Workers = "auto"
     """Number of threads that decode images. auto: one per core. Results don't depend on it."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 5.0
     """Minutes between checkpoints within an epoch; each epoch ends with one. 0: as often as possible."""
@@ -194,13 +203,13 @@ class ProbeConfig(Section):
     image: Literal["full", "crop", "warp"] = "full"
     """Input of the network. full: the whole image, resized; crop: its centre square; warp: the whole
     image squeezed into a square."""
-    side: Count = 224
+    side: Side = 224
     """Shorter side of the resized image, and the side of the square of crop and warp, in pixels."""
     C: PositiveFloat = 1.0
     """Cost of the hinge loss of the SVMs, on features of length 1 (the paper doesn't state it)."""
     splits: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = list(range(10))
     """With format: folder, the seeds of the random splits over which the accuracy is averaged."""
-    workers: Literal["auto"] | Count = "auto"
+    workers: Literal["auto"] | Workers = "auto"
     """Number of threads that decode images. auto: one per core. Results don't depend on it."""
 
 

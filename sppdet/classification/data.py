@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.classification.config import AugmentConfig, FolderConfig
-from sppdet.errors import DataError, ImageError
+from sppdet.errors import DataError, ImageError, image_named
 from sppdet.features.backbones import normalised
 from sppdet.io.digests import FileDigests, name_below
 from sppdet.io.images import find_images, read_image
@@ -213,7 +213,9 @@ def training_batches(
 
     def make(row: int) -> NDArray[np.float32]:
         drawn = rng(seed, "augmentation", epoch, row)
-        return augmented(images.read(row), config, size=size, rng=drawn)
+        image = images.read(row)
+        with image_named(images.paths[row]):
+            return augmented(image, config, size=size, rng=drawn)
 
     rows_of_all = (row for rows in wanted for row in rows.tolist())
     ahead = 2 * max((len(rows) for rows in wanted), default=1)

@@ -19,7 +19,7 @@ from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
 from sppdet.config import DataConfig, worker_count
-from sppdet.errors import ConfigError, DataError
+from sppdet.errors import ConfigError, DataError, image_named
 from sppdet.evaluation.voc import (
     average_precision,
     mean_of_known,
@@ -103,7 +103,11 @@ class Features:
         read = partial(read_image, max_pixels=self._config.data.max_pixels)
         images = ordered_map(read, paths, workers=workers)
         tracked = track(images, total=len(paths), label="features")
-        return np.stack([self.of(image) for image in tracked])
+        rows = []
+        for path, image in zip(paths, tracked, strict=True):
+            with image_named(path):
+                rows.append(self.of(image))
+        return np.stack(rows)
 
 
 def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head | None:

@@ -26,7 +26,7 @@ from sppdet.classification.data import (
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
 from sppdet.config import worker_count
-from sppdet.errors import TrainingError
+from sppdet.errors import TrainingError, image_named
 from sppdet.features.backbones import normalised
 from sppdet.io import plain_yaml
 from sppdet.io.digests import FileDigests
@@ -196,9 +196,9 @@ class _Pretraining:
         def make(row: int) -> NDArray[np.uint8]:
             image = images.read(row)
             augment = config.augment
-            return centre_crop(
-                image, side=augment.resize, crop=augment.crop, size=config.train.sizes[0]
-            )
+            size = config.train.sizes[0]
+            with image_named(images.paths[row]):
+                return centre_crop(image, side=augment.resize, crop=augment.crop, size=size)
 
         made = ordered_map(make, rows.tolist(), workers=worker_count(config.workers), ahead=64)
         for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):

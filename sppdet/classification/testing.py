@@ -20,7 +20,7 @@ from sppdet.classification.config import TestConfig, ViewSet, read_classifier_co
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.config import available_cores, worker_count
-from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
+from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError, image_named
 from sppdet.io.images import find_images, read_image
 from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
@@ -87,10 +87,11 @@ def evaluate_classifier(
     for views in test.views:
         ranks, seconds = [], 0.0
         decoded = ordered_map(images.read, range(len(images)), workers=worker_count(config.workers))
-        pairs = zip(decoded, images.labels.tolist(), strict=True)
-        for image, label in track(pairs, total=len(images), label=views):
+        rows = zip(decoded, images.labels.tolist(), images.paths, strict=True)
+        for image, label, path in track(rows, total=len(images), label=views):
             start = time.perf_counter()
-            scores = score_image(classifier, image, views, test)
+            with image_named(path):
+                scores = score_image(classifier, image, views, test)
             ranks.append(int((scores > scores[label]).sum()))  # waits for the GPU
             seconds += time.perf_counter() - start
         found = np.array(ranks)
@@ -165,9 +166,11 @@ def classify_images(
             yield path, image
             continue
         try:
-            scores, order = score_image(classifier, image, views, test).sort(descending=True)
+            with image_named(path):
+                scores = score_image(classifier, image, views, test)
         except ImageError as error:
-            yield path, f"{path}: {error}"
+            yield path, str(error)
             continue
+        scores, order = scores.sort(descending=True)
         names = [classifier.class_names[k] for k in order[:top].tolist()]
         yield path, list(zip(names, scores[:top].tolist(), strict=True))

@@ -65,7 +65,7 @@ def pretrain_eval(
     given = {"views": views, "side": side, "crop": crop, "size": size}
     overrides = {key: value for key, value in given.items() if value}
     evaluate_classifier(run, overrides=overrides, device=device)
-    print(f"written to {run / 'eval' / 'classifier.json'}")
+    print(printable(f"written to {run / 'eval' / 'classifier.json'}"))
 
 
 def classify(
@@ -126,4 +126,4 @@ def probe(
 
     folder = out or default_run(config)
     run_probe(settings, folder, device=device)
-    print(f"written to {folder / 'probe.json'}")
+    print(printable(f"written to {folder / 'probe.json'}"))

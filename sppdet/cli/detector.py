@@ -19,7 +19,7 @@ from sppdet.cli.options import (
     default_run,
 )
 from sppdet.cli.process import start_libraries, state
-from sppdet.errors import ConfigError, SppdetError
+from sppdet.errors import ConfigError, SppdetError, printable
 
 StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
 MetricName = Literal["voc07", "voc10", "coco"]
@@ -85,7 +85,7 @@ def evaluate(
 
     state.command = "eval --detections"
     evaluate_files(config, detections, out, split=split, metric=metric, ids=ids)
-    print(f"reports are in {out}")
+    print(printable(f"reports are in {out}"))
 
 
 def detect(

@@ -43,7 +43,7 @@ def download(
 
     year: Literal["2007", "2012"] = "2007" if name == "voc2007" else "2012"
     for folder in download_voc(year, root):
-        print(folder)
+        print(printable(str(folder)))
 
 
 def demo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from sppdet.io.coco import CocoId, coco_id
 from sppdet.io.detection_rows import Key, Names, Rows
 from sppdet.io.files import name_problem, read_json
 from sppdet.io.image_ids import IdMeaning, labels_of_ids, rows_of_ids
-from sppdet.io.image_names import ImageNames, distinct_names
+from sppdet.io.image_names import ImageNames, distinct_names, path_parts
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
+_log = logging.getLogger("sppdet")
 _Entry = dict[str, Any]
 
 
@@ -172,7 +174,7 @@ class CocoResults:
         # images without a detection are matched, too, so that their names aren't taken for others'
         keys = [*rows.images, *(self.images or {}).values()]
         try:
-            images = _image_rows(keys, dataset, meaning)
+            images = _image_rows(self.path, keys, dataset, meaning)
             labels = _labels(rows.classes, dataset, meaning)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
@@ -184,8 +186,9 @@ class CocoResults:
     def _image(self, entry: _Entry, where: str, meaning: IdMeaning) -> Key:
         if self.images is not None:
             return _look_up(entry.get("image_id"), self.images, f"{where}: image_id", "images")
-        image_id = _number_of(entry.get("image_id"), meaning.tables.images)
-        is_id = not isinstance(image_id, str) or image_id in meaning.tables.images
+        table = meaning.tables.images
+        image_id = _number_of(entry.get("image_id"), table)
+        is_id = not isinstance(image_id, str) or image_id in table
         if meaning.forced and is_id and image_id is not None:
             return coco_id(image_id, "image_id", where)
         if (name := _text(entry, "file_name", where)) is not None:
@@ -198,13 +201,14 @@ class CocoResults:
         if self.categories is not None:
             category_id, what = entry.get("category_id"), f"{where}: category_id"
             return _look_up(category_id, self.categories, what, "categories")
-        category = _number_of(entry.get("category_id"), meaning.tables.categories)
+        table = meaning.tables.categories
+        category = _number_of(entry.get("category_id"), table)
         for key in ("category_name", "class"):
             if (name := _text(entry, key, where)) is not None:
                 return (name.strip(),)
         if category is None:
             _refuse(f"{where}: category_id", None, "expected it or category_name")
-        if isinstance(category, str) and category not in meaning.tables.categories:
+        if isinstance(category, str) and category not in table:
             return (category.strip(),)
         return coco_id(category, "category_id", where)
 
@@ -220,7 +224,9 @@ def _number_of(value: Any, table: Mapping[CocoId, str]) -> Any:
     return int(value) if is_number and str(int(value)) == value else value
 
 
-def _image_rows(keys: Iterable[Key], dataset: Dataset, meaning: IdMeaning) -> dict[Key, int | None]:
+def _image_rows(
+    source: Path, keys: Iterable[Key], dataset: Dataset, meaning: IdMeaning
+) -> dict[Key, int | None]:
     """Map each key of an image to its row: names of files, texts that are a name or an id, ids."""
     distinct = list(dict.fromkeys(keys))
     files = [key for key in distinct if isinstance(key, tuple)]
@@ -229,8 +235,30 @@ def _image_rows(keys: Iterable[Key], dataset: Dataset, meaning: IdMeaning) -> di
     rows: dict[Key, int | None] = {}
     rows |= zip(files, matcher.match(files, paths=True), strict=True)
     rows |= zip(texts, matcher.match([(text,) for text in texts]), strict=True)
+    _warn_of_other_places(source, files, rows, dataset)
     ids = [key for key in distinct if key not in rows and not isinstance(key, tuple)]
     return rows | (rows_of_ids(ids, dataset, meaning) if ids else {})
+
+
+def _warn_of_other_places(
+    source: Path, files: list[Names], rows: Mapping[Key, int | None], dataset: Dataset
+) -> None:
+    """Count the images that only the end of their path matches, and warn of them."""
+    others = []
+    for names in files:
+        if (row := rows[names]) is None:
+            continue
+        path = os.path.abspath(dataset.images[row].path)
+        stated = names[0] if len(names) > 1 else Path(names[0]).name
+        known = path if len(names) > 1 else Path(path).name
+        if path_parts(stated) != path_parts(known):
+            others.append((stated, known))
+    if others:
+        _log.warning(
+            "%s: %d images of %s have other paths than in this file and are matched by their names; the"
+            " first: %s for %s",
+            *(source, len(others), dataset.name, *others[0]),
+        )
 
 
 def _labels(keys: Iterable[Key], dataset: Dataset, meaning: IdMeaning) -> dict[Key, int | None]:

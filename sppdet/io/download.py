@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
 import tarfile
 from http.client import HTTPException
 from pathlib import Path
@@ -47,13 +50,29 @@ def download_voc(year: Literal["2007", "2012"], root: Path) -> list[Path]:
 
 
 def _fetch(year: str, set_name: str, root: Path) -> None:
+    """Download a set and unpack what is missing; files that are there stay as they are."""
+    unpacked = root / f"VOC{year}-{set_name}.unpacked"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        datasets.VOCDetection(root, year=year, image_set=set_name, download=True)
+        unpacked.mkdir(parents=True, exist_ok=True)
+        for archive in root.glob("VOC*.tar"):  # torchvision looks for it beside what it unpacks
+            with contextlib.suppress(OSError):  # else it is downloaded again
+                os.link(archive, unpacked / archive.name)
+        datasets.VOCDetection(unpacked, year=year, image_set=set_name, download=True)
+        _move_missing(unpacked, root)
+        shutil.rmtree(unpacked)
     # URLError is an OSError; torchvision raises RuntimeError at a wrong checksum
     except (RuntimeError, OSError, ValueError, EOFError, HTTPException, tarfile.TarError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"VOC {year} {set_name}: download failed: {reason}") from error
+
+
+def _move_missing(source: Path, target: Path) -> None:
+    for folder, _, names in os.walk(source):
+        place = target / Path(folder).relative_to(source)
+        place.mkdir(exist_ok=True)
+        for name in names:
+            if not os.path.lexists(place / name):
+                os.replace(Path(folder, name), place / name)
 
 
 def _is_complete(folder: Path, set_name: str) -> bool:

@@ -102,8 +102,10 @@ def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> De
     255. White is what the file states: the largest value of a PNM, the significant bits of a PNG
     (sBIT), the bits or MaxSampleValue of a TIFF, the bits of JPEG 2000, 1 in Radiance HDR. Where
     it states nothing, or has greater values, white is the smallest of 2**8 - 1, 2**10 - 1, 2**12 - 1,
-    2**14 - 1, ... that no value exceeds; for floating-point values 1, or where some are greater one of
-    these, or their maximum. Negative values and NaN become 0.
+    2**14 - 1, ... that at most one value in a thousand exceeds (such as of hot pixels, which become
+    255); for floating-point values the smallest of 1 and these, or their maximum. Samples of a PNG that
+    are scaled up to 16 bits, as its standard demands beside sBIT, have white at 2**16 - 1. Negative
+    values and NaN become 0.
 
     Args:
         path: names the image in errors.
@@ -172,13 +174,16 @@ def _eight_bits(values: NDArray[Any], header: Header) -> tuple[ImageArray, str]:
     kept = values[np.isfinite(values)] if floating else values
     largest = float(kept.max()) if kept.size else 0.0
     white, known_by = float(header.white), "by what the file states"
+    step = 2**16 // (header.white + 1)
+    if header.format == "PNG" and 255 < white < 2**16 - 1 and not (values % step).any():
+        white = 2.0**16 - 1
     if header.format == "Radiance HDR":
         pass  # brighter than white is usual there
     elif not 0 < largest <= white or (white < 255 and header.format != "PNM"):
         known_by = "by their range"
         limit = np.inf if floating else np.iinfo(values.dtype).max
         steps = (1, *_WHITES, largest) if floating else (*_WHITES, limit)
-        white = float(next(step for step in steps if largest <= step <= limit))
+        white = float(next(step for step in steps if step <= limit and _holds(kept, step)))
     result = np.empty(values.shape, dtype=np.uint8)
     for top in range(0, len(values), _BLOCK_ROWS):
         rows = slice(top, top + _BLOCK_ROWS)
@@ -189,6 +194,11 @@ def _eight_bits(values: NDArray[Any], header: Header) -> tuple[ImageArray, str]:
         result[rows] = np.rint(np.clip(block * 255 / white, 0, 255))
     kind = "floating-point values" if floating else f"values of {header.bits} bits"
     return result, f"{kind}, white at {white:g} {known_by}"
+
+
+def _holds(values: NDArray[Any], white: float) -> bool:
+    """Whether at most one value in a thousand is greater."""
+    return bool(np.count_nonzero(values > white) <= values.size // 1000)
 
 
 def _to_rgb(image: ImageArray) -> ImageArray:
