@@ -16,10 +16,11 @@ from sppdet.setting_types import Section
 
 
 def config_list() -> list[str]:
-    """One line for each packaged config: its name and the first line of its comment."""
+    """List the packaged configs: the name and the first sentence of the comment of each."""
     found = packaged_configs()
     width = max(map(len, found), default=0)
-    return [f"{name:{width}}  {' '.join(_comment(path)[:1])}" for name, path in found.items()]
+    sentences = {name: " ".join(_comment(path)).split(". ")[0] for name, path in found.items()}
+    return [f"{name:{width}}  {text.removesuffix('.')}." for name, text in sentences.items()]
 
 
 def commented_config(name: str, data: Path | None = None) -> str:
@@ -54,7 +55,7 @@ def _model_of(name: str) -> type[Section]:
 
 
 def _comment(path: Path) -> list[str]:
-    """The comment that a file begins with, without its signs."""
+    """Read the comment that a file begins with, without its signs."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -64,7 +65,7 @@ def _comment(path: Path) -> list[str]:
 
 
 def _lines(raw: Mapping[str, Any], model: type[Section], indent: str) -> Iterator[str]:
-    """The settings in `raw`, each after its meaning, in the order of `model`."""
+    """Yield the settings in `raw`, each after its meaning, in the order of `model`."""
     for key, field in model.model_fields.items():
         if key not in raw:
             continue
