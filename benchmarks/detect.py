@@ -31,7 +31,6 @@ from sppdet.config import (
     FeaturesConfig,
     HeadConfig,
     ProposalsConfig,
-    available_cores,
 )
 from sppdet.demo.set import make_demo_set
 from sppdet.detection.detect import Classifiers, Regressors
@@ -42,7 +41,7 @@ from sppdet.folders.folder import detect_folder
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import find_images, read_image
-from sppdet.runs.environment import set_threads
+from sppdet.runs.environment import available_cores, set_threads
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer

@@ -23,9 +23,8 @@ import before_torch  # noqa: F401
 import torch
 from torch import nn
 
-from sppdet.config import available_cores
 from sppdet.io.backbone_weights import load_backbone
-from sppdet.runs.environment import set_threads
+from sppdet.runs.environment import available_cores, set_threads
 
 NETS = ("squeezenet1_1", "alexnet", "zf5_detector", "resnet18")
 FOUR = "four at once"

@@ -21,8 +21,8 @@ import numpy as np
 from sppdet.classification.classifier import SppClassifier, build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
 from sppdet.classification.views import View, score_crops
-from sppdet.config import BackboneConfig, HeadConfig, available_cores
-from sppdet.runs.environment import set_threads
+from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.runs.environment import available_cores, set_threads
 from sppdet.types import ImageArray
 
 NETS = (

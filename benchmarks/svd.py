@@ -21,12 +21,11 @@ import before_torch  # noqa: F401
 import torch
 
 from sppdet import load_config
-from sppdet.config import available_cores
 from sppdet.io import plain_yaml
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.splits import read_split
-from sppdet.runs.environment import set_threads
+from sppdet.runs.environment import available_cores, set_threads
 from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
 

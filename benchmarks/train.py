@@ -23,13 +23,12 @@ import numpy as np
 import torch
 
 from sppdet import load_config, train
-from sppdet.config import available_cores
 from sppdet.demo.set import make_demo_set
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation, write_voc_annotation
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_text
-from sppdet.runs.environment import set_threads
+from sppdet.runs.environment import available_cores, set_threads
 
 CONFIG = Path(__file__).parent.parent / "configs" / "voc07_alexnet_5scale.yaml"
 IMAGES, BATCHES = 5011, 300_000  # of VOC 2007's trainval, of the paper's schedule

@@ -6,7 +6,6 @@ A stage is handed its own section, never the whole. `config_file` reads them.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -358,20 +357,3 @@ class Config(Section):
             raw["finetune"] = "none"
         raw["svm"]["layer"] = self.svm_layer()
         return raw
-
-
-def worker_count(workers: Literal["auto"] | int) -> int:
-    """The setting `workers`, with auto resolved."""
-    return available_cores() if workers == "auto" else workers
-
-
-def available_cores() -> int:
-    """Cores this process may use; those that `torchrun` starts on one machine share them."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return max(1, cores // local_processes())
-
-
-def local_processes() -> int:
-    """Processes that train together on this machine, as `torchrun` tells."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

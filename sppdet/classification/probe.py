@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
-from sppdet.config import DataConfig, worker_count
+from sppdet.config import DataConfig
 from sppdet.errors import ConfigError, DataError, image_named
 from sppdet.evaluation.voc import (
     average_precision,
@@ -36,6 +36,7 @@ from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
 from sppdet.resizing import resized_to
 from sppdet.runs.artifacts import write_json
+from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, track
 from sppdet.runs.places import claim_folder
 from sppdet.stages.model import choose_device

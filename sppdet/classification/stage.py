@@ -25,7 +25,6 @@ from sppdet.classification.data import (
 )
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
-from sppdet.config import worker_count
 from sppdet.errors import TrainingError, image_named
 from sppdet.features.backbones import normalised
 from sppdet.io import plain_yaml
@@ -40,6 +39,7 @@ from sppdet.runs.artifacts import (
     write_text,
 )
 from sppdet.runs.distributed import Ranks, joined_ranks
+from sppdet.runs.environment import worker_count
 from sppdet.runs.lock import run_lock
 from sppdet.runs.log import LOGGER, event, log_file, timed, track
 from sppdet.stages.map_cache import weights_digest

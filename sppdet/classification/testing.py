@@ -19,12 +19,12 @@ from sppdet.classification.classifier import (
 from sppdet.classification.config import TestConfig, ViewSet, read_classifier_config
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
-from sppdet.config import available_cores, worker_count
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError, image_named
 from sppdet.io.images import find_images, read_image
 from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_json
+from sppdet.runs.environment import available_cores, worker_count
 from sppdet.runs.log import LOGGER, track
 from sppdet.stages.model import choose_device
 from sppdet.types import ImageArray

@@ -103,9 +103,9 @@ def detect(
 ) -> None:
     """Detect in images and folders of images."""
     start_libraries()
-    from sppdet.config import available_cores
     from sppdet.folders.folder import detect_folder
     from sppdet.folders.planning import parse_formats
+    from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER
     from sppdet.stages.detector import Detector
 

@@ -21,8 +21,7 @@ def start_libraries() -> None:
     """Import torch and OpenCV and set their numbers of threads; commands that compute begin so."""
     import cv2
 
-    from sppdet.config import available_cores
-    from sppdet.runs.environment import set_threads
+    from sppdet.runs.environment import available_cores, set_threads
 
     # broken images are reported by sppdet
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

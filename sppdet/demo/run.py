@@ -10,7 +10,7 @@ from sppdet.classification.config import PretrainConfig
 from sppdet.classification.crops import VERSION as CROPS_VERSION
 from sppdet.classification.crops import CropConfig, write_crops
 from sppdet.classification.stage import pretrain
-from sppdet.config import Config, available_cores
+from sppdet.config import Config
 from sppdet.demo.set import GENERATOR_VERSION, make_demo_set
 from sppdet.errors import DataError
 from sppdet.folders.folder import detect_folder
@@ -20,6 +20,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.settings import load_config, load_settings
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, remove_leftovers, write_text
+from sppdet.runs.environment import available_cores
 from sppdet.runs.log import LOGGER
 from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train

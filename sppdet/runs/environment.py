@@ -1,11 +1,12 @@
-"""State of the whole process, which programs set and the library leaves alone.
+"""The cores of this process, and its state, which programs set and the library leaves alone.
 
-The command line and the benchmarks call these functions; so may a program of the user's own.
+The command line and the benchmarks set it; so may a program of the user's own.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 _VARIABLES = {
     # torch's threads and those that search for proposals share the cores: one that waits must sleep,
@@ -32,3 +33,15 @@ def set_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     cv2.setNumThreads(1)
+
+
+def worker_count(workers: Literal["auto"] | int) -> int:
+    """Resolve the setting `workers`; auto: one per core."""
+    return available_cores() if workers == "auto" else workers
+
+
+def available_cores() -> int:
+    """Count the cores this process may use; processes that `torchrun` starts on a machine share them."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

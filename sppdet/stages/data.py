@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sppdet.config import Config, worker_count
+from sppdet.config import Config
 from sppdet.errors import TrainingError
 from sppdet.features.head import check_start
 from sppdet.io import plain_yaml
@@ -14,6 +14,7 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, is_intact, write_text
+from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
 from sppdet.stages.map_cache import weights_digest

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sppdet.config import Config, DataConfig, worker_count
+from sppdet.config import Config, DataConfig
 from sppdet.detection.detect import VERSION as DETECTION_VERSION
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc
@@ -24,6 +24,7 @@ from sppdet.io.splits import read_split
 from sppdet.parallel import detection_threads, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, joined_ranks
+from sppdet.runs.environment import worker_count
 from sppdet.runs.items import ItemStore
 from sppdet.runs.log import LOGGER, consoles, event, log_file, timed, track
 from sppdet.stages.context import Context

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.config import Config, worker_count
+from sppdet.config import Config
 from sppdet.errors import ConfigError, DataError, shorten
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.detection_files import open_detections
@@ -16,6 +16,7 @@ from sppdet.io.files import read_bytes
 from sppdet.io.image_ids import meaning_of
 from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
+from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER
 from sppdet.runs.places import claim_folder
 from sppdet.stages.evaluate import Metric, score, write_scores

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sppdet.config import worker_count
 from sppdet.features.head import build_head
 from sppdet.features.regions import FeatureExtractor
+from sppdet.runs.environment import worker_count
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sppdet.config import worker_count
 from sppdet.runs.artifacts import remove_leftovers
+from sppdet.runs.environment import worker_count
 from sppdet.stages.context import Context
 from sppdet.stages.proposer import Proposer
 
