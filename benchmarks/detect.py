@@ -43,7 +43,6 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import find_images, read_image
 from sppdet.runs.environment import set_threads
-from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_source import MapSource
 from sppdet.stages.proposer import Proposer
@@ -177,7 +176,6 @@ def end_to_end(detector: Detector, images: list[Path], workers: int, out: Path) 
         min_score=0.0,
         formats=("images", "json"),
         workers=workers,
-        reporter=Reporter(quiet=True),
     )
     return len(images) / (time.perf_counter() - start)
 

@@ -21,7 +21,6 @@ from sppdet.config import Config
 from sppdet.demo.set import make_demo_set
 from sppdet.io.settings import load_config, load_settings
 from sppdet.runs.log import ConsoleHandler, handler_added
-from sppdet.runs.run import Reporter
 from sppdet.stages.context import Stage
 from sppdet.stages.pipeline import train
 from sppdet.types import EvalResult
@@ -159,9 +158,9 @@ def train_quietly(
     return result, said.getvalue()
 
 
-def printed_to(file: io.StringIO) -> AbstractContextManager[None]:
+def printed_to(file: io.StringIO, *, width: int = 200) -> AbstractContextManager[None]:
     """Print the messages of a block into a file as the command line prints them."""
-    return handler_added(ConsoleHandler(Console(file=file, width=200, soft_wrap=True)))
+    return handler_added(ConsoleHandler(Console(file=file, width=width, soft_wrap=True)))
 
 
 def torchrun(
@@ -190,9 +189,9 @@ def write_classifier_settings(path: Path, root: Path, **more: Any) -> Path:
 def pretrain_quietly(settings: Path, run: Path, *overrides: str) -> str:
     """Train a classifier in the folder `run`; returns what was said."""
     said = io.StringIO()
-    reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
     config = load_settings(settings, PretrainConfig, overrides)
-    pretrain(config, run, device="cpu", reporter=reporter)
+    with printed_to(said):
+        pretrain(config, run, device="cpu")
     return said.getvalue()
 
 

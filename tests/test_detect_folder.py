@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from runs import CLASSES, CommandLine
 from sppdet.errors import ConfigError
@@ -21,7 +19,6 @@ from sppdet.folders.journal import JOURNAL
 from sppdet.folders.planning import FORMATS, parse_formats
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation
-from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 
 LEAST = -1.2  # a score that this little training reaches
@@ -52,10 +49,7 @@ def detect(
     detector: Detector, paths: list[Path], out: Path, *, workers: int = 2
 ) -> tuple[FolderResult, dict[str, Any]]:
     """Detect with every format; returns what came of it and detections.json."""
-    quiet = Reporter(console=Console(file=io.StringIO()))
-    result = detect_folder(
-        detector, paths, out, min_score=LEAST, formats=FORMATS, workers=workers, reporter=quiet
-    )
+    result = detect_folder(detector, paths, out, min_score=LEAST, formats=FORMATS, workers=workers)
     found: dict[str, Any] = json.loads((out / "detections.json").read_text())
     return result, found
 

@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from runs import CommandLine
+from runs import CommandLine, printed_to
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
 from sppdet.folders.folder import FolderResult, _Found, _Work, _write_drawing, detect_folder
 from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
@@ -30,7 +29,6 @@ from sppdet.folders.planning import FORMATS, Format
 from sppdet.io.names import unescape_name
 from sppdet.io.voc import read_voc_annotation
 from sppdet.runs.artifacts import atomic_path
-from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
@@ -53,10 +51,8 @@ def detect(
 ) -> tuple[FolderResult, str]:
     """Detect; returns what came of it and what was said."""
     said = io.StringIO()
-    reporter = Reporter(console=Console(file=said, width=500, soft_wrap=True))
-    result = detect_folder(
-        detector, paths, out, min_score=LEAST, formats=formats, workers=2, reporter=reporter
-    )
+    with printed_to(said, width=500):
+        result = detect_folder(detector, paths, out, min_score=LEAST, formats=formats, workers=2)
     return result, said.getvalue()
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from runs import CommandLine, log_of
 from sppdet.errors import one_line, printable
-from sppdet.runs.run import Reporter
+from sppdet.runs.distributed import Ranks
+from sppdet.runs.log import LOGGER, ConsoleHandler, event, handler_added, log_file
 
 
 @pytest.mark.parametrize(
@@ -89,11 +90,12 @@ def test_warnings_are_one_line(sppdet: CommandLine, capfd: pytest.CaptureFixture
     assert len(err) == 301
 
 
-def test_a_reporter_shows_one_line_and_logs_the_whole_text(tmp_path: Path) -> None:
+def test_the_console_shows_one_line_and_the_log_the_whole_text(tmp_path: Path) -> None:
     with (tmp_path / "shown").open("w", encoding="utf-8") as shown:
-        reporter = Reporter(tmp_path, console=Console(file=shown, soft_wrap=True))
         text = "skipped: \x1b[31m\n\udcff" + "x" * 1000 + ": can't be decoded"
-        reporter.say(text, "skipped")
+        handler = ConsoleHandler(Console(file=shown, soft_wrap=True))
+        with handler_added(handler), log_file(tmp_path, Ranks()):
+            LOGGER.info("%s", text, extra=event("skipped"))
     line = (tmp_path / "shown").read_text(encoding="utf-8")
     assert line.startswith(r"skipped: \x1b[31m\n\udcffxxx") and len(line) == 301
     assert line.endswith("x: can't be decoded\n")

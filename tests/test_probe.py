@@ -30,7 +30,6 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.io.settings import check_config
 from sppdet.io.splits import read_split
-from sppdet.runs.run import Reporter
 from sppdet.types import AnnotatedImage, Dataset
 
 CPU = torch.device("cpu")
@@ -49,7 +48,7 @@ def config_of(root: Path, *, data: dict[str, Any] | None = None, **more: Any) ->
 
 
 def quiet_probe(config: ProbeConfig, out: Path) -> probing.ProbeResult:
-    return probe(config, out, device="cpu", reporter=Reporter(quiet=True))
+    return probe(config, out, device="cpu")
 
 
 # -- features ------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
 from sppdet.resizing import resized_to
 from sppdet.runs.artifacts import write_json
+from sppdet.runs.log import LOGGER, track
 from sppdet.runs.places import claim_folder
-from sppdet.runs.run import Reporter
 from sppdet.stages.model import choose_device
 from sppdet.types import Dataset, ImageArray
 
@@ -98,11 +98,11 @@ class Features:
             image = resized_to(image, side, side)
         return to_input(image, factor)
 
-    def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
+    def of_all(self, paths: Sequence[Path], *, workers: int) -> Matrix:
         """Compute the features (N, D) of images."""
         read = partial(read_image, max_pixels=self._config.data.max_pixels)
         images = ordered_map(read, paths, workers=workers)
-        tracked = reporter.track(images, total=len(paths), label="features")
+        tracked = track(images, total=len(paths), label="features")
         rows = []
         for path, image in zip(paths, tracked, strict=True):
             with image_named(path):
@@ -129,26 +129,23 @@ def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head
     return head.to(device).eval().requires_grad_(False)
 
 
-def probe(
-    config: ProbeConfig, out: Path, *, device: str = "auto", reporter: Reporter | None = None
-) -> ProbeResult:
+def probe(config: ProbeConfig, out: Path, *, device: str = "auto") -> ProbeResult:
     """Train and test linear SVMs on features; write `probe.json` into the folder `out`.
 
     Raises:
         ConfigError: the network or the weights don't have the layer.
         DataError: see the readers.
     """
-    reporter = reporter or Reporter()
     claim_folder(out, command="probe")
     features = Features(config, device=choose_device(device))
     if config.data.format == "voc":
-        result = _probe_voc(config, features, reporter)
+        result = _probe_voc(config, features)
     else:
-        result = _probe_folders(config, features, reporter)
+        result = _probe_folders(config, features)
     spread = float(np.std(result.values))
-    reporter.say(
-        f"{result.metric}: {result.mean:.4f} ± {spread:.4f} over {len(result.values)} splits, "
-        f"features of {result.width}"
+    LOGGER.info(
+        "%s: %.4f ± %.4f over %d splits, features of %d",
+        *(result.metric, result.mean, spread, len(result.values), result.width),
     )
     settings = config.model_dump(mode="json")
     facts = {**vars(result), "mean": result.mean, "deviation": spread, "settings": settings}
@@ -156,7 +153,7 @@ def probe(
     return result
 
 
-def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
+def _probe_folders(config: ProbeConfig, features: Features) -> ProbeResult:
     data = config.data
     training = read_folder(data.root / data.train)
     same = data.train == data.test
@@ -167,7 +164,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
     # the features of an image are computed once for all splits
     paths = sorted({*training.paths, *other.paths})
     row_of = {path: row for row, path in enumerate(paths)}
-    values = features.of_all(paths, workers=workers, reporter=reporter)
+    values = features.of_all(paths, workers=workers)
     accuracies: list[float] = []
     by_class: dict[str, list[float]] = {}
     for seed in config.splits:
@@ -188,12 +185,12 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
                 correct.append(float((found[test.labels == k] == k).mean()))
                 by_class.setdefault(name, []).append(correct[-1])
         accuracies.append(float(np.mean(correct)))
-        reporter.say(f"split {seed}: accuracy {accuracies[-1]:.4f} on {len(test)} images")
+        LOGGER.info("split %d: accuracy %.4f on %d images", seed, accuracies[-1], len(test))
     per_class = {name: float(np.mean(values_of)) for name, values_of in by_class.items()}
     return ProbeResult("accuracy", tuple(accuracies), values.shape[1], per_class)
 
 
-def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
+def _probe_voc(config: ProbeConfig, features: Features) -> ProbeResult:
     data, workers = config.data, worker_count(config.workers)
     settings = DataConfig(
         root=[data.root], train=[data.train], test=[data.test], max_pixels=data.max_pixels
@@ -202,8 +199,7 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
     train = read_split(settings, "train", None, cache, workers=workers)
     test = read_split(settings, "test", train.class_names, cache, workers=workers)
     x, y = (
-        features.of_all([i.path for i in part.images], workers=workers, reporter=reporter)
-        for part in (train, test)
+        features.of_all([i.path for i in part.images], workers=workers) for part in (train, test)
     )
     train_truth, test_truth = (image_labels(part) for part in (train, test))
     per_class = {}
@@ -223,7 +219,7 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
         outcomes = (test_truth[counted, k][order] > 0).astype(np.int8)
         recall, precision = precision_recall(outcomes, ground_truths=int(outcomes.sum()))
         per_class[name] = float(average_precision(recall, precision, metric="voc07"))
-        reporter.say(f"{name}: AP (voc07) {per_class[name]:.4f}")
+        LOGGER.info("%s: AP (voc07) %.4f", name, per_class[name])
     warn_uncounted([name for name, ap in per_class.items() if np.isnan(ap)], test.name)
     mean = mean_of_known(list(per_class.values()))
     known_aps = {name: ap for name, ap in per_class.items() if not np.isnan(ap)}

@@ -40,7 +40,8 @@ from sppdet.runs.artifacts import (
     write_text,
 )
 from sppdet.runs.distributed import Ranks, joined_ranks
-from sppdet.runs.run import Reporter, held_run
+from sppdet.runs.lock import open_run
+from sppdet.runs.log import LOGGER, event, timed, track
 from sppdet.stages.map_source import weights_digest
 from sppdet.stages.model import choose_device
 from sppdet.training.sgd import Batch
@@ -48,9 +49,7 @@ from sppdet.training.sgd import Batch
 _VALIDATION_BATCH = 32  # images
 
 
-def pretrain(
-    config: PretrainConfig, run: Path, *, device: str = "auto", reporter: Reporter | None = None
-) -> None:
+def pretrain(config: PretrainConfig, run: Path, *, device: str = "auto") -> None:
     """Train a classifier in the folder `run`, resuming where an earlier call stopped.
 
     All processes of `torchrun` train together. The run receives `config.yaml`,
@@ -61,18 +60,17 @@ def pretrain(
         ArtifactError: another process is training in this folder.
         DataError, TrainingError: see the stages.
     """
-    with joined_ranks(choose_device(device)) as ranks, held_run(run, ranks, reporter) as speaking:
-        _pretrain(config, run, ranks, speaking)
+    with joined_ranks(choose_device(device)) as ranks, open_run(run, ranks):
+        _pretrain(config, run, ranks)
 
 
-def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporter) -> None:
+def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks) -> None:
     training, validation = read_sets(config.data, workers=worker_count(config.workers))
     for line in training.skipped + (validation.skipped if validation else ()):
-        reporter.say(f"skipped: {line}", "skipped")
+        LOGGER.info("skipped: %s", line, extra=event("skipped"))
     held_out = f"{len(validation)} to validate on" if validation else "none to validate on"
-    reporter.say(
-        f"{len(training)} images of {len(training.class_names)} classes, {held_out}", "data"
-    )
+    counts = f"{len(training)} images of {len(training.class_names)} classes, {held_out}"
+    LOGGER.info("%s", counts, extra=event("data"))
     classifier = build_classifier(config, training.class_names)
     with ranks.first_goes_first():  # the others find its digests in `digests.json`
         digests = FileDigests.load(run / "digests.json", config.data.root)
@@ -88,13 +86,13 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     if ranks.is_first:
         write_text(run / "config.yaml", plain_yaml.dump(config.to_plain()))
     if all(is_intact(part, made_by) for part in (last, net)):
-        reporter.say("the classifier is there already")
+        LOGGER.info("the classifier is there already")
         return
     if last.exists():
         reason = "made by other settings or data"
         if fingerprint_of(last) in (None, made_by):
             reason = "damaged, or written by an earlier version"
-        reporter.say(f"the classifier is {reason}; made again")
+        LOGGER.info("the classifier is %s; made again", reason)
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
     path = _state_path(run)
     checkpoint = read_checkpoint(path, made_by)
@@ -103,12 +101,11 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
         trainer.restore(*checkpoint)
         p = trainer.progress
         if p.epoch < config.train.epochs:
-            reporter.say(
-                f"going on in epoch {p.epoch + 1} of {config.train.epochs}, batch {p.batch}"
-            )
+            where = (p.epoch + 1, config.train.epochs, p.batch)
+            LOGGER.info("going on in epoch %d of %d, batch %d", *where)
     ranks.wait()
-    work = _Pretraining(config, trainer, training, validation, ranks, reporter, run, made_by)
-    with reporter.stage("pretrain"), _curves(run, config, ranks) as draw:
+    work = _Pretraining(config, trainer, training, validation, ranks, run, made_by)
+    with timed(run, "pretrain", write=ranks.is_first), _curves(run, config, ranks) as draw:
         work.go_on(draw)
     if ranks.is_first:
         save_classifier(last, trainer.classifier, made_by=made_by)
@@ -116,7 +113,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     ranks.wait()
     best = trainer.progress
     kept = best.best_epoch if validation is not None else best.epoch
-    reporter.say(f"kept epoch {kept} of {best.epoch}; the run is in {run}")
+    LOGGER.info("kept epoch %d of %d; the run is in %s", kept, best.epoch, run)
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,6 @@ class _Pretraining:
     training: LabelledImages
     validation: LabelledImages | None
     ranks: Ranks
-    reporter: Reporter
     run: Path
     made_by: str
 
@@ -141,7 +137,7 @@ class _Pretraining:
             size = size_of_epoch(self.config.train, p.epoch, seed=self.config.seed)
             label = f"epoch {p.epoch + 1} of {self.config.train.epochs}, {size} px"
             steps, total = self._steps_left(size)
-            for share, whole in self.reporter.track(steps, total=total, label=label):
+            for share, whole in track(steps, total=total, label=label):
                 self.trainer.step(share, whole)
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
                 if self.ranks.count == 1 and due:
@@ -154,7 +150,7 @@ class _Pretraining:
             record, best = self.trainer.end_epoch(found)
             record |= {"size": float(size), "images_per_second": rate}
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            self.reporter.say(text, "epoch", **record)
+            LOGGER.info("%s", text, extra=event("epoch", **record))
             draw(record)
             if best and self.ranks.is_first:
                 # before the checkpoint: an interruption between the two repeats the epoch

@@ -25,7 +25,7 @@ from sppdet.io.images import find_images, read_image
 from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_json
-from sppdet.runs.run import Reporter
+from sppdet.runs.log import LOGGER, track
 from sppdet.stages.model import choose_device
 from sppdet.types import ImageArray
 
@@ -65,7 +65,6 @@ def evaluate_classifier(
     *,
     overrides: Mapping[str, object] | None = None,
     device: str = "auto",
-    reporter: Reporter | None = None,
 ) -> list[TestResult]:
     """Evaluate a run's best classifier on its validation set, with every set of views of `test`.
 
@@ -84,13 +83,12 @@ def evaluate_classifier(
     _, images = read_sets(config.data, workers=worker_count(config.workers))
     if images is None:
         raise ConfigError(f"{run}: data.val names no images to test on")
-    reporter = reporter or Reporter()
     results = []
     for views in test.views:
         ranks, seconds = [], 0.0
         decoded = ordered_map(images.read, range(len(images)), workers=worker_count(config.workers))
         rows = zip(decoded, images.labels.tolist(), images.paths, strict=True)
-        for image, label, path in reporter.track(rows, total=len(images), label=views):
+        for image, label, path in track(rows, total=len(images), label=views):
             start = time.perf_counter()
             with image_named(path):
                 scores = score_image(classifier, image, views, test)
@@ -105,9 +103,9 @@ def evaluate_classifier(
             seconds / len(images),
         )
         results.append(result)
-        reporter.say(
-            f"{views}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} on {result.images} "
-            f"images, {result.seconds:.3f} s an image"
+        LOGGER.info(
+            "%s: top-1 %.4f, top-5 %.4f on %d images, %.3f s an image",
+            *(views, result.top1, result.top5, result.images, result.seconds),
         )
     write_json(
         run / "eval" / "classifier.json",

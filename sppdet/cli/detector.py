@@ -106,16 +106,17 @@ def detect(
     from sppdet.config import available_cores
     from sppdet.folders.folder import detect_folder
     from sppdet.folders.planning import parse_formats
-    from sppdet.runs.run import Reporter
+    from sppdet.runs.log import LOGGER
     from sppdet.stages.detector import Detector
 
     formats = parse_formats(save)
     if not math.isfinite(score):
         raise ConfigError(f"--score {score}: expected a number")
-    reporter = Reporter()
     detector = Detector.load(run, device=device)
     if score < detector.config.min_score:
-        reporter.say(f"--score {score}: the run's detect.min_score is {detector.config.min_score}")
+        LOGGER.info(
+            "--score %s: the run's detect.min_score is %s", score, detector.config.min_score
+        )
     result = detect_folder(
         detector,
         paths,
@@ -123,9 +124,8 @@ def detect(
         min_score=score,
         formats=formats,
         workers=workers or available_cores(),
-        reporter=reporter,
     )
-    reporter.say(f"{result.detections} detections in {result.detected} images; see {out}")
+    LOGGER.info("%d detections in %d images; see %s", result.detections, result.detected, out)
     if result.failed:
         raise SppdetError(
             f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"

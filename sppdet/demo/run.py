@@ -20,7 +20,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.settings import load_config, load_settings
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, remove_leftovers, write_text
-from sppdet.runs.run import Reporter
+from sppdet.runs.log import LOGGER
 from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train
 from sppdet.stages.report import metric_title
@@ -48,8 +48,7 @@ def run_demo(
             `run` (the two runs) and `detections`. What the same arguments have made is used again.
         backbone_epochs: None takes the settings' number.
     """
-    reporter = Reporter(out / "run")
-    reporter.say(f"demo: painting {train_images + test_images + fresh_images} images")
+    LOGGER.info("demo: painting %d images", train_images + test_images + fresh_images)
     root = make_demo_set(
         out / "set",
         seed=seed,
@@ -62,7 +61,7 @@ def run_demo(
         SETTINGS,
         [f"data.root={root}", f"backbone.weights={backbone}", f"seed={seed}", *overrides],
     )
-    _train_backbone(backbone, config, epochs=backbone_epochs, reporter=reporter)
+    _train_backbone(backbone, config, epochs=backbone_epochs)
     result = train(config, out / "run", device="cpu")
     if result is None:
         raise ValueError("the demo's settings name no test set")
@@ -74,12 +73,11 @@ def run_demo(
         min_score=0.0,
         formats=FORMATS,
         workers=available_cores(),
-        reporter=reporter,
     )
-    reporter.say(f"{found.detections} detections in {found.detected} fresh images")
-    reporter.say(f"{metric_title(result)}: {result.mean_ap:.4f}")
-    reporter.say(f"annotated images: {out / 'detections' / 'images'}")
-    reporter.say(f"curves and tables:  {out / 'run' / 'eval' / 'test'}")
+    LOGGER.info("%d detections in %d fresh images", found.detections, found.detected)
+    LOGGER.info("%s: %.4f", metric_title(result), result.mean_ap)
+    LOGGER.info("annotated images: %s", out / "detections" / "images")
+    LOGGER.info("curves and tables: %s", out / "run" / "eval" / "test")
     return result.mean_ap
 
 
@@ -99,7 +97,7 @@ def _made_by(note: Path) -> str:
     return found
 
 
-def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: Reporter) -> None:
+def _train_backbone(run: Path, config: Config, *, epochs: int | None) -> None:
     """Train the small backbone as a classifier on crops of the training images."""
     dataset = read_split(config.data, "train", None, ImageCache(), workers=1)
     overrides = [f"data.root={run.parent / 'crops'}", f"seed={config.seed}"]
@@ -122,5 +120,5 @@ def _train_backbone(run: Path, config: Config, *, epochs: int | None, reporter: 
         write_text(note, _UNFINISHED)
         count = write_crops(dataset, settings.data.root, crops, rounds=_ROUNDS, seed=config.seed)
         write_text(note, made_by)
-        reporter.say(f"backbone: {count} crops of the objects and the background")
-    pretrain(settings, run, device="cpu", reporter=reporter)
+        LOGGER.info("backbone: %d crops of the objects and the background", count)
+    pretrain(settings, run, device="cpu")

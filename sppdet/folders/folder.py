@@ -26,7 +26,7 @@ from sppdet.io.names import escape_name
 from sppdet.io.voc import write_voc_annotation
 from sppdet.parallel import in_flight, ordered_map
 from sppdet.runs.artifacts import fingerprint
-from sppdet.runs.run import Reporter
+from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
@@ -79,7 +79,6 @@ def detect_folder(
     min_score: float,
     formats: Sequence[Format],
     workers: int,
-    reporter: Reporter,
 ) -> FolderResult:
     """Detect in images and folders of images and write the results into `out`.
 
@@ -102,9 +101,9 @@ def detect_folder(
     settings = detector.config.model_copy(update={"min_score": least})
     plan = plan_images(paths)
     if plan.left_out:
-        reporter.say(f"left out: {plan.left_out} images that detect has written")
+        LOGGER.info("left out: %d images that detect has written", plan.left_out)
     with open_outputs(out, plan, formats) as outputs:
-        work = _Work(replace(detector, config=settings), plan, outputs, formats, reporter)
+        work = _Work(replace(detector, config=settings), plan, outputs, formats)
         return work.run(workers)
 
 
@@ -114,7 +113,6 @@ class _Work:
     plan: Plan
     outputs: Outputs
     formats: Sequence[Format]
-    reporter: Reporter
     failed: list[str] = field(default_factory=list)
 
     def run(self, workers: int) -> FolderResult:
@@ -123,7 +121,7 @@ class _Work:
         with_results: list[Item] = []
         kept = 0
         work = zip(items, self._detected(workers), strict=True)
-        for item, found in self.reporter.track(work, total=len(items), label="detecting"):
+        for item, found in track(work, total=len(items), label="detecting"):
             if isinstance(found, _Failed):
                 self._fail(found.problem)
                 continue
@@ -132,7 +130,7 @@ class _Work:
             kept += isinstance(found, _Kept)
             with_results.append(item)
         if kept:
-            self.reporter.say(f"{kept} of {len(items)} images were done already")
+            LOGGER.info("%d of %d images were done already", kept, len(items))
         JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
         names = [item.name for item in with_results]
         journal.compact(names)
@@ -202,7 +200,7 @@ class _Work:
 
     def _fail(self, problem: str) -> None:
         self.failed.append(problem)
-        self.reporter.say(f"failed: {problem}", "failed")
+        LOGGER.info("failed: %s", problem, extra=event("failed"))
 
 
 def _describe(item: Item, error: Exception) -> str:

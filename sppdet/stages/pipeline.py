@@ -6,14 +6,13 @@ whose settings have changed, makes only what it must.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sppdet.config import Config
 from sppdet.runs.distributed import joined_ranks
-from sppdet.runs.lock import run_lock
-from sppdet.runs.log import LOGGER, event, log_file, timed
+from sppdet.runs.lock import open_run
+from sppdet.runs.log import LOGGER, event, timed
 from sppdet.stages.bbox import train_regressors
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.data import read_data
@@ -53,19 +52,17 @@ def train(
         ConfigError: no training set is named.
     """
     config.data.sets_of("train")  # checks that one is named
-    with joined_ranks(choose_device(device)) as ranks, log_file(run, ranks):
-        lock = run_lock(run) if ranks.is_first else contextlib.nullcontext()
-        with lock:
-            settings = config.model_dump(mode="json")
-            facts = event("run started", config=settings, until=until, processes=ranks.count)
-            LOGGER.debug("training in %s", run, extra=facts)
-            context = Context(config, run, ranks, until)
-            for stage, function in FUNCTIONS.items():
-                if stage == "evaluate" and context.test_set is None:
-                    break
-                with timed(run, stage, write=ranks.is_first) as timing:
-                    timing.cached = not function(context)
-                if stage == until:
-                    break
+    with joined_ranks(choose_device(device)) as ranks, open_run(run, ranks):
+        settings = config.model_dump(mode="json")
+        facts = event("run started", config=settings, until=until, processes=ranks.count)
+        LOGGER.debug("training in %s", run, extra=facts)
+        context = Context(config, run, ranks, until)
+        for stage, function in FUNCTIONS.items():
+            if stage == "evaluate" and context.test_set is None:
+                break
+            with timed(run, stage, write=ranks.is_first) as timing:
+                timing.cached = not function(context)
+            if stage == until:
+                break
         LOGGER.info("the run is in %s", run)
         return context.result

@@ -18,7 +18,6 @@ from sppdet.folders.journal import JOURNAL, Journal
 from sppdet.io.image_cache import ImageCache
 from sppdet.runs.lock import run_lock
 from sppdet.runs.log import timed
-from sppdet.runs.run import Reporter
 from sppdet.stages.detector import Detector
 
 
@@ -79,7 +78,7 @@ def journal_area(space: Workspace) -> Area:
     out = space.root / "fuzz-results"
     detect_folder(
         Detector.load(space.run), [space.voc / "fresh"], out, min_score=-1.5,
-        formats=("json", "voc"), workers=1, reporter=Reporter(quiet=True),
+        formats=("json", "voc"), workers=1,
     )  # fmt: skip
     path = out / JOURNAL
     lines = path.read_bytes().splitlines()
