@@ -92,7 +92,7 @@ class Ranks:
     def in_turn(
         self, own: Iterator[T], total: int, pick: Callable[[T], Tensors]
     ) -> Iterator[Tensors]:
-        """What `pick` makes of all items, in their order and in every process.
+        """Yield `pick(item)` for all items, in their order and in every process.
 
         The processes take the next of their own items at the same time; then one after another
         picks from its item. What a process does between two results it has done before its `pick`.

@@ -65,7 +65,7 @@ class ItemStore:
     def get(
         self, name: str, source: str, build: Callable[[dict[str, torch.Tensor]], T]
     ) -> T | None:
-        """What `build` makes of an item's verified tensors; None if it is missing or damaged.
+        """Build an item from its verified tensors; None if it is missing or damaged.
 
         Args:
             build: may raise ValueError for values that can't be; a damaged item is said in a warning.

@@ -1,4 +1,4 @@
-"""What the stages of one training share."""
+"""The object that the stages of one training share."""
 
 from __future__ import annotations
 

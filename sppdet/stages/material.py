@@ -1,4 +1,4 @@
-"""What every training stage reads: images, proposals and feature maps, image by image."""
+"""Input of every training stage: images, proposals and feature maps, image by image."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Material:
     ranks: Ranks = field(default_factory=Ranks)
 
     def fingerprint(self) -> str:
-        """Of all that this material consists of."""
+        """Fingerprint of everything that training reads."""
         return fingerprint(
             dataset_digest(self.dataset, self.images),
             self.proposer.fingerprint,
@@ -67,7 +67,7 @@ class Material:
         )
 
     def with_head(self, head: Head | None) -> Material:
-        """The same with features beyond pool5."""
+        """Return a copy that also computes features beyond pool5."""
         return replace(self, extractor=replace(self.extractor, head=head))
 
     def proposals(self, position: int) -> Proposals:
@@ -81,7 +81,7 @@ class Material:
         return Sight(position, image, self.proposals(position), self.maps.of_image(image))
 
     def sights(self, positions: Iterable[int]) -> Iterator[Sight]:
-        """Images in order, the next ones being read meanwhile."""
+        """Iterate over images in order, with prefetch."""
         return ordered_map(self.sight, positions, workers=1, ahead=2)
 
     def gather(
@@ -102,12 +102,12 @@ class Material:
         return track(found, total=len(positions), label=label)
 
     def state_path(self, stage: str) -> Path:
-        """Where an unfinished stage keeps its checkpoint."""
+        """Path of the checkpoint of an unfinished stage."""
         return self.folder / "state" / f"{stage}.safetensors"
 
 
 def feature_scale(material: Material, layer: Layer, config: SvmConfig) -> float:
-    """What features are multiplied by so that their mean norm is `target_norm`.
+    """Factor that gives features the mean norm `target_norm`.
 
     The mean is taken over up to `norm_images` images × `norm_windows` windows.
     """

@@ -89,7 +89,7 @@ class ModelFiles:
         return {"parts": self.fingerprint(), "settings": _trained_by(config)}
 
     def _sealed(self) -> dict[str, Any]:
-        """What the completion marker says; nothing if it is missing or damaged."""
+        """Read the completion marker; empty if it is missing or damaged."""
         try:
             sealed = read_json(self.sealed)
         except ArtifactError:
@@ -141,7 +141,7 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
 
 
 def _settings_fingerprint(config: Config) -> str:
-    """Of what can change the result: not of folders, threads or how often work is saved."""
+    """Fingerprint of the settings that can change the result: not folders, threads, checkpoints."""
     aside = {"store", "workers", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
     raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}

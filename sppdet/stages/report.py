@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, curves as images and CSV, a table."""
+"""Reports of an evaluation: metrics.json, curves as images and CSV, a table."""
 
 from __future__ import annotations
 
