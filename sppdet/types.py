@@ -1,4 +1,4 @@
-"""What passes between stages: frozen records whose shapes are checked when they are made.
+"""Data classes passed between stages: frozen, with shapes checked when they are made.
 
 Boxes are float32 `xyxy`, 0-based, half-open, in pixels of the original image, everywhere.
 """
@@ -196,7 +196,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found; `extra` holds further numbers of the metric (COCO's twelve)."""
+    """Result of an evaluation; `extra` holds further numbers of the metric (COCO's twelve)."""
 
     metric: str
     split: str

@@ -158,9 +158,9 @@ def train_quietly(
     return result, said.getvalue()
 
 
-def printed_to(file: io.StringIO) -> AbstractContextManager[None]:
+def printed_to(file: io.StringIO, *, width: int = 200) -> AbstractContextManager[None]:
     """Print the messages of a block into a file as the command line prints them."""
-    return handler_added(ConsoleHandler(Console(file=file, width=200, soft_wrap=True)))
+    return handler_added(ConsoleHandler(Console(file=file, width=width, soft_wrap=True)))
 
 
 def torchrun(

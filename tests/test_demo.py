@@ -15,6 +15,7 @@ from sppdet.demo.scene import CLASS_NAMES
 from sppdet.errors import DataError
 from sppdet.features.nets import tiny
 from sppdet.runs.artifacts import fingerprint_of, read_tensors
+from sppdet.runs.log import ConsoleHandler, handler_added
 from sppdet.stages.model_files import read_run_config
 
 SMALLER = (
@@ -24,15 +25,16 @@ SMALLER = (
 
 
 def demo(out: Path, *, seed: int = 0, backbone_epochs: int = 1) -> float:
-    return run_demo(
-        out,
-        seed=seed,
-        train_images=8,
-        test_images=4,
-        fresh_images=2,
-        backbone_epochs=backbone_epochs,
-        overrides=SMALLER,
-    )
+    with handler_added(ConsoleHandler()):
+        return run_demo(
+            out,
+            seed=seed,
+            train_images=8,
+            test_images=4,
+            fresh_images=2,
+            backbone_epochs=backbone_epochs,
+            overrides=SMALLER,
+        )
 
 
 def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from sppdet.cli import classifier, detector, tools
 from sppdet.cli.options import MAX_THREADS
 from sppdet.cli.process import state
 from sppdet.errors import one_line
-from sppdet.runs.log import log_to_console
 from sppdet.version import __version__
 
 app = typer.Typer(
@@ -74,4 +73,6 @@ def _start(
     handler.setFormatter(_OneLine("warning: %(message)s"))
     handler.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    from sppdet.runs.log import log_to_console
+
     log_to_console()

@@ -1,4 +1,4 @@
-"""What a segmentation's regions are like: sizes, boxes, histograms, and which of them touch.
+"""Sizes, boxes, histograms and neighbours of a segmentation's regions.
 
 A region has a colour histogram of 25 bins a channel and a texture histogram of 10 bins for each of
 8 directions of each channel: the derivatives along 0°, 45°, 90° and 135°, half-wave rectified (their

@@ -141,7 +141,7 @@ def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
 
 
 class Timing:
-    """Whether a stage found all its results there (`cached`)."""
+    """The timing of a stage; `cached` if all its results were there already."""
 
     cached = False
 

@@ -238,7 +238,7 @@ class Miner:
     # -- going on after an interruption ------------------------------------------------------------
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs: weights, duals, and the caches as references, not as features."""
+        """Tensors of a checkpoint: weights, duals, and the caches as references, not as features."""
         state = {
             "weights": self.weights,
             "biases": self.biases,
