@@ -10,8 +10,6 @@ from filelock import FileLock, Timeout
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.artifacts import remove_leftovers
-from sppdet.runs.distributed import Ranks
-from sppdet.runs.log import log_file
 from sppdet.runs.places import check_run_folder
 
 
@@ -57,15 +55,4 @@ def run_lock(run: Path, *, first: bool = True) -> Iterator[None]:
     check_run_folder(run)
     with folder_lock(run):
         remove_leftovers(run)
-        yield
-
-
-@contextlib.contextmanager
-def open_run(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Lock a run's folder to train in and keep its log; the first process does so for all.
-
-    Raises:
-        ArtifactError: another process is training in this folder, or it has other files than a run's.
-    """
-    with run_lock(run) if ranks.is_first else contextlib.nullcontext(), log_file(run, ranks):
         yield

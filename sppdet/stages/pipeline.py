@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sppdet.config import Config
 from sppdet.runs.distributed import joined_ranks
-from sppdet.runs.lock import open_run
-from sppdet.runs.log import LOGGER, event, timed
+from sppdet.runs.lock import run_lock
+from sppdet.runs.log import LOGGER, event, log_file, timed
 from sppdet.stages.bbox import train_regressors
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.data import read_data
