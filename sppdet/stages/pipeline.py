@@ -6,7 +6,7 @@ whose settings have changed, makes only what it must.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from sppdet.config import Config
@@ -24,7 +24,7 @@ from sppdet.stages.proposals import propose
 from sppdet.stages.svm import train_classifiers
 from sppdet.types import EvalResult
 
-FUNCTIONS: Mapping[Stage, Callable[[Context], bool]] = {
+FUNCTIONS: dict[Stage, Callable[[Context], bool]] = {
     "data": read_data,
     "proposals": propose,
     "features": compute_maps,
