@@ -124,6 +124,9 @@ def start(
     try:
         _become_child(folder, memory, environment or {}, cwd, out)
         status = _status_of(work)
+    except KeyboardInterrupt:  # before the command has begun, as SIGTERM ends it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     finally:
         _flush()
         os._exit(status)
