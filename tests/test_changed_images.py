@@ -13,7 +13,6 @@ import pytest
 from images import save_image, shape_sets
 from PIL import Image
 
-import sppdet.stages.pipeline
 from runs import (
     contents,
     pretrain_quietly,
@@ -27,6 +26,8 @@ from sppdet.errors import ImageError
 from sppdet.io.digests import FileDigests
 from sppdet.io.image_cache import ImageCache, ImageInfo
 from sppdet.io.images import read_image
+from sppdet.stages.context import Stage
+from sppdet.stages.pipeline import FUNCTIONS
 
 GREY, WHITE = (90, 90, 90), (255, 255, 255)
 
@@ -120,25 +121,25 @@ def test_a_lower_bound_of_pixels_reads_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("moment", "reached"),
     [
-        ("_propose", "data"),
-        ("_features", "proposals"),
-        ("_svms", "finetune"),
+        ("proposals", "data"),
+        ("features", "proposals"),
+        ("svm", "finetune"),
     ],
 )
 def test_no_model_is_made_of_two_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, reached: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: Stage, reached: Stage
 ) -> None:
     """An image changes after stage `reached`: the run ends, and the next one has the new content."""
     root = make_demo_set(tmp_path / "set", seed=3, train_images=6, test_images=1, fresh_images=0)
     run, settings = tmp_path / "run", tmp_path / "settings.yaml"
     write_settings(settings, root, data={"root": str(root), "train": "trainval"}, head="none")
     path = root / "JPEGImages" / "000003.jpg"
-    genuine: Callable[..., Any] = getattr(sppdet.stages.pipeline, moment)
+    genuine: Callable[..., Any] = FUNCTIONS[moment]
 
     def after_a_change(*args: Any, **options: Any) -> Any:
         flipped = np.ascontiguousarray(read_image(path)[::-1])
         Image.fromarray(flipped).save(path)
-        if moment != "_svms":  # stages that read images see it in the bytes, whatever stat tells
+        if moment != "svm":  # stages that read images see it in the bytes, whatever stat tells
             patched.setattr(ImageCache, "look", known_before)
         return genuine(*args, **options)
 
@@ -146,11 +147,11 @@ def test_no_model_is_made_of_two_states(
         return cache._known[os.path.abspath(path)]
 
     with monkeypatch.context() as patched:
-        patched.setattr(sppdet.stages.pipeline, moment, after_a_change)
+        patched.setitem(FUNCTIONS, moment, after_a_change)  # type: ignore[arg-type]
         with pytest.raises(ImageError, match=r"000003\.jpg: changed while it was in use"):
             train_quietly(settings, run)
     assert not (run / "model" / "trained.json").exists()
-    if moment != "_features":
+    if moment != "features":
         return  # one is enough to see that the next run starts over
     train_quietly(settings, run, until="features")
     fresh = tmp_path / "fresh"
