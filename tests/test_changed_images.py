@@ -147,7 +147,7 @@ def test_no_model_is_made_of_two_states(
         return cache._known[os.path.abspath(path)]
 
     with monkeypatch.context() as patched:
-        patched.setitem(FUNCTIONS, moment, after_a_change)  # type: ignore[arg-type]
+        patched.setitem(FUNCTIONS, moment, after_a_change)
         with pytest.raises(ImageError, match=r"000003\.jpg: changed while it was in use"):
             train_quietly(settings, run)
     assert not (run / "model" / "trained.json").exists()
