@@ -17,6 +17,7 @@ from sppdet.folders.folder import detect_folder
 from sppdet.folders.planning import FORMATS
 from sppdet.io.files import read_text
 from sppdet.io.image_cache import ImageCache
+from sppdet.io.packaged_configs import packaged_config
 from sppdet.io.settings import load_config, load_settings
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, remove_leftovers, write_text
@@ -26,7 +27,6 @@ from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train
 from sppdet.stages.report import metric_title
 
-SETTINGS = Path(__file__).with_name("settings.yaml")
 BACKBONE_SETTINGS = Path(__file__).with_name("backbone.yaml")
 _ROUNDS = 4  # of crops per image
 _UNFINISHED = "unfinished"
@@ -59,7 +59,7 @@ def run_demo(
     )
     backbone = out / "backbone"
     config = load_config(
-        SETTINGS,
+        packaged_config("demo"),
         [f"data.root={root}", f"backbone.weights={backbone}", f"seed={seed}", *overrides],
     )
     _train_backbone(backbone, config, epochs=backbone_epochs)
