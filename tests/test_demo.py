@@ -58,8 +58,11 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     files = {p.name for p in (tmp_path / "detections").iterdir()}
     joint = ("detections.json", "detections.csv", "coco_results.json")
     assert files == {"images", "Annotations", *joint, ".sppdet-detect.jsonl"}
-    timings = json.loads((tmp_path / "run" / "timings.json").read_text())
-    assert next(iter(timings)) == "pretrain" and list(timings)[-1] == "evaluate"
+    timings = [
+        json.loads((tmp_path / run / "timings.json").read_text()) for run in ("backbone", "run")
+    ]
+    assert list(timings[0]) == ["pretrain"]
+    assert next(iter(timings[1])) == "data" and list(timings[1])[-1] == "evaluate"
 
     model = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "model").iterdir()}
     last = tmp_path / "backbone" / "model" / "last.safetensors"
