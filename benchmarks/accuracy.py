@@ -20,9 +20,8 @@ from pathlib import Path
 import before_torch  # noqa: F401
 
 from sppdet import load_config, train
-from sppdet.artifacts import read_json
-from sppdet.config import available_cores
-from sppdet.environment import set_threads
+from sppdet.runs.artifacts import read_json
+from sppdet.runs.environment import available_cores, set_threads
 
 CONFIG = Path(__file__).parent.parent / "configs" / "squeezenet_small.yaml"
 ONE_SCALE, NO_BOXES = "scales=[688]", "bbox=none"

@@ -1,14 +1,14 @@
-"""Classification on a folder of pictures: linear SVMs on SPP features, and one size against two.
+"""Classification on a folder of images: linear SVMs on SPP features, and one size against two.
 
     python benchmarks/classification.py probe --data FOLDER --weights FILE --out DIR
     python benchmarks/classification.py sizes --data FOLDER --out DIR [--seeds 0,1,2]
     python benchmarks/classification.py views --data FOLDER --weights FILE
 
-FOLDER has a folder of pictures a class, FILE are SqueezeNet 1.1's ImageNet weights; without them
+FOLDER has a folder of images a class, FILE are SqueezeNet 1.1's ImageNet weights; without them
 data/caltech101-small and weights/squeezenet1_1_imagenet.safetensors below $SPPDET_DATA are taken.
-`probe`: 30 training and 20 test pictures a class, three random splits. `sizes`: the small net of
+`probe`: 30 training and 20 test images a class, three random splits. `sizes`: the small net of
 configs/pretrain_small.yaml, the same epochs at 224 alone and at 224 and 180 in turn, tested at several
-sizes. `views`: seconds of the paper's 96 views on maps and as cropped pictures, alternating. Each prints
+sizes. `views`: seconds of the paper's 96 views on maps and as cropped images, alternating. Each prints
 a Markdown table and writes JSON into DIR.
 """
 
@@ -32,12 +32,12 @@ from sppdet.classification.probe import probe
 from sppdet.classification.stage import pretrain
 from sppdet.classification.testing import evaluate_classifier
 from sppdet.classification.views import score_crops, score_maps, views_of
-from sppdet.config import HeadConfig, available_cores
-from sppdet.config_file import load_settings
-from sppdet.data.images import read_image
-from sppdet.environment import set_threads
-from sppdet.features.backbones import load_backbone
+from sppdet.config import HeadConfig
 from sppdet.features.head import build_head
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.images import read_image
+from sppdet.io.settings import load_settings
+from sppdet.runs.environment import available_cores, set_threads
 
 SMALL = Path(__file__).parent.parent / "configs" / "pretrain_small.yaml"
 TESTS: dict[str, dict[str, object]] = {
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/classification"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--per-class", type=int, default=15, help="training pictures, of sizes")
+    parser.add_argument("--per-class", type=int, default=15, help="training images, of sizes")
     parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     if args.data is None:
@@ -81,21 +81,21 @@ def main() -> None:
 
 
 def run_probes(data: Path, weights: Path, out: Path, seeds: list[int]) -> None:
-    """Accuracy of whole pictures, centre crops and squeezed pictures."""
-    print("| picture | " + " | ".join(f"split {s}" for s in seeds) + " | mean |")
+    """Accuracy of whole images, centre crops and squeezed images."""
+    print("| image | " + " | ".join(f"split {s}" for s in seeds) + " | mean |")
     print("|---" * (len(seeds) + 2) + "|")
-    for picture in ("full", "crop", "warp"):
+    for image in ("full", "crop", "warp"):
         config = ProbeConfig.model_validate(
             {
                 "data": {"root": data, "train_per_class": 30, "test_per_class": 20},
                 "backbone": {"name": "squeezenet1_1", "weights": str(weights)},
-                "picture": picture,
+                "image": image,
                 "splits": seeds,
             }
         )
-        result = probe(config, out / f"probe_{picture}", device="cpu")
+        result = probe(config, out / f"probe_{image}", device="cpu")
         cells = [f"{100 * value:.1f}" for value in (*result.values, result.mean)]
-        print(f"| {picture} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {image} | " + " | ".join(cells) + " |", flush=True)
 
 
 def compare_sizes(data: Path, out: Path, seeds: list[int], epochs: int, per_class: int) -> None:
@@ -130,8 +130,8 @@ def compare_sizes(data: Path, out: Path, seeds: list[int], epochs: int, per_clas
 
 
 def time_views(data: Path, weights: Path | None) -> None:
-    """Seconds of 96 views on maps and on crops, picture by picture in turn."""
-    pictures = [read_image(path) for path in read_folder(data).paths[:: 1500 // 6][:6]]
+    """Seconds of 96 views on maps and on crops, image by image in turn."""
+    images = [read_image(path) for path in read_folder(data).paths[:: 1500 // 6][:6]]
     backbone = load_backbone("squeezenet1_1", str(weights) if weights else "none", whole=True)
     levels = [6, 3, 2, 1]
     head = build_head(backbone, levels, HeadConfig(widths=[1024, 1024]), outputs=1000, seed=0)
@@ -139,16 +139,16 @@ def time_views(data: Path, weights: Path | None) -> None:
     net = SppClassifier(backbone, levels, head, names).eval().requires_grad_(False)
     views = views_of("maps96", 256)
     times: dict[str, list[float]] = {"maps": [], "crops": []}
-    for picture in pictures[:1] + pictures:
+    for image in images[:1] + images:
         start = time.perf_counter()
-        score_maps(net, picture, views, crop=224)
+        score_maps(net, image, views, crop=224)
         middle = time.perf_counter()
-        score_crops(net, picture, views, crop=224, size=224)
+        score_crops(net, image, views, crop=224, size=224)
         times["maps"].append(middle - start)
         times["crops"].append(time.perf_counter() - middle)
     maps, crops = (statistics.median(seconds[1:]) for seconds in times.values())
-    print("| 96 views of a picture | seconds |\n|---|---|")
-    print(f"| pooled from maps | {maps:.2f} |\n| as cropped pictures | {crops:.2f} |")
+    print("| 96 views of an image | seconds |\n|---|---|")
+    print(f"| pooled from maps | {maps:.2f} |\n| as cropped images | {crops:.2f} |")
     print(f"\nratio {crops / maps:.1f}")
 
 

@@ -1,8 +1,8 @@
-"""Whether two runs differ in mAP by more than their test pictures' chance: a paired bootstrap.
+"""Whether two runs differ in mAP by more than their test images' chance: a paired bootstrap.
 
     python benchmarks/compare.py RUN_A RUN_B [--draws 1000] [--seed 0]
 
-Both have been evaluated on the same test set. Pictures are drawn with replacement, the same for both
+Both have been evaluated on the same test set. Images are drawn with replacement, the same for both
 runs, and both are scored on each draw (Efron & Tibshirani 1993). Prints both mAPs, their difference, and
 the interval that holds the middle 95 % of the draws' differences.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from sppdet import load_config
-from sppdet.data.cache import PictureCache
-from sppdet.data.splits import read_split
-from sppdet.evaluation.files import read_detections
 from sppdet.evaluation.voc import evaluate_voc
+from sppdet.io.detection_files import read_detections
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.splits import read_split
 from sppdet.types import Dataset, Detections
 
 
@@ -31,9 +31,9 @@ def main() -> None:
     args = parser.parse_args()
     first, second = args.runs
     config = load_config(first / "config.yaml")
-    pictures = PictureCache.load(first / "pictures.json")
-    names = read_split(config.data, "train", None, pictures, workers=1).class_names
-    dataset = read_split(config.data, "test", names, pictures, workers=1)
+    images = ImageCache.load(first / "images.json")
+    names = read_split(config.data, "train", None, images, workers=1).class_names
+    dataset = read_split(config.data, "test", names, images, workers=1)
     found = [
         read_detections(run / "eval" / "test" / "coco_results.json", dataset) for run in args.runs
     ]
@@ -72,7 +72,7 @@ def interval(
 def drawn(
     dataset: Dataset, found: dict[str, Detections], rows: list[int]
 ) -> tuple[Dataset, dict[str, Detections]]:
-    """The pictures of these rows as a set of their own, each with a new id."""
+    """The images of these rows as a set of their own, each with a new id."""
     images = tuple(replace(dataset.images[row], id=str(place)) for place, row in enumerate(rows))
     detections = {str(place): found[dataset.images[row].id] for place, row in enumerate(rows)}
     return replace(dataset, images=images), detections

@@ -1,12 +1,12 @@
-"""Detection end to end, in pictures a second, and the seconds of every stage.
+"""Detection end to end, in images a second, and the seconds of every stage.
 
-    python benchmarks/detect.py [RUN] [--net alexnet] [--classes 20] [--pictures FOLDER] [--count N]
+    python benchmarks/detect.py [RUN] [--net alexnet] [--classes 20] [--images FOLDER] [--count N]
                                 [--threads T] [--workers W] [--device cpu] [--json FILE]
 
 RUN is a trained detector; without one there are detectors of random weights, at 1 scale and at 5, with
-the paper's head. Without --pictures the folder is data/frk5/JPEGImages below $SPPDET_DATA, and without
-that the demo's pictures are painted. Prints, for every detector, medians (and 90 %) of every stage
-of one picture after another, and pictures a second with decoding and proposals in W threads.
+the paper's head. Without --images the folder is data/frk5/JPEGImages below $SPPDET_DATA, and without
+that the demo's images are painted. Prints, for every detector, medians (and 90 %) of every stage
+of one image after another, and images a second with decoding and proposals in W threads.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ from sppdet.config import (
     FeaturesConfig,
     HeadConfig,
     ProposalsConfig,
-    available_cores,
 )
-from sppdet.data.cache import PictureCache
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import find_images, read_image
-from sppdet.detection.detector import Classifiers, Detector, Regressors
-from sppdet.detection.folder import detect_folder
-from sppdet.environment import set_threads
-from sppdet.features.backbones import load_backbone
+from sppdet.demo.set import make_demo_set
+from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
-from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
+from sppdet.features.regions import FeatureExtractor
+from sppdet.folders.folder import detect_folder
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.images import find_images, read_image
+from sppdet.runs.environment import available_cores, set_threads
+from sppdet.stages.detector import Detector
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.proposer import Proposer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--net", default="alexnet")
     parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--workers", type=int, default=available_cores())
@@ -65,30 +64,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(args.threads)
-    folder = args.pictures
+    folder = args.images
     if folder is None and "SPPDET_DATA" in os.environ:
         folder = Path(os.environ["SPPDET_DATA"]) / "data" / "frk5" / "JPEGImages"
     report: dict[str, object] = {"threads": args.threads, "workers": args.workers}
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
-            print("SPPDET_DATA isn't set: painting the demo's pictures", file=sys.stderr)
+            print("SPPDET_DATA isn't set: painting the demo's images", file=sys.stderr)
             folder = make_demo_set(Path(temporary) / "set", seed=0, train_images=40, test_images=2)
             folder = folder / "JPEGImages"
         everything = find_images([folder])
-        pictures = everything[:: max(1, len(everything) // args.count)][: args.count]
-        print(f"{len(pictures)} pictures, {args.threads} threads, {args.workers} workers")
+        images = everything[:: max(1, len(everything) // args.count)][: args.count]
+        print(f"{len(images)} images, {args.threads} threads, {args.workers} workers")
         for name, detector in detectors(args).items():
-            measure(detector, pictures[:1])  # compiles, warms up
-            # first, as in use: a GPU's libraries plan anew for every new size of picture
-            rate = end_to_end(detector, pictures, args.workers, Path(temporary) / "results")
-            times = measure(detector, pictures)
-            print(f"\n{name}, {args.device}\n\n| stage | seconds a picture |\n|---|---|")
+            measure(detector, images[:1])  # compiles, warms up
+            # first, as in use: a GPU's libraries plan anew for every new size of image
+            rate = end_to_end(detector, images, args.workers, Path(temporary) / "results")
+            times = measure(detector, images)
+            print(f"\n{name}, {args.device}\n\n| stage | seconds an image |\n|---|---|")
             for stage, seconds in times.items():
                 worst = sorted(seconds)[int(0.9 * (len(seconds) - 1))]
                 print(f"| {stage} | {median(seconds):.3f} ({worst:.3f}) |")
-            print(f"\nend to end: {rate:.2f} pictures a second")
+            print(f"\nend to end: {rate:.2f} images a second")
             medians = {stage: median(seconds) for stage, seconds in times.items()}
-            report[name] = {"seconds": medians, "pictures_per_second": rate}
+            report[name] = {"seconds": medians, "images_per_second": rate}
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
 
@@ -117,8 +116,8 @@ def random_detector(net: str, scales: list[int], classes: int, device: torch.dev
     return Detector(
         class_names=tuple(f"class {k}" for k in range(classes)),
         proposer=Proposer(ProposalsConfig()),
-        maps=MapSource(backbone, scales, FeaturesConfig(), PictureCache()),
-        extractor=Extractor.by(levels, config.features, head, device),
+        maps=MapCache(backbone, scales, FeaturesConfig(), ImageCache()),
+        extractor=FeatureExtractor.by(levels, config.features, head, device),
         classifiers=Classifiers(
             "fc7",
             0.01 * torch.randn(classes, 4096, device=device),
@@ -149,36 +148,35 @@ def timed(
     return result
 
 
-def measure(detector: Detector, pictures: list[Path]) -> dict[str, list[float]]:
-    """Seconds of every stage for every picture."""
+def measure(detector: Detector, images: list[Path]) -> dict[str, list[float]]:
+    """Seconds of every stage for every image."""
     times: dict[str, list[float]] = {}
     extractor, classifiers = detector.extractor, detector.classifiers
-    for path in pictures:
-        picture = timed(times, "decode", read_image, path)
-        proposals = timed(times, "proposals", detector.proposer.of, picture)
-        scaled = timed(times, "resize", detector.maps.scaled, picture)
+    for path in images:
+        image = timed(times, "decode", read_image, path)
+        proposals = timed(times, "proposals", detector.proposer.of, image)
+        scaled = timed(times, "resize", detector.maps.scaled, image)
         maps = timed(times, "conv", detector.maps.compute, scaled)
         windows = extractor.windows(maps, proposals.boxes)
         pooled = timed(times, "SPP", extractor.pool, maps, windows.cells)
         features = timed(times, "fc", extractor.layer, pooled, classifiers.layer)
         timed(times, "SVM scores", classifiers.scores, features)
-        timed(times, "SPP to detections", detector.detect, maps, proposals, picture)
+        timed(times, "SPP to detections", detector.detect, maps, proposals, image)
     return times
 
 
-def end_to_end(detector: Detector, pictures: list[Path], workers: int, out: Path) -> float:
-    """Pictures a second of `sppdet detect`, with the files that it writes by default."""
+def end_to_end(detector: Detector, images: list[Path], workers: int, out: Path) -> float:
+    """Images a second of `sppdet detect`, with the files that it writes by default."""
     start = time.perf_counter()
     detect_folder(
         detector,
-        pictures,
+        images,
         out,
         min_score=0.0,
         formats=("images", "json"),
         workers=workers,
-        reporter=Reporter(quiet=True),
     )
-    return len(pictures) / (time.perf_counter() - start)
+    return len(images) / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

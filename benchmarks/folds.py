@@ -1,13 +1,13 @@
-"""What a change of settings does to mAP, tested on every picture of a set: cross-validation.
+"""What a change of settings does to mAP, tested on every image of a set: cross-validation.
 
     python benchmarks/folds.py --data SET --weights FILE --out DIR --set KEY=VALUE ...
                                [--both KEY=VALUE ...] [--folds 3] [--draws 200]
 
-SET is a folder in the VOC layout with trainval and test, all of whose pictures are dealt out into folds;
+SET is a folder in the VOC layout with trainval and test, all of whose images are dealt out into folds;
 FILE are SqueezeNet 1.1's ImageNet weights; without them data/frk5 and
 weights/squeezenet1_1_imagenet.safetensors below $SPPDET_DATA are taken. For each fold a detector is
 trained on the other folds with the settings of configs/squeezenet_small.yaml and --both, and one with
-those of --set, too. Prints both mAPs of every fold and of all pictures together, with box regression
+those of --set, too. Prints both mAPs of every fold and of all images together, with box regression
 and without, and the interval of a paired bootstrap (see compare.py). A finished training costs nothing
 again.
 """
@@ -29,16 +29,16 @@ from compare import interval, mean_ap
 
 from sppdet import Detector, load_config, train
 from sppdet.config import Config
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
-from sppdet.environment import set_threads
-from sppdet.proposals.stage import Proposer
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.images import read_image
+from sppdet.io.splits import read_split
+from sppdet.runs.environment import set_threads
+from sppdet.stages.proposer import Proposer
 from sppdet.types import Dataset, Detections
 
 SIDES = ("plain", "changed")
 KINDS = ("no bb", "bb")
-Found = dict[tuple[str, str], dict[str, Detections]]  # of a side and kind, by picture
+Found = dict[tuple[str, str], dict[str, Detections]]  # of a side and kind, by image
 
 
 def main() -> None:
@@ -57,12 +57,12 @@ def main() -> None:
         if not path.is_file():
             parser.error(f"{path}: there is no such list")
     words = [line.split() for path in lists for line in path.read_text().splitlines()]
-    pictures = sorted({own[0] for own in words if own})
-    if not 2 <= args.folds <= len(pictures):
-        parser.error(f"--folds {args.folds}: expected 2 to {len(pictures)}, one a picture at most")
+    names = sorted({own[0] for own in words if own})
+    if not 2 <= args.folds <= len(names):
+        parser.error(f"--folds {args.folds}: expected 2 to {len(names)}, one an image at most")
     dealt = args.out / f"{args.data.name}{args.folds}"
-    deal(args.data, dealt, pictures, args.folds)
-    # of all pictures: a fold need not have every class
+    deal(args.data, dealt, names, args.folds)
+    # of all images: a fold need not have every class
     everything = load_config(CONFIG, [f"data.root={dealt}", "data.train=all"])
     classes = read_split(everything.data, "train", None, None, workers=1).class_names
     common = [
@@ -105,7 +105,7 @@ def main() -> None:
 def deal(source: Path, target: Path, names: Sequence[str], folds: int) -> None:
     """A copy of the set with lists fold0, rest0, fold1, ...
 
-    Pictures whose names differ in their numbers alone, as those of one source do, are dealt out evenly.
+    Images whose names differ in their numbers alone, as those of one source do, are dealt out evenly.
     """
     if target.exists():
         return
@@ -130,26 +130,26 @@ def deal(source: Path, target: Path, names: Sequence[str], folds: int) -> None:
 
 
 def source_of(name: str) -> str:
-    """What a picture's name has before its number."""
+    """What an image's name has before its number."""
     return re.sub(r"[-_]?\d+$", "", name)
 
 
 def detect(trained: Sequence[tuple[Path, Config]]) -> tuple[Dataset, Found]:
-    """Detections of both runs in their test pictures; maps that both use are computed once."""
+    """Detections of both runs in their test images; maps that both use are computed once."""
     run, config = trained[0]
-    pictures = PictureCache.load(run / "pictures.json")
+    images = ImageCache.load(run / "images.json")
     detectors = [Detector.load(run, device="cpu") for run, _ in trained]
-    dataset = read_split(config.data, "test", detectors[0].class_names, pictures, workers=1)
+    dataset = read_split(config.data, "test", detectors[0].class_names, images, workers=1)
     proposers = [Proposer(config.proposals, config.store) for _, config in trained]
     found: Found = {(side, kind): {} for kind in KINDS for side in SIDES}
     for image in dataset.images:
-        picture = read_image(image.path)
+        pixels = read_image(image.path)
         maps = {}
         for side, detector, proposer in zip(SIDES, detectors, proposers, strict=True):
             source = detector.maps
             if source.fingerprint not in maps:
-                maps[source.fingerprint] = source.compute(source.scaled(picture))
-            proposals = proposer.of_image(image, pictures)
+                maps[source.fingerprint] = source.compute(source.scaled(pixels))
+            proposals = proposer.of_image(image, images)
             for kind in KINDS:
                 used = detector if kind == "bb" else replace(detector, regressors=None)
                 found[side, kind][image.id] = used.detect_in(
@@ -165,7 +165,7 @@ def print_scores(title: str, dataset: Dataset, found: Found) -> dict[tuple[str, 
         f"{kind}: plain {scores['plain', kind]:.1f}, changed {scores['changed', kind]:.1f}"
         for kind in KINDS
     ]
-    print(f"{title}, {len(dataset)} pictures: " + "; ".join(cells), flush=True)
+    print(f"{title}, {len(dataset)} images: " + "; ".join(cells), flush=True)
     return scores
 
 

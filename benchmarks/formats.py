@@ -1,11 +1,11 @@
-"""The layers on a whole picture in several memory formats, types and ways to run them.
+"""The layers on a whole image in several memory formats, types and ways to run them.
 
     python benchmarks/formats.py [--nets a,b] [--side 688] [--threads N] [--repeats N] [--device cpu]
                                  [--compile] [--json FILE]
 
-Random weights, one made picture of aspect 4:3; the ways take turns, medians are printed with the
+Random weights, one made image of aspect 4:3; the ways take turns, medians are printed with the
 speed over "channels last", which is what sppdet does in float32. "autocast" is
-`features.precision`; "four at once" is a batch of pictures of equal size, as time a picture. --compile adds
+`features.precision`; "four at once" is a batch of images of equal size, as time an image. --compile adds
 torch.compile (inductor), which needs a C++ compiler.
 """
 
@@ -23,9 +23,8 @@ import before_torch  # noqa: F401
 import torch
 from torch import nn
 
-from sppdet.config import available_cores
-from sppdet.environment import set_threads
-from sppdet.features.backbones import load_backbone
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.runs.environment import available_cores, set_threads
 
 NETS = ("squeezenet1_1", "alexnet", "zf5_detector", "resnet18")
 FOUR = "four at once"
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 def ways(layers: nn.Module, side: int, device: torch.device, *, compiled: bool) -> dict[str, Run]:
-    """The layers on one picture, in each way, or on four."""
+    """The layers on one image, in each way, or on four."""
     x = torch.randn(1, 3, side, side * 4 // 3, device=device)
     last = x.contiguous(memory_format=torch.channels_last)
     four = last.repeat(4, 1, 1, 1).contiguous(memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
-"""Pictures a second of every network: forward pass, training step, and what the norms cost.
+"""Images a second of every network: forward pass, training step, and what the norms cost.
 
     python benchmarks/nets.py [--nets a,b] [--batch N] [--repeats N] [--threads N] [--device cpu]
                               [--json FILE]
 
-Made pictures of 224 px, the paper's head (4096-4096-1000 on {6, 3, 2, 1}) but for `tiny`, median of
+Made images of 224 px, the paper's head (4096-4096-1000 on {6, 3, 2, 1}) but for `tiny`, median of
 several passes. "norms" is the part of the forward pass that local response normalisation takes;
 "torch's" the same with `nn.LocalResponseNorm`, in the same run.
 """
@@ -24,10 +24,10 @@ from torch import nn
 
 from sppdet.classification.classifier import build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
-from sppdet.config import BackboneConfig, HeadConfig, available_cores
-from sppdet.environment import set_threads
+from sppdet.config import BackboneConfig, HeadConfig
 from sppdet.features.nets import OWN_NETS
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+from sppdet.runs.environment import available_cores, set_threads
 
 NETS = ("zf5", "convnet5", "overfeat5", "overfeat7", "tiny", "alexnet", "squeezenet1_1", "resnet18")
 
@@ -44,7 +44,7 @@ def main() -> None:
     set_threads(args.threads)
     device = torch.device(args.device)
     print(f"batches of {args.batch}, {args.threads} threads, {device}")
-    print("| net | forward, pictures/s | training, pictures/s | norms | torch's |")
+    print("| net | forward, images/s | training, images/s | norms | torch's |")
     print("|---|---|---|---|---|")
     rows = []
     for name in args.nets.split(","):
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(name: str, batch: int, repeats: int, device: torch.device) -> dict[str, float]:
-    """Pictures a second, and the norms' part of the forward pass."""
+    """Images a second, and the norms' part of the forward pass."""
     config = PretrainConfig(
         data=FolderConfig(root=Path()),
         backbone=BackboneConfig(name=name, weights="none"),

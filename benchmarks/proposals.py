@@ -1,9 +1,9 @@
-"""Selective search by both engines: seconds a picture, and how well the boxes cover the objects.
+"""Selective search by both engines: seconds an image, and how well the boxes cover the objects.
 
     python benchmarks/proposals.py [--data DIR] [--set NAME] [--count N] [--mode MODE] [--json FILE]
 
 DIR has the VOC layout. Without --data it is data/frk5 below $SPPDET_DATA, and without that the demo's
-pictures are painted. The engines take turns, picture by picture, with the same settings and one
+images are painted. The engines take turns, image by image, with the same settings and one
 thread each.
 """
 
@@ -22,20 +22,20 @@ from typing import Literal
 import before_torch  # noqa: F401
 
 from sppdet.config import ProposalsConfig
-from sppdet.data.dataset import load_dataset
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import read_image
-from sppdet.environment import set_threads
+from sppdet.demo.set import make_demo_set
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import read_image
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.environment import set_threads
 from sppdet.types import AnnotatedImage, Boxes, Proposals
 
 ENGINES: tuple[Literal["opencv", "sppdet"], ...] = ("opencv", "sppdet")
 LIMITS = (500, 1000, 2000)
 
 
-def find_pictures(folder: Path, split: str, count: int) -> tuple[AnnotatedImage, ...]:
-    """At most `count` pictures with objects, spread evenly over a set."""
+def find_images(folder: Path, split: str, count: int) -> tuple[AnnotatedImage, ...]:
+    """At most `count` images with objects, spread evenly over a set."""
     dataset = load_dataset(
         format="voc",
         roots=[folder],
@@ -43,7 +43,7 @@ def find_pictures(folder: Path, split: str, count: int) -> tuple[AnnotatedImage,
         images=None,
         class_names=None,
         on_error="skip",
-        read_pictures=True,
+        read_images=True,
         known=None,
     )
     images = tuple(image for image in dataset.images if len(image.gt_boxes))
@@ -53,14 +53,14 @@ def find_pictures(folder: Path, split: str, count: int) -> tuple[AnnotatedImage,
 def search_all(
     images: tuple[AnnotatedImage, ...], configs: dict[str, ProposalsConfig]
 ) -> tuple[dict[str, list[Boxes]], dict[str, list[float]]]:
-    """Boxes and seconds of every engine for every picture."""
+    """Boxes and seconds of every engine for every image."""
     boxes: dict[str, list[Boxes]] = {engine: [] for engine in configs}
     seconds: dict[str, list[float]] = {engine: [] for engine in configs}
     for image in images:
-        picture = read_image(image.path)
+        pixels = read_image(image.path)
         for engine, config in configs.items():
             start = time.perf_counter()
-            proposals = selective_search(picture, config)
+            proposals = selective_search(pixels, config)
             seconds[engine].append(time.perf_counter() - start)
             boxes[engine].append(proposals.boxes)
     return boxes, seconds
@@ -69,7 +69,7 @@ def search_all(
 def summarise(
     images: tuple[AnnotatedImage, ...], boxes: list[Boxes]
 ) -> dict[str, dict[str, float]]:
-    """Coverage by the first boxes of every picture, for each of `LIMITS`, in per cent."""
+    """Coverage by the first boxes of every image, for each of `LIMITS`, in per cent."""
     result = {}
     for limit in LIMITS:
         found = coverage(
@@ -101,15 +101,15 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
-            print("SPPDET_DATA isn't set: painting the demo's pictures", file=sys.stderr)
+            print("SPPDET_DATA isn't set: painting the demo's images", file=sys.stderr)
             folder = make_demo_set(
                 Path(temporary) / "set", seed=0, train_images=1, test_images=args.count
             )
-        images = find_pictures(folder, args.set, args.count)
+        images = find_images(folder, args.set, args.count)
         search_all(images[:1], configs)  # compiles, warms up
         boxes, seconds = search_all(images, configs)
     ratio = median(o / s for o, s in zip(seconds["opencv"], seconds["sppdet"], strict=True))
-    print(f"{len(images)} pictures, {args.mode}, one thread")
+    print(f"{len(images)} images, {args.mode}, one thread")
     print(f"{'engine':8s} {'ms':>8s} {'at most':>8s} {'boxes':>6s} {'R 0.5':>6s} {'R 0.7':>6s} ABO")
     results = {}
     for engine in ENGINES:
@@ -121,9 +121,9 @@ def main() -> None:
                 f"{engine:8s} {time_ms:8.1f} {limit:>8s} {row['boxes']:6.0f} "
                 f"{row['recall_50']:6.2f} {row['recall_70']:6.2f} {row['best_overlap']:.2f}"
             )
-    print(f"opencv / sppdet, median over the pictures: {ratio:.1f}")
+    print(f"opencv / sppdet, median over the images: {ratio:.1f}")
     if args.json:
-        summary = {"pictures": len(images), "mode": args.mode, "ratio": ratio, "engines": results}
+        summary = {"images": len(images), "mode": args.mode, "ratio": ratio, "engines": results}
         args.json.write_text(json.dumps(summary, indent=1))
 
 

@@ -1,12 +1,12 @@
-"""Features and scores of a picture's windows: once over the whole picture, against R-CNN's crops.
+"""Features and scores of an image's windows: once over the whole image, against R-CNN's crops.
 
     python benchmarks/rcnn.py [--net zf5] [--windows 2000] [--scales 688] [--classes 20] [--threads 1]
-                              [--device cpu] [--batch 64] [--repeats 3] [--picture FILE] [--json FILE]
+                              [--device cpu] [--batch 64] [--repeats 3] [--image FILE] [--json FILE]
 
 Both sides have the same layers (random weights, float16 on a GPU), pooling {6, 3, 2, 1}, fc6 and fc7 of
 4,096 (--head none: none) and one linear SVM a class. R-CNN cuts every window out with 16 px of context at
 its own scale, warps it to 227×227 and runs the layers on it, in batches. The windows are selective
-search's on the picture (--picture, or a made one), repeated where there are too few. Proposals are left
+search's on the image (--image, or a made one), repeated where there are too few. Proposals are left
 out, as in the paper. The two sides alternate; medians and their ratio are printed.
 """
 
@@ -28,16 +28,17 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import find_images, read_image
-from sppdet.environment import set_threads
-from sppdet.features.backbones import load_backbone, normalised
+from sppdet.demo.set import make_demo_set
+from sppdet.features.backbones import normalised
 from sppdet.features.head import build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.images import find_images, read_image
 from sppdet.parallel import multiplying_in
-from sppdet.proposals.stage import Proposer
-from sppdet.types import Boxes, Picture
+from sppdet.runs.environment import set_threads
+from sppdet.stages.proposer import Proposer
+from sppdet.types import Boxes, ImageArray
 
 LEVELS = (6, 3, 2, 1)
 SIDE, CONTEXT = 227, 16  # pixels of a warped crop, and of what is around the window in it
@@ -54,13 +55,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--image", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(args.threads)
     device = torch.device(args.device)
-    picture = read_image(args.picture) if args.picture else made_picture()
-    boxes = some_boxes(picture, args.windows)
+    image = read_image(args.image) if args.image else made_image()
+    boxes = some_boxes(image, args.windows)
     backbone = load_backbone(args.net, "none")
     backbone.layers.to(device)
     head = None
@@ -70,7 +71,7 @@ def main() -> None:
         head = head.to(device).eval().requires_grad_(False)
     layer: Layer = "pool5" if head is None else "fc7" if head.fc7 else "fc6"
     settings = FeaturesConfig()
-    extractor = Extractor.by(LEVELS, settings, head, device)
+    extractor = FeatureExtractor.by(LEVELS, settings, head, device)
     width = extractor.width(layer, backbone.channels)
     svms = torch.randn(args.classes, width, device=device)
     scales = [int(text) for text in args.scales.split(",")]
@@ -78,9 +79,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def ours() -> torch.Tensor:
-        maps = backbone.feature_maps(
-            backbone.scaled(picture, scales, settings), extractor.precision
-        )
+        maps = backbone.feature_maps(backbone.scaled(image, scales, settings), extractor.precision)
         found = extractor(maps, boxes, layer)
         scores = found.values @ svms.T
         return scores.cpu()[torch.from_numpy(found.index)]
@@ -89,7 +88,7 @@ def main() -> None:
     def rcnn(count: int) -> torch.Tensor:
         parts = []
         for start in range(0, count, args.batch):
-            crops = np.stack([warped(picture, box) for box in boxes[start : start + args.batch]])
+            crops = np.stack([warped(image, box) for box in boxes[start : start + args.batch]])
             x = normalised(torch.from_numpy(crops).to(device))
             x = x.contiguous(memory_format=torch.channels_last)
             with multiplying_in(extractor.precision, device):
@@ -110,7 +109,7 @@ def main() -> None:
     ratio = medians["R-CNN"] / medians["sppdet"]
     print(
         f"{args.net}, head {args.head}, {len(boxes)} windows, scales {scales}, "
-        f"{args.threads} threads, {device}\n\n| | seconds a picture |\n|---|---|"
+        f"{args.threads} threads, {device}\n\n| | seconds an image |\n|---|---|"
     )
     for name, seconds in medians.items():
         print(f"| {name} | {seconds:.3f} |")
@@ -119,8 +118,8 @@ def main() -> None:
         args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
 
 
-def warped(picture: Picture, box: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(227, 227, 3): a window with its context, squeezed; beyond the picture it is black."""
+def warped(image: ImageArray, box: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(227, 227, 3): a window with its context, squeezed; beyond the image it is black."""
     inner = SIDE - 2 * CONTEXT
     factor = inner / (box[2:] - box[:2])
     matrix = np.array(
@@ -129,13 +128,13 @@ def warped(picture: Picture, box: NDArray[np.float32]) -> NDArray[np.uint8]:
             [0, factor[1], CONTEXT - box[1] * factor[1]],
         ]
     )
-    return np.asarray(cv2.warpAffine(picture, matrix, (SIDE, SIDE)), dtype=np.uint8)
+    return np.asarray(cv2.warpAffine(image, matrix, (SIDE, SIDE)), dtype=np.uint8)
 
 
-def some_boxes(picture: Picture, count: int) -> Boxes:
+def some_boxes(image: ImageArray, count: int) -> Boxes:
     """(count, 4) proposals; where there are too few, the same ones moved by a pixel or more."""
-    found = Proposer(ProposalsConfig(max_boxes=count)).of(picture).boxes
-    height, width = picture.shape[:2]
+    found = Proposer(ProposalsConfig(max_boxes=count)).of(image).boxes
+    height, width = image.shape[:2]
     boxes = found
     shift = 0
     while len(boxes) < count:
@@ -146,13 +145,13 @@ def some_boxes(picture: Picture, count: int) -> Boxes:
     return boxes[:count]
 
 
-def made_picture() -> Picture:
-    """A picture of the demo set, enlarged to 500 pixels."""
+def made_image() -> ImageArray:
+    """An image of the demo set, enlarged to 500 pixels."""
     with tempfile.TemporaryDirectory() as folder:
         root = make_demo_set(Path(folder) / "set", seed=0, train_images=1, test_images=1)
-        picture = read_image(find_images([root])[0])
-    factor = 500 / max(picture.shape[:2])
-    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor), dtype=np.uint8)
+        image = read_image(find_images([root])[0])
+    factor = 500 / max(image.shape[:2])
+    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor), dtype=np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How the cost of detection grows: with picture size, windows, classes and pictures.
+"""How the cost of detection grows: with image size, windows, classes and images.
 
-    python benchmarks/scaling.py [--threads 1] [--repeats 5] [--picture FILE] [--json FILE]
+    python benchmarks/scaling.py [--threads 1] [--repeats 5] [--image FILE] [--json FILE]
 
-Made pictures (noise over shapes) and, for selective search, a photograph; without --picture one below
+Made images (noise over shapes) and, for selective search, a photograph; without --image one below
 $SPPDET_DATA is taken. Random weights. Every quantity is doubled a few times; the exponent
 is the slope of log(seconds) over log(quantity), 1 for linear growth (less where a fixed cost remains).
 """
@@ -26,13 +26,13 @@ import torch
 
 from sppdet.boxes import nms
 from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import find_images, read_image
-from sppdet.environment import set_threads
-from sppdet.features.backbones import load_backbone
-from sppdet.features.regions import Extractor
+from sppdet.demo.set import make_demo_set
+from sppdet.features.regions import FeatureExtractor
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.images import find_images, read_image
 from sppdet.proposals.selective_search import selective_search
-from sppdet.types import Boxes, Picture
+from sppdet.runs.environment import set_threads
+from sppdet.types import Boxes, ImageArray
 
 LEVELS = (6, 3, 2, 1)
 ENGINES: tuple[Literal["sppdet", "opencv"], ...] = ("sppdet", "opencv")
@@ -44,16 +44,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     below = Path(os.environ["SPPDET_DATA"]) if "SPPDET_DATA" in os.environ else None
-    parser.add_argument("--picture", type=Path, default=below and below / PHOTOGRAPH)
+    parser.add_argument("--image", type=Path, default=below and below / PHOTOGRAPH)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(args.threads)
     works = {
-        **searches(made_picture(), "made picture"),
-        **(searches(read_image(args.picture), "photograph") if args.picture else {}),
-        **picture_size(made_picture()),
-        **windows_and_classes(made_picture()),
-        **pictures(),
+        **searches(made_image(), "made image"),
+        **(searches(read_image(args.image), "photograph") if args.image else {}),
+        **image_size(made_image()),
+        **windows_and_classes(made_image()),
+        **images(),
     }
     print("| what | quantity | seconds | exponent |\n|---|---|---|---|")
     report = {}
@@ -72,12 +72,12 @@ def main() -> None:
 Work = tuple[list[int], Callable[[int], object]]
 
 
-def searches(picture: Picture, what: str) -> dict[str, Work]:
-    """Selective search, ours and OpenCV's, in pictures of 1, 2, 4 times the pixels."""
+def searches(image: ImageArray, what: str) -> dict[str, Work]:
+    """Selective search, ours and OpenCV's, in images of 1, 2, 4 times the pixels."""
 
     def search(n: int, *, engine: Literal["sppdet", "opencv"]) -> object:
         width = round(500 * n**0.5)
-        return selective_search(picture, ProposalsConfig(image_width=width, engine=engine))
+        return selective_search(image, ProposalsConfig(image_width=width, engine=engine))
 
     return {
         f"selective search ({engine}), {what}, pixels ×": (
@@ -88,25 +88,25 @@ def searches(picture: Picture, what: str) -> dict[str, Work]:
     }
 
 
-def picture_size(picture: Picture) -> dict[str, Work]:
-    """The layers on pictures of 1, 2, 4 times the pixels."""
+def image_size(image: ImageArray) -> dict[str, Work]:
+    """The layers on images of 1, 2, 4 times the pixels."""
     backbone = load_backbone("alexnet", "none")
     config = FeaturesConfig(max_side=10_000)
     sides = {n: round(250 * n**0.5) for n in (1, 2, 4)}
 
     def layers(n: int) -> object:
-        return backbone.feature_maps(backbone.scaled(picture, [sides[n]], config))
+        return backbone.feature_maps(backbone.scaled(image, [sides[n]], config))
 
     return {"layers, pixels ×": ([1, 2, 4], layers)}
 
 
-def windows_and_classes(picture: Picture) -> dict[str, Work]:
+def windows_and_classes(image: ImageArray) -> dict[str, Work]:
     """SPP by windows, scores and NMS by classes."""
     backbone = load_backbone("alexnet", "none")
-    maps = backbone.feature_maps(backbone.scaled(picture, [688], FeaturesConfig()))
-    extractor = Extractor(LEVELS, 224, None)
+    maps = backbone.feature_maps(backbone.scaled(image, [688], FeaturesConfig()))
+    extractor = FeatureExtractor(LEVELS, 224, None)
     rng = np.random.default_rng(0)
-    boxes = made_boxes(picture, 4000, rng)
+    boxes = made_boxes(image, 4000, rng)
     features = torch.rand(2000, 4096)
     scores = rng.normal(size=(2000, 80)).astype(np.float32)
 
@@ -127,36 +127,36 @@ def windows_and_classes(picture: Picture) -> dict[str, Work]:
     }
 
 
-def pictures() -> dict[str, Work]:
-    """Decoding, proposals and layers of several pictures."""
+def images() -> dict[str, Work]:
+    """Decoding, proposals and layers of several images."""
     backbone = load_backbone("alexnet", "none")
-    picture = made_picture()
+    image = made_image()
 
     def several(count: int) -> object:
         done = []
         for _ in range(count):
-            selective_search(picture, ProposalsConfig(image_width=250))
-            done.append(backbone.feature_maps(backbone.scaled(picture, [240], FeaturesConfig())))
+            selective_search(image, ProposalsConfig(image_width=250))
+            done.append(backbone.feature_maps(backbone.scaled(image, [240], FeaturesConfig())))
         return done
 
-    return {"pictures": ([2, 4, 8], several)}
+    return {"images": ([2, 4, 8], several)}
 
 
-def made_boxes(picture: Picture, count: int, rng: np.random.Generator) -> Boxes:
+def made_boxes(image: ImageArray, count: int, rng: np.random.Generator) -> Boxes:
     """(count, 4) boxes anywhere, sides spread evenly on a logarithmic scale."""
-    size = np.array([picture.shape[1], picture.shape[0]])
+    size = np.array([image.shape[1], image.shape[0]])
     sides = np.exp(rng.uniform(np.log(20), np.log(size), (count, 2)))
     corner = rng.random((count, 2)) * (size - sides)
     return np.hstack([corner, corner + sides]).astype(np.float32)
 
 
-def made_picture() -> Picture:
-    """A picture of the demo set, enlarged to 500 pixels, with noise so that detail stays."""
+def made_image() -> ImageArray:
+    """An image of the demo set, enlarged to 500 pixels, with noise so that detail stays."""
     with tempfile.TemporaryDirectory() as folder:
         root = make_demo_set(Path(folder) / "set", seed=0, train_images=1, test_images=1)
-        picture = read_image(find_images([root])[0])
-    factor = 1000 / picture.shape[1]
-    larger = cv2.resize(picture, None, fx=factor, fy=factor).astype(np.float32)
+        image = read_image(find_images([root])[0])
+    factor = 1000 / image.shape[1]
+    larger = cv2.resize(image, None, fx=factor, fy=factor).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 12, larger.shape)
     return np.asarray(np.clip(larger + noise, 0, 255), dtype=np.uint8)
 

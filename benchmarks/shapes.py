@@ -1,10 +1,10 @@
-"""Whole pictures of any size and aspect through every network.
+"""Whole images of any size and aspect through every network.
 
     python benchmarks/shapes.py [--nets a,b] [--sides 64,240,1200] [--aspects 1/6,1,6] [--threads N]
 
-Random pictures whose shorter side and aspect (width / height) are given; random weights, pyramids
+Random images whose shorter side and aspect (width / height) are given; random weights, pyramids
 {6, 3, 2, 1} and {4, 3, 2, 1} in place of the last pooling, two fully connected layers. Every score must
-be finite and add up to 1 over the classes. Prints seconds a picture; ends with 1 where one failed.
+be finite and add up to 1 over the classes. Prints seconds an image; ends with 1 where one failed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from sppdet.classification.classifier import SppClassifier, build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
 from sppdet.classification.views import View, score_crops
-from sppdet.config import BackboneConfig, HeadConfig, available_cores
-from sppdet.environment import set_threads
-from sppdet.types import Picture
+from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.runs.environment import available_cores, set_threads
+from sppdet.types import ImageArray
 
 NETS = (
     *("zf5", "zf5_detector", "convnet5", "overfeat5", "overfeat7", "tiny"),
@@ -41,19 +41,19 @@ def main() -> None:
     args = parser.parse_args()
     set_threads(args.threads)
     rng = np.random.default_rng(0)
-    pictures = [
-        random_picture(int(side), Fraction(aspect), rng)
+    images = [
+        random_image(int(side), Fraction(aspect), rng)
         for side in args.sides.split(",")
         for aspect in args.aspects.split(",")
     ]
-    shapes = [f"{p.shape[1]}×{p.shape[0]}" for p in pictures]
+    shapes = [f"{p.shape[1]}×{p.shape[0]}" for p in images]
     print(f"| net | {' | '.join(shapes)} |\n" + "|---" * (len(shapes) + 1) + "|")
     failed = 0
     for name in args.nets.split(","):
         cells = []
-        for picture in pictures:
+        for image in images:
             try:
-                cells.append(f"{seconds(name, picture):.2f}")
+                cells.append(f"{seconds(name, image):.2f}")
             except Exception as error:  # whatever it is, the others are still tried
                 cells.append(f"{type(error).__name__}: {error}")
                 failed += 1
@@ -61,14 +61,14 @@ def main() -> None:
     sys.exit(f"{failed} failed" if failed else 0)
 
 
-def seconds(name: str, picture: Picture) -> float:
-    """Mean seconds of a picture over the pyramids; raises where a score is no probability."""
+def seconds(name: str, image: ImageArray) -> float:
+    """Mean seconds of an image over the pyramids; raises where a score is no probability."""
     spent = 0.0
     for levels in PYRAMIDS:
         classifier = random_classifier(name, levels)
         start = time.perf_counter()
         scores = score_crops(
-            classifier, picture, [View(min(picture.shape[:2]), None, False)], crop=224, size=224
+            classifier, image, [View(min(image.shape[:2]), None, False)], crop=224, size=224
         )
         spent += time.perf_counter() - start
         if not (np.isfinite(scores.numpy()).all() and abs(float(scores.sum()) - 1) < 1e-4):
@@ -87,7 +87,7 @@ def random_classifier(name: str, levels: list[int]) -> SppClassifier:
     return build_classifier(config, ["a", "b"]).eval().requires_grad_(False)
 
 
-def random_picture(side: int, aspect: Fraction, rng: np.random.Generator) -> Picture:
+def random_image(side: int, aspect: Fraction, rng: np.random.Generator) -> ImageArray:
     """Noise whose shorter side and width / height are given."""
     width = round(side * max(Fraction(1), aspect))
     height = round(side * max(Fraction(1), 1 / aspect))

@@ -3,7 +3,7 @@
     python benchmarks/spp.py [--windows 2000] [--channels 256] [--threads 2] [--device cpu]
                              [--repeats 7] [--json FILE]
 
-One map of 43×65 cells (a 688×1032 picture at stride 16) and windows as selective search gives them:
+One map of 43×65 cells (a 688×1032 image at stride 16) and windows as selective search gives them:
 many small, few large. roi_pool gets the same windows in whole cells, a level at a time. Prints a
 Markdown table of medians and the ratio, and checks that both give the same values.
 """
@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
-from sppdet.environment import set_threads
-from sppdet.features.spp import level_columns, spp_windows
+from sppdet.features.levels import level_columns
+from sppdet.features.spp import spp_windows
+from sppdet.runs.environment import set_threads
 
 LEVELS = (6, 3, 2, 1)
 MAP_HEIGHT, MAP_WIDTH = 43, 65

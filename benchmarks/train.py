@@ -1,11 +1,11 @@
 """All stages of training at the size of VOC 2007: seconds of each, and peak memory.
 
-    python benchmarks/train.py --out DIR [--pictures 5011] [--test 0] [--batches 300000]
+    python benchmarks/train.py --out DIR [--images 5011] [--test 0] [--batches 300000]
                                [--config FILE] [--set KEY=VALUE ...] [--device auto] [--threads T]
 
-Pictures are painted into DIR/set (the demo's, brought to 500 px), weights are random unless --set says
-otherwise; --config is configs/voc07_alexnet_5scale.yaml by default. With fewer pictures or batches the
-seconds are also given as they would be at the full size: those of a picture times 5,011, of a batch times
+Images are painted into DIR/set (the demo's, brought to 500 px), weights are random unless --set says
+otherwise; --config is configs/voc07_alexnet_5scale.yaml by default. With fewer images or batches the
+seconds are also given as they would be at the full size: those of an image times 5,011, of a batch times
 300,000. A run that was stopped goes on; the seconds are then those of what was left. Writes DIR/train.json.
 """
 
@@ -23,23 +23,22 @@ import numpy as np
 import torch
 
 from sppdet import load_config, train
-from sppdet.artifacts import read_json, write_text
-from sppdet.config import available_cores
-from sppdet.data.demo_set import make_demo_set
-from sppdet.data.images import read_image
-from sppdet.data.voc import read_voc_annotation, write_voc_annotation
-from sppdet.environment import set_threads
+from sppdet.demo.set import make_demo_set
+from sppdet.io.images import read_image
+from sppdet.io.voc import read_voc_annotation, write_voc_annotation
 from sppdet.parallel import ordered_map
+from sppdet.runs.artifacts import read_json, write_text
+from sppdet.runs.environment import available_cores, set_threads
 
 CONFIG = Path(__file__).parent.parent / "configs" / "voc07_alexnet_5scale.yaml"
-PICTURES, BATCHES = 5011, 300_000  # of VOC 2007's trainval, of the paper's schedule
+IMAGES, BATCHES = 5011, 300_000  # of VOC 2007's trainval, of the paper's schedule
 LONGER_SIDE = 500
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--test", type=int, default=0)
     parser.add_argument("--batches", type=int, default=BATCHES)
     parser.add_argument("--config", type=Path, default=CONFIG)
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     set_threads(args.threads)
-    root = enlarged_set(args.out, args.pictures, args.test)
+    root = enlarged_set(args.out, args.images, args.test)
     overrides = [
         *(f"data.root={root}", "data.train=trainval", "backbone.weights=none"),
         f"data.test={'test' if args.test else 'null'}",
@@ -60,11 +59,11 @@ def main() -> None:
 
     spent: dict[str, float] = read_json(run / "timings.json")
     factors = {
-        stage: BATCHES / args.batches if stage == "finetune" else PICTURES / args.pictures
+        stage: BATCHES / args.batches if stage == "finetune" else IMAGES / args.images
         for stage in spent
         if stage != "evaluate"
     }
-    print(f"\n{args.pictures} pictures, {args.batches} batches, {args.threads} threads\n")
+    print(f"\n{args.images} images, {args.batches} batches, {args.threads} threads\n")
     print("| stage | seconds | at the full size |\n|---|---|---|")
     for stage, factor in factors.items():
         print(f"| {stage} | {spent[stage]:.1f} | {factor * spent[stage]:.0f} |")
@@ -75,22 +74,22 @@ def main() -> None:
         memory["GPU"] = torch.cuda.max_memory_allocated()
     for place, size in memory.items():
         print(f"peak memory, {place}: {size / 2**30:.1f} GiB")
-    facts = {"pictures": args.pictures, "batches": args.batches, "threads": args.threads}
+    facts = {"images": args.images, "batches": args.batches, "threads": args.threads}
     report = {**facts, "seconds": spent, "projected": whole, "peak_bytes": memory}
     (args.out / "train.json").write_text(json.dumps(report, indent=1))
 
 
-def enlarged_set(out: Path, pictures: int, test: int) -> Path:
-    """The demo set with pictures of VOC's size, painted once."""
-    root = out / f"set-{pictures}-{test}"
+def enlarged_set(out: Path, images: int, test: int) -> Path:
+    """The demo set with images of VOC's size, painted once."""
+    root = out / f"set-{images}-{test}"
     if (root / "done").exists():
         return root
-    small = make_demo_set(out / "small", seed=0, train_images=pictures, test_images=test)
+    small = make_demo_set(out / "small", seed=0, train_images=images, test_images=test)
 
     def enlarge(path: Path) -> None:
-        picture = read_image(path)
-        factor = LONGER_SIDE / max(picture.shape[:2])
-        larger = np.asarray(cv2.resize(picture, None, fx=factor, fy=factor), dtype=np.uint8)
+        image = read_image(path)
+        factor = LONGER_SIDE / max(image.shape[:2])
+        larger = np.asarray(cv2.resize(image, None, fx=factor, fy=factor), dtype=np.uint8)
         target = root / "JPEGImages" / path.name
         cv2.imwrite(str(target), cv2.cvtColor(larger, cv2.COLOR_RGB2BGR))
         objects = read_voc_annotation(small / "Annotations" / f"{path.stem}.xml").objects

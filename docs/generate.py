@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from sppdet import plain_yaml
 from sppdet.classification.config import PretrainConfig, ProbeConfig
-from sppdet.cli import app
+from sppdet.cli.app import app
 from sppdet.config import Config
+from sppdet.io import plain_yaml
 from sppdet.setting_types import Section
 
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 COMMANDS = (
     *("train", "eval", "detect", "propose", "pretrain", "pretrain-eval", "classify", "probe"),
-    *("download", "demo", "info"),
+    *("init", "download", "demo", "info"),
 )
 # page and mark to the settings whose table stands there
 TABLES: dict[tuple[str, str], type[Section]] = {

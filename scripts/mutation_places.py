@@ -13,7 +13,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-AREAS = ("stages", "training", "features", "detection", "evaluation", "proposals")
+AREAS = ("stages", "training", "features", "detection", "evaluation", "proposals", "folders", "io")
 NOT_TESTED_HERE = {"features/spp_triton.py"}  # needs a GPU
 
 

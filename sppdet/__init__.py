@@ -1,11 +1,11 @@
 """sppdet: an SPP-net object detector.
 
 detector = sppdet.Detector.load("runs/mine")
-detections = detector("picture.jpg")
+detections = detector("image.jpg")
 
-Importing this package, or anything of it, changes no state of the process: no environment variable
-and no library's number of threads. What is offered here is loaded when it is first used, so that the
-command line can set variables before torch is imported.
+The names in `__all__` are loaded when they are first used: `import sppdet` is fast, and the command
+line can set environment variables before torch is imported. Importing any module of this package
+changes no state of the process: no environment variable and no library's number of threads.
 """
 
 from __future__ import annotations
@@ -16,28 +16,49 @@ from typing import TYPE_CHECKING, Any
 from sppdet.version import __version__
 
 if TYPE_CHECKING:
-    from sppdet.config_file import load_config
-    from sppdet.detection.detector import Detector
+    from sppdet.boxes import box_iou, nms
     from sppdet.errors import SppdetError
-    from sppdet.pipeline import train
+    from sppdet.features.pyramid import SpatialPyramid
+    from sppdet.features.spp import spp_windows
+    from sppdet.io.settings import load_config
+    from sppdet.proposals.search import selective_search
+    from sppdet.stages.detector import Detector
+    from sppdet.stages.pipeline import train
     from sppdet.types import Detections
-
-__all__ = ["Detections", "Detector", "SppdetError", "__version__", "load_config", "train"]
 
 _MODULE_OF = {
     "Detections": "sppdet.types",
-    "Detector": "sppdet.detection.detector",
+    "Detector": "sppdet.stages.detector",
+    "SpatialPyramid": "sppdet.features.pyramid",
     "SppdetError": "sppdet.errors",
-    "load_config": "sppdet.config_file",
-    "train": "sppdet.pipeline",
+    "box_iou": "sppdet.boxes",
+    "load_config": "sppdet.io.settings",
+    "nms": "sppdet.boxes",
+    "selective_search": "sppdet.proposals.search",
+    "spp_windows": "sppdet.features.spp",
+    "train": "sppdet.stages.pipeline",
 }
+
+__all__ = [
+    "Detections",
+    "Detector",
+    "SpatialPyramid",
+    "SppdetError",
+    "__version__",
+    "box_iou",
+    "load_config",
+    "nms",
+    "selective_search",
+    "spp_windows",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value  # from now on without this function
+    globals()[name] = value  # later uses bypass this function
     return value
 
 

@@ -39,14 +39,14 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
 
 
 def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
-    """The boxes cut to the picture; a box wholly outside ends without area."""
+    """The boxes cut to the image; a box wholly outside ends without area."""
     limit = np.array([width, height, width, height], dtype=np.float32)
     clipped: Boxes = np.clip(boxes, np.float32(0), limit)
     return clipped
 
 
 def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:
-    """The boxes in the picture mirrored left to right."""
+    """The boxes in the image mirrored left to right."""
     flipped: Boxes = boxes.copy()
     flipped[:, 0] = width - boxes[:, 2]
     flipped[:, 2] = width - boxes[:, 0]
@@ -86,14 +86,14 @@ def decode_deltas(proposals: Boxes, deltas: NDArray[np.float32]) -> Boxes:
 
 
 def nms(
-    boxes: Boxes, scores: Scores, *, max_iou: float, most: int | None = None
+    boxes: Boxes, scores: Scores, *, max_iou: float, max_boxes: int | None = None
 ) -> NDArray[np.int64]:
     """Greedy non-maximum suppression by torchvision.
 
     A box goes if its IoU with a kept box of higher score is > `max_iou`.
 
     Args:
-        most: so many boxes are kept at most.
+        max_boxes: maximum number of boxes to keep.
 
     Returns:
         (M,) rows of the boxes kept, in descending score; ties keep the earlier row first.
@@ -105,12 +105,12 @@ def nms(
     # torchvision compares float32 IoUs: 3/10 there is more than 0.3, but not than float32 0.3
     bound = float(np.float32(max_iou))
     # what is kept among the best doesn't depend on the rest, which is looked at only if it must be
-    tried = len(order) if most is None else _TRIED * most
+    tried = len(order) if max_boxes is None else _TRIED * max_boxes
     while True:
         best = order[:tried]
         rank = torch.arange(len(best), 0, -1, dtype=torch.float32)
-        kept = _nms(torch.from_numpy(boxes[best]), rank, bound).numpy()[:most]
-        if tried >= len(order) or len(kept) == most:
+        kept = _nms(torch.from_numpy(boxes[best]), rank, bound).numpy()[:max_boxes]
+        if tried >= len(order) or len(kept) == max_boxes:
             break
         tried *= 2
     rows: NDArray[np.int64] = order[kept].astype(np.int64)

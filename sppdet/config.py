@@ -6,16 +6,14 @@ A stage is handed its own section, never the whole. `config_file` reads them.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from sppdet import plain_yaml
-from sppdet.data.headers import MAX_PIXELS
 from sppdet.errors import ConfigError
 from sppdet.setting_types import (
+    MAX_PIXELS,
     ClassName,
     Count,
     Fraction,
@@ -27,7 +25,6 @@ from sppdet.setting_types import (
     as_list,
     ascending,
     interval,
-    network,
     none_of,
 )
 
@@ -119,7 +116,7 @@ class ProposalsConfig(Section):
 class BackboneConfig(Section):
     """The convolutional layers."""
 
-    name: Annotated[str, AfterValidator(network)] = "alexnet"
+    name: str = "alexnet"
     """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a
     convolutional network of torchvision (alexnet, vgg16, squeezenet1_1, resnet50, ...)."""
     weights: str = "imagenet"
@@ -132,8 +129,8 @@ class FeaturesConfig(Section):
 
     store: Literal["auto", "overflow"] | bool = "auto"
     """Feature maps of training images to write to disk, as float16. true: all; false: none, they are
-    recomputed when needed; overflow: those that don't fit in memory; auto: overflow on one GPU, true
-    otherwise. Choose false when disk space is short."""
+    recomputed when needed; overflow: those that don't fit in the GPU's memory; auto: overflow on one
+    GPU, true otherwise. Choose false when disk space is short."""
     canonical_size: Side = 224
     """Side in pixels of the window that the scales are chosen for: each window is pooled at the image
     scale that brings its area nearest to the square of this. 224 is the input size of ImageNet
@@ -348,8 +345,8 @@ class Config(Section):
         """`svm.layer`, with auto resolved."""
         return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
 
-    def to_yaml(self) -> str:
-        """The settings with every default, `svm.layer` resolved, and finetune: none without a head.
+    def to_plain(self) -> dict[str, Any]:
+        """The settings as plain data: every default, `svm.layer` resolved, no fine-tuning without a head.
 
         Reading them again gives a Config that equals this one but for what was resolved.
         """
@@ -359,21 +356,4 @@ class Config(Section):
         if self.head is None:
             raw["finetune"] = "none"
         raw["svm"]["layer"] = self.svm_layer()
-        return plain_yaml.dump(raw)
-
-
-def worker_count(workers: Literal["auto"] | int) -> int:
-    """The setting `workers`, with auto resolved."""
-    return available_cores() if workers == "auto" else workers
-
-
-def available_cores() -> int:
-    """Cores this process may use; those that `torchrun` starts on one machine share them."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return max(1, cores // local_processes())
-
-
-def local_processes() -> int:
-    """Processes that train together on this machine, as `torchrun` tells."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return raw

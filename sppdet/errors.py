@@ -2,7 +2,7 @@
 
     SppdetError
     ├── ConfigError        a setting: unknown, of the wrong type, impossible
-    ├── DataError          pictures and annotations
+    ├── DataError          images and annotations
     │   ├── AnnotationError
     │   └── ImageError
     ├── ArtifactError      a file of a run: missing, damaged, made by other settings
@@ -13,8 +13,13 @@ The message says where, what and what was expected. It may hold foreign text (na
 read): the command line prints it through `one_line` and exits with status 1.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 class SppdetError(Exception):
@@ -26,7 +31,7 @@ class ConfigError(SppdetError):
 
 
 class DataError(SppdetError):
-    """Something is wrong with the pictures or the annotations."""
+    """Something is wrong with the images or the annotations."""
 
 
 class AnnotationError(DataError):
@@ -34,7 +39,7 @@ class AnnotationError(DataError):
 
 
 class ImageError(DataError):
-    """A picture is missing or can't be decoded."""
+    """An image is missing or can't be decoded."""
 
 
 @contextmanager
@@ -81,6 +86,12 @@ def one_line(text: str, limit: int = 300) -> str:
     head = _leading(pieces, limit // 2)
     tail = _leading(pieces[::-1], (limit - 1) // 2)[::-1]
     return "".join([*head, "…", *tail])
+
+
+def shorten(names: Sequence[str], *, limit: int = 20) -> str:
+    """The names in one line, at most `limit` of them: "a, b and 7 more"."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _escaped(character: str) -> str:

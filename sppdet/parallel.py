@@ -22,7 +22,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """The type that networks multiply in on a device; auto is float16 on a GPU, else float32."""
+    """Resolve the type that networks multiply in on a device; auto: float16 on a GPU, else float32."""
     if precision == "auto":
         precision = "float16" if device.type == "cuda" else "float32"
     found = getattr(torch, precision)
@@ -31,7 +31,7 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
 
 
 def arithmetic(precision: str, device: torch.device) -> str:
-    """Name what decides a network's results beyond its weights: the type it really multiplies in.
+    """Name the type that a network multiplies in, which decides its results beyond its weights.
 
     `auto` is named as the type that it comes to. A GPU's float32 has a name of its own where its
     convolutions round their input to TF32.
@@ -42,14 +42,14 @@ def arithmetic(precision: str, device: torch.device) -> str:
 
 
 def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    """Where networks run in this type, by autocast; float32 is left as it is."""
+    """Return an autocast context in which networks multiply in this type; float32 is left as it is."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-def in_flight(device: torch.device) -> int:
-    """Threads to detect in: while a GPU has a picture, they do for others what follows.
+def detection_threads(device: torch.device) -> int:
+    """Return the number of threads to detect in: on a GPU NMS of one image overlaps the layers of the next.
 
-    0 on a CPU: detection is the caller's own work there.
+    0 on a CPU: the caller's thread detects.
     """
     return 3 if device.type == "cuda" else 0
 
@@ -57,7 +57,7 @@ def in_flight(device: torch.device) -> int:
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
 ) -> Iterator[R]:
-    """`function` of every item, in the items' order, computed by threads, or by the caller's if 0.
+    """Map a function over items with threads, in the items' order; 0 workers: in the caller's thread.
 
     At most `ahead` results (2 × `workers` if None) wait to be taken, so that memory stays bounded.
     The first error, of `function` or of the items, is raised in its place, after which nothing

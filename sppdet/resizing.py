@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from sppdet.errors import ImageError
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 
-def resized(image: Picture, factor: float) -> Picture:
+def resized(image: ImageArray, factor: float) -> ImageArray:
     """Resize an image (H, W, 3) by `factor`, to one pixel or more a side.
 
     The sides are rounded, the positions aren't: what is at x in the image is at x · `factor` in the
@@ -38,14 +38,14 @@ def resized(image: Picture, factor: float) -> Picture:
     return np.asarray(made, dtype=np.uint8)
 
 
-def resized_to(image: Picture, width: int, height: int) -> Picture:
+def resized_to(image: ImageArray, width: int, height: int) -> ImageArray:
     """Resize an image (H, W, 3) to `width` × `height` pixels, each axis by a factor of its own."""
     smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
     shrunk = _to_size(image, smaller, cv2.INTER_AREA)
     return _to_size(shrunk, (width, height), cv2.INTER_LINEAR)
 
 
-def _to_size(image: Picture, size: tuple[int, int], kind: int) -> Picture:
+def _to_size(image: ImageArray, size: tuple[int, int], kind: int) -> ImageArray:
     if size == (image.shape[1], image.shape[0]):
         return image
     try:

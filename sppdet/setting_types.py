@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+# 16320 x 12240, the largest sensor of a phone, fits in; decoded, such an image takes 600 MB
+MAX_PIXELS = 200_000_000
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # without spaces around it, as the readers of annotations give it
 ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -30,15 +33,6 @@ def interval(values: list[float]) -> list[float]:
     if values[0] >= values[1]:
         raise ValueError("expected [low, high] with low < high")
     return values
-
-
-def network(name: str) -> str:
-    from sppdet.features.nets import problem_with_name  # imports torch, which takes its time
-
-    problem = problem_with_name(name)
-    if problem:
-        raise ValueError(problem)
-    return name
 
 
 def none_of(value: Any) -> Any:

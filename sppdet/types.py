@@ -1,6 +1,6 @@
-"""What passes between stages: frozen records whose shapes are checked when they are made.
+"""Data classes passed between stages: frozen, with shapes checked when they are made.
 
-Boxes are float32 `xyxy`, 0-based, half-open, in pixels of the original picture, everywhere.
+Boxes are float32 `xyxy`, 0-based, half-open, in pixels of the original image, everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Boxes = NDArray[np.float32]  # (N, 4) xyxy, original pixels, half-open
 Labels = NDArray[np.int64]  # (N,) 1..K; 0 is background
 Scores = NDArray[np.float32]  # (N,) SVM margins, not probabilities
 Flags = NDArray[np.bool_]
-Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+ImageArray = NDArray[np.uint8]  # (H, W, 3) RGB
 
 
 def _check(array: NDArray[Any], name: str, shape: tuple[int | None, ...], dtype: type) -> None:
@@ -42,10 +42,10 @@ def check_boxes(boxes: NDArray[Any], name: str = "boxes") -> None:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One picture of a data set with its ground truth.
+    """One image of a data set with its ground truth.
 
     `id` is unique in the data set and safe as a file name. `width` and `height` are those of the
-    decoded picture after EXIF orientation; both are 0 where the annotations were read without pictures.
+    decoded image after EXIF orientation; both are 0 where the annotations were read without images.
     """
 
     id: str
@@ -69,10 +69,10 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of one split, in a fixed order, and the class names (label k is names[k - 1]).
+    """The images of one split, in a fixed order, and the class names (label k is names[k - 1]).
 
-    `skipped` lists, one line each, the pictures and boxes that `data.on_error: skip` left out;
-    `clipped_boxes` counts boxes that reached outside their picture.
+    `skipped` lists, one line each, the images and boxes that `data.on_error: skip` left out;
+    `clipped_boxes` counts boxes that reached outside their image.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Class-agnostic candidate boxes of one picture, the most promising first."""
+    """Class-agnostic candidate boxes of one image, the most promising first."""
 
     boxes: Boxes  # (P, 4)
 
@@ -127,7 +127,7 @@ class FeatureMaps:
 
 @dataclass(frozen=True)
 class RegionFeatures:
-    """Pooled features of one picture's proposals; windows that coincide on the cells share a row.
+    """Pooled features of one image's proposals; windows that coincide on the cells share a row.
 
     `values[index[p]]` is the feature vector of proposal p.
     """
@@ -143,9 +143,9 @@ class RegionFeatures:
 
 @dataclass(frozen=True)
 class Detections:
-    """Scored, labelled final boxes of one picture, in descending score.
+    """Scored, labelled final boxes of one image, in descending score.
 
-    `class_names[label - 1]` names a label; `path` is empty where the picture came as an array.
+    `class_names[label - 1]` names a label; `path` is empty where the image came as an array.
     """
 
     boxes: Boxes  # (N, 4)
@@ -196,7 +196,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found; `extra` holds further numbers of the metric (COCO's twelve)."""
+    """Result of an evaluation; `extra` holds further numbers of the metric (COCO's twelve)."""
 
     metric: str
     split: str

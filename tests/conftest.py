@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import shape_sets
+from images import shape_sets
+
+import stages
 from runs import (
     CommandLine,
     pretrain_quietly,
@@ -22,9 +24,9 @@ from runs import (
     write_classifier_settings,
     write_settings,
 )
-
-from sppdet import cli
-from sppdet.features.backbones import Backbone, load_backbone
+from sppdet.cli.main import main
+from sppdet.features.backbones import Backbone
+from sppdet.io.backbone_weights import load_backbone
 
 # a shell that starts the tests in the background has some of them ignored, and so would subprocesses
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -47,6 +49,12 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def no_log_of_an_earlier_world() -> Iterator[None]:
+    yield
+    stages.LOGS.close()
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Two threads for torch, where work is shared out among threads."""
@@ -62,7 +70,7 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small set of pictures in the layout of VOC; not to be changed."""
+    """A small set of images in the layout of VOC; not to be changed."""
     return small_set(tmp_path_factory.mktemp("demo") / "set")
 
 
@@ -88,7 +96,7 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shape_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders named by class: `train` with 20 pictures each, `val` with 6; not to be changed."""
+    """Folders named by class: `train` with 20 images each, `val` with 6; not to be changed."""
     return shape_sets(tmp_path_factory.mktemp("shapes"), train=20, val=6)
 
 
@@ -122,7 +130,7 @@ def sppdet(
         capfd.readouterr()
         status = 0
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 0
         said = capfd.readouterr()

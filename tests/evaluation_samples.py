@@ -36,7 +36,7 @@ def make_detections(rows: list[tuple[int, float, Box]]) -> Detections:
 
 
 def random_split(seed: int) -> tuple[Dataset, dict[str, Detections]]:
-    """Twelve pictures, three classes with objects and one without, ties and difficult objects."""
+    """Twelve images, three classes with objects and one without, ties and difficult objects."""
     rng = np.random.default_rng(seed)
     images, detections = [], {}
     for number in range(12):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from rich.console import Console
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.stage import pretrain
 from sppdet.config import Config
-from sppdet.config_file import load_config, load_settings
-from sppdet.data.demo_set import make_demo_set
-from sppdet.pipeline import Stage, train
-from sppdet.run import Reporter
+from sppdet.demo.set import make_demo_set
+from sppdet.io.settings import load_config, load_settings
+from sppdet.runs.log import ConsoleHandler, handler_added
+from sppdet.stages.context import Stage
+from sppdet.stages.pipeline import train
 from sppdet.types import EvalResult
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -49,9 +51,9 @@ SMALL_CLASSIFIER: dict[str, Any] = {
 # whole under its temporary name, or once it has its own.
 KILLED = """
 import contextlib, os, signal, sys
-import sppdet.artifacts
+import sppdet.runs.artifacts
 pattern, nth, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-genuine, seen = sppdet.artifacts.atomic_path, 0
+genuine, seen = sppdet.runs.artifacts.atomic_path, 0
 
 @contextlib.contextmanager
 def atomic_path(path):
@@ -69,7 +71,7 @@ for module in list(sys.modules.values()):
     if getattr(module, "atomic_path", None) is genuine:
         module.atomic_path = atomic_path
 sys.argv[1:] = sys.argv[4:]
-from sppdet.cli import main
+from sppdet.cli.main import main
 main()
 """
 
@@ -77,6 +79,7 @@ main()
 # Command lines in forks of one process, which imports everything once.
 FORKS = """
 import json, sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from campaigns.fork import start, warm_up
 from runs import KILLED
@@ -132,7 +135,7 @@ class Forks:
 
 
 def small_set(folder: Path) -> Path:
-    """Twelve pictures to train on, six to test, three without annotations."""
+    """Twelve images to train on, six to test, three without annotations."""
     return make_demo_set(folder, seed=3, train_images=12, test_images=6, fresh_images=3)
 
 
@@ -150,9 +153,14 @@ def train_quietly(
     """Train in the folder `run`; returns the evaluation and what was said."""
     said = io.StringIO()
     config = settings if isinstance(settings, Config) else load_config(settings, overrides)
-    reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
-    result = train(config, run, device="cpu", until=until, reporter=reporter)
+    with printed_to(said):
+        result = train(config, run, device="cpu", until=until)
     return result, said.getvalue()
+
+
+def printed_to(file: io.StringIO, *, width: int = 200) -> AbstractContextManager[None]:
+    """Print the messages of a block into a file as the command line prints them."""
+    return handler_added(ConsoleHandler(Console(file=file, width=width, soft_wrap=True)))
 
 
 def torchrun(
@@ -181,9 +189,9 @@ def write_classifier_settings(path: Path, root: Path, **more: Any) -> Path:
 def pretrain_quietly(settings: Path, run: Path, *overrides: str) -> str:
     """Train a classifier in the folder `run`; returns what was said."""
     said = io.StringIO()
-    reporter = Reporter(run, console=Console(file=said, width=200, soft_wrap=True))
     config = load_settings(settings, PretrainConfig, overrides)
-    pretrain(config, run, device="cpu", reporter=reporter)
+    with printed_to(said):
+        pretrain(config, run, device="cpu")
     return said.getvalue()
 
 

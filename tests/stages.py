@@ -6,6 +6,7 @@ scales are such that scale factors are exact, so that the loops need no toleranc
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,20 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from images import SHAPES, save_image
 from numpy.typing import NDArray
-from pictures import SHAPES, save_picture
-from runs import log_of
 
+from runs import log_of
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.cache import PictureCache
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
-from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
-from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
-from sppdet.training.material import Material
-from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Picture
+from sppdet.features.regions import FeatureExtractor
+from sppdet.io.image_cache import ImageCache
+from sppdet.runs.log import JsonLinesHandler, handler_added
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.proposer import Proposer
+from sppdet.stages.training_data import TrainingData
+from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, ImageArray
 
 NAMES = tuple(SHAPES)
 SIDES = ((128, 96), (96, 128), (128, 96), (112, 96))  # the shorter one is 96 everywhere
@@ -44,7 +45,7 @@ Vector = NDArray[np.float64]
 class Scene:
     """One image with its objects and proposals, before it is written."""
 
-    picture: Picture
+    image: ImageArray
     boxes: list[Box]
     labels: list[int]
     difficult: list[bool]
@@ -52,14 +53,14 @@ class Scene:
 
     def mirrored(self) -> Scene:
         """The same scene seen in a mirror."""
-        width = self.picture.shape[1]
+        width = self.image.shape[1]
 
         def flipped(boxes: list[Box]) -> list[Box]:
             return [(width - x2, y1, width - x1, y2) for x1, y1, x2, y2 in boxes]
 
         return replace(
             self,
-            picture=np.ascontiguousarray(self.picture[:, ::-1]),
+            image=np.ascontiguousarray(self.image[:, ::-1]),
             boxes=flipped(self.boxes),
             proposals=flipped(self.proposals),
         )
@@ -72,19 +73,19 @@ def scenes(*, seed: int = 0, proposals: int = 40) -> list[Scene]:
 
 def _scene(rng: np.random.Generator, index: int, count: int) -> Scene:
     width, height = SIDES[index]
-    picture = np.full((height, width, 3), rng.integers(90, 160), dtype=np.int64)
+    image = np.full((height, width, 3), rng.integers(90, 160), dtype=np.int64)
     objects, labels = [], []
     for i in range(2 + index % 2 + 1):
         w, h = rng.integers(24, 44, 2).tolist()
         x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
         label = (index + i) % len(NAMES) + 1
-        inside = picture[y : y + h, x : x + w]
+        inside = image[y : y + h, x : x + w]
         inside[:] = SHAPES[NAMES[label - 1]]
         inside[:: 2 + label] = 0  # stripes, so that one side of an object isn't like another
         inside[: h // 3, : w // 3] = 255
         objects.append((float(x), float(y), float(x + w), float(y + h)))
         labels.append(label)
-    noisy = picture + rng.integers(-12, 13, picture.shape)
+    noisy = image + rng.integers(-12, 13, image.shape)
     boxes = [_near(rng, objects, width, height) for _ in range(count * 2 // 3)]
     boxes += [_anywhere(rng, width, height) for _ in range(count // 3)]
     order = rng.permutation(len(boxes)).tolist()
@@ -116,14 +117,14 @@ class Interrupted(Exception):
     """What ends a stage in the middle."""
 
 
-class WatchedMaps(MapSource):
+class WatchedMaps(MapCache):
     """Maps that note who asked for them, and that may end a stage at the nth request."""
 
     asked: list[tuple[str, bool]]
     stop_at: int | None = None
 
     def of_image(self, image: AnnotatedImage, *, mirrored: bool = False) -> FeatureMaps:
-        """The maps of `MapSource`."""
+        """The maps of `MapCache`."""
         if self.stop_at is not None and len(self.asked) >= self.stop_at:
             raise Interrupted
         self.asked.append((image.id, mirrored))
@@ -132,18 +133,18 @@ class WatchedMaps(MapSource):
 
 @dataclass
 class World:
-    """Scenes as files with the material that the training stages read."""
+    """Scenes as files with the data that the training stages read."""
 
     scenes: list[Scene]
-    material: Material
+    data: TrainingData
     folder: Path
     _maps: dict[int, FeatureMaps] = field(default_factory=dict)
 
     @property
     def maps(self) -> WatchedMaps:
         """The source of the maps."""
-        assert isinstance(self.material.maps, WatchedMaps)
-        return self.material.maps
+        assert isinstance(self.data.maps, WatchedMaps)
+        return self.data.maps
 
     def map_of(self, position: int) -> FeatureMaps:
         """An image's maps, for the slow loops."""
@@ -151,17 +152,20 @@ class World:
             maps = self.maps
             before, stop = list(maps.asked), maps.stop_at
             maps.stop_at = None
-            self._maps[position] = maps.of_image(self.material.dataset.images[position])
+            self._maps[position] = maps.of_image(self.data.dataset.images[position])
             maps.asked[:], maps.stop_at = before, stop
         return self._maps[position]
 
     def feature(self, position: int, box: Box, layer: Layer = "pool5") -> Vector:
         """The raw features of a box."""
-        return slow_feature(self.map_of(position), box, layer, self.material.extractor.head)
+        return slow_feature(self.map_of(position), box, layer, self.data.extractor.head)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The log's records of one kind."""
         return [record for record in log_of(self.folder) if record["event"] == kind]
+
+
+LOGS = contextlib.ExitStack()  # of the world that was made last
 
 
 def make_world(
@@ -174,14 +178,19 @@ def make_world(
     checkpoint_seconds: float = 3600.0,
     seed: int = 0,
 ) -> World:
-    """Write the scenes as PNG files and stored proposals, and put the material together."""
+    """Write the scenes as PNG files and stored proposals, and put the data together.
+
+    What is logged from here on goes to the log of this world, till the next one or the test's end.
+    """
+    LOGS.close()
+    LOGS.enter_context(handler_added(JsonLinesHandler(folder / "log.jsonl")))
     images = []
     for i, scene in enumerate(given):
-        path = save_picture(folder / "images" / f"im{i}.png", scene.picture)
+        path = save_image(folder / "images" / f"im{i}.png", scene.image)
         boxes = np.array(scene.proposals, dtype=np.float32).reshape(-1, 4)
         (folder / "proposals").mkdir(exist_ok=True)
         np.savez(folder / "proposals" / f"im{i}.npz", boxes=boxes)
-        height, width = scene.picture.shape[:2]
+        height, width = scene.image.shape[:2]
         images.append(
             AnnotatedImage(
                 f"im{i}",
@@ -194,22 +203,21 @@ def make_world(
                 np.zeros(len(scene.labels), dtype=np.bool_),
             )
         )
-    pictures = PictureCache()
+    cache = ImageCache()
     config = FeaturesConfig(canonical_size=CANONICAL)
-    maps = WatchedMaps(backbone, SCALES, config, pictures, folder / "store" if store else None)
+    maps = WatchedMaps(backbone, SCALES, config, cache, folder / "store" if store else None)
     maps.asked = []
-    material = Material(
+    data = TrainingData(
         dataset=Dataset("scenes", NAMES, tuple(images)),
-        pictures=pictures,
+        images=cache,
         proposer=Proposer(ProposalsConfig(engine="stored", path=[folder / "proposals"])),
         maps=maps,
-        extractor=Extractor(LEVELS, CANONICAL, head),
+        extractor=FeatureExtractor(LEVELS, CANONICAL, head),
         folder=folder,
         seed=seed,
         checkpoint_seconds=checkpoint_seconds,
-        reporter=Reporter(folder, quiet=True),
     )
-    return World(list(given), material, folder)
+    return World(list(given), data, folder)
 
 
 def small_head(backbone: Backbone, *, seed: int = 3) -> Head:
@@ -351,7 +359,7 @@ def easy_scenes(count: int) -> list[Scene]:
     for i in range(count):
         rng = np.random.default_rng([7, i])
         width, height = SIDES[i % len(SIDES)]
-        picture = np.full((height, width, 3), rng.integers(100, 150), dtype=np.int64)
+        image = np.full((height, width, 3), rng.integers(100, 150), dtype=np.int64)
         boxes, labels = [], []
         for part in range(1 + i % 2):
             half = width // 2
@@ -361,10 +369,10 @@ def easy_scenes(count: int) -> list[Scene]:
             if i % 3 == 1:  # at the border, where boxes are clipped
                 x, y = (x, height - h) if part else (0, y)
             label = (i + part) % len(NAMES) + 1
-            picture[y : y + h, x : x + w] = SHAPES[NAMES[label - 1]]
+            image[y : y + h, x : x + w] = SHAPES[NAMES[label - 1]]
             boxes.append((float(x), float(y), float(x + w), float(y + h)))
             labels.append(label)
-        noisy = np.clip(picture + rng.integers(-6, 7, picture.shape), 0, 255).astype(np.uint8)
+        noisy = np.clip(image + rng.integers(-6, 7, image.shape), 0, 255).astype(np.uint8)
         found.append(Scene(noisy, boxes, labels, [False] * len(boxes), []))
     return found
 
@@ -374,7 +382,7 @@ def write_voc(root: Path, given: Sequence[Scene]) -> Path:
     for folder in ("Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for i, scene in enumerate(given):
-        save_picture(root / "JPEGImages" / f"im{i}.png", scene.picture)
+        save_image(root / "JPEGImages" / f"im{i}.png", scene.image)
         objects = ""
         for box, k, difficult in zip(scene.boxes, scene.labels, scene.difficult, strict=True):
             x1, y1, x2, y2 = (int(side) for side in box)

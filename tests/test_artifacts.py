@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 import sppdet
-from sppdet.artifacts import (
+from sppdet.errors import ArtifactError
+from sppdet.runs.artifacts import (
     atomic_path,
     fingerprint,
     fingerprint_of,
@@ -30,14 +31,13 @@ from sppdet.artifacts import (
     write_tensors,
     write_text,
 )
-from sppdet.errors import ArtifactError
-from sppdet.processes import place, start_of
+from sppdet.runs.processes import place, start_of
 
 SOURCES = sorted(Path(sppdet.__file__).parent.rglob("*.py"))
 WRITER = """
-import sys; from pathlib import Path; import torch; from sppdet.artifacts import write_tensors
+import sys; from pathlib import Path; import torch; from sppdet.runs.artifacts import write_tensors
 names = {"b", "a", "weights", "biases", "refs0"}
-about = {key: 1 for key in {"done", "picture", "batch", "x"}}
+about = {key: 1 for key in {"done", "image", "batch", "x"}}
 write_tensors(Path(sys.argv[1]), {n: torch.arange(5.0) for n in names}, made_by="f", about=about)
 """
 
@@ -84,7 +84,7 @@ def test_every_name_that_the_file_system_takes_can_be_written(tmp_path: Path) ->
 
 # two processes that write into a folder
 WAITING = """
-import os, sys, time; from pathlib import Path; from sppdet.artifacts import atomic_path
+import os, sys, time; from pathlib import Path; from sppdet.runs.artifacts import atomic_path
 name = "a" if os.fork() else "b"
 with atomic_path(Path(sys.argv[1]) / name) as temporary:
     temporary.write_text("half"); line = f"{name} {os.getpid()} {temporary}\\n"
@@ -328,8 +328,8 @@ def test_the_search_for_such_code_finds_it() -> None:
 
 
 def test_yaml_loader_makes_no_objects(tmp_path: Path) -> None:
-    from sppdet.config_file import read_yaml
     from sppdet.errors import ConfigError
+    from sppdet.io.settings import read_yaml
 
     path = tmp_path / "a.yaml"
     path.write_text(f"x: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]\n")

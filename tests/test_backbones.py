@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
-from runs import CommandLine, write_settings
 from safetensors.torch import save_file
-from samples import random_picture
+from samples import random_image
 from torch import nn
 
-from sppdet.artifacts import read_tensors, write_tensors
+from runs import CommandLine, write_settings
 from sppdet.classification.classifier import SppClassifier, build_classifier, save_classifier
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig
-from sppdet.config_file import check_config
 from sppdet.errors import WeightsError
-from sppdet.features import backbones
-from sppdet.features.backbones import Backbone, conv_backbone, load_backbone, to_input
+from sppdet.features.backbones import Backbone, conv_backbone, to_input
 from sppdet.features.graph import geometry_of
 from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
-from sppdet.features.regions import Extractor
+from sppdet.features.regions import FeatureExtractor
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.settings import check_config
+from sppdet.runs.artifacts import read_tensors, write_tensors
 
 GEOMETRY: list[tuple[str, int, float, int]] = [
     ("alexnet", 16, 15.5, 256),
@@ -131,7 +131,7 @@ def test_within_channel_norm_against_a_slow_loop() -> None:
     torch.testing.assert_close(WithinChannelNorm()(x), expected)
 
 
-def test_the_detectors_zf5_maps_a_224_picture_to_14() -> None:
+def test_the_detectors_zf5_maps_a_224_image_to_14() -> None:
     # 112, 56 (pool), 28, 14 (pool): every layer padded by ⌊k/2⌋
     layers = conv_backbone("zf5_detector").layers
     with torch.inference_mode():
@@ -139,27 +139,27 @@ def test_the_detectors_zf5_maps_a_224_picture_to_14() -> None:
 
 
 def test_input_is_normalised_rgb(rng: np.random.Generator) -> None:
-    picture = random_picture(rng, width=90, height=70)
-    x = to_input(picture, 1.0)
-    expected = (torch.from_numpy(picture).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / (
+    image = random_image(rng, width=90, height=70)
+    x = to_input(image, 1.0)
+    expected = (torch.from_numpy(image).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / (
         torch.tensor([0.229, 0.224, 0.225])
     )
     torch.testing.assert_close(x[0].permute(1, 2, 0).contiguous(), expected, rtol=1e-5, atol=1e-5)
-    larger = to_input(picture, 1.5)
+    larger = to_input(image, 1.5)
     assert larger.shape == (1, 3, 105, 135)
-    resized = cv2.resize(picture, (135, 105), interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(image, (135, 105), interpolation=cv2.INTER_LINEAR)
     torch.testing.assert_close(larger, to_input(np.asarray(resized, np.uint8), 1.0))
-    assert to_input(picture, 0.01).shape == (1, 3, 64, 64)
+    assert to_input(image, 0.01).shape == (1, 3, 64, 64)
 
 
 def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
-    picture = random_picture(rng, width=100, height=80)
-    maps = tiny.feature_maps(tiny.scaled(picture, [80, 120, 160], FeaturesConfig(max_side=150)))
+    image = random_image(rng, width=100, height=80)
+    maps = tiny.feature_maps(tiny.scaled(image, [80, 120, 160], FeaturesConfig(max_side=150)))
     assert maps.scale_factors.tolist() == [1.0, 1.5]  # the cap makes the last two one
     assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19)]
     assert (maps.stride, maps.offset) == (8, 0.5)
     with torch.inference_mode():
-        assert torch.equal(maps.maps[0], tiny.layers(to_input(picture, 1.0))[0])
+        assert torch.equal(maps.maps[0], tiny.layers(to_input(image, 1.0))[0])
 
 
 def test_random_weights_are_those_of_the_seed() -> None:
@@ -295,7 +295,7 @@ def test_weights_of_convolutions_alone_have_no_classifier(tmp_path: Path) -> Non
     state = tv.alexnet(weights=None).features.state_dict(prefix="features.")
     path = save(dict(state), tmp_path / "conv.safetensors")
     assert load_backbone("alexnet", path).fc is None
-    assert backbones.load_backbone("tiny", "none").fc is None
+    assert load_backbone("tiny", "none").fc is None
 
 
 # -- the run of a classifier ---------------------------------------------------------------------
@@ -346,14 +346,14 @@ def test_the_detectors_first_features_are_the_classifiers(
     backbone = load_backbone("tiny", str(tmp_path))
     assert backbone.fc is not None and backbone.fc.levels == (3, 1)
     head = build_head(backbone, levels, HeadConfig(widths=widths), outputs=5, seed=0).eval()
-    picture = random_picture(rng, width=120, height=90)
+    image = random_image(rng, width=120, height=90)
     hidden = {}
     with torch.inference_mode():
-        pooled = classifier.pyramid(classifier.conv(to_input(picture, 1.0)))
+        pooled = classifier.pyramid(classifier.conv(to_input(image, 1.0)))
         hidden["fc6"] = torch.relu(classifier.head.fc6(pooled))  # type: ignore[operator]
         hidden["fc7"] = torch.relu(classifier.head.fc7(hidden["fc6"]))  # type: ignore[operator]
-    maps = backbone.feature_maps(backbone.scaled(picture, [90], FeaturesConfig()))
-    extractor = Extractor(levels, 90, head)
+    maps = backbone.feature_maps(backbone.scaled(image, [90], FeaturesConfig()))
+    extractor = FeatureExtractor(levels, 90, head)
     whole = np.array([[0, 0, 120, 90]], np.float32)
     side = maps.maps[0].shape
     assert extractor.windows(maps, whole).cells.tolist() == [[0, 0, 0, side[2] - 1, side[1] - 1]]

@@ -93,11 +93,11 @@ def test_flip(rng: np.random.Generator) -> None:
     assert flip_boxes(np.array([[1, 2, 4, 9]], np.float32), width=10).tolist() == [[6, 2, 9, 9]]
     boxes = random_boxes(rng, 50, width=80, height=60, whole=True)
     assert np.array_equal(flip_boxes(flip_boxes(boxes, width=80), width=80), boxes)
-    picture = np.zeros((60, 80), int)
+    image = np.zeros((60, 80), int)
     x1, y1, x2, y2 = map(int, boxes[0].tolist())
-    picture[y1:y2, x1:x2] = 1
+    image[y1:y2, x1:x2] = 1
     x1, y1, x2, y2 = map(int, flip_boxes(boxes[:1], width=80)[0].tolist())
-    assert picture[:, ::-1][y1:y2, x1:x2].all() and picture.sum() == (x2 - x1) * (y2 - y1)
+    assert image[:, ::-1][y1:y2, x1:x2].all() and image.sum() == (x2 - x1) * (y2 - y1)
 
 
 def test_deltas_by_hand() -> None:
@@ -131,7 +131,7 @@ def test_nms_against_a_slow_loop_with_ties(max_iou: float) -> None:
         scores = (rng.integers(0, 6, 60) / 2).astype(np.float32)
         assert nms(boxes, scores, max_iou=max_iou).tolist() == slow_nms(boxes, scores, max_iou)
         for most in (1, 2, 7, 1000):
-            kept = nms(boxes, scores, max_iou=max_iou, most=most).tolist()
+            kept = nms(boxes, scores, max_iou=max_iou, max_boxes=most).tolist()
             assert kept == slow_nms(boxes, scores, max_iou)[:most]
 
 

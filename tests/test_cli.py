@@ -14,12 +14,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from runs import CommandLine, contents, log_of, write_settings
 
-from sppdet.artifacts import read_tensors
+from runs import CommandLine, contents, log_of, write_settings
 from sppdet.config import ProposalsConfig
-from sppdet.config_file import load_config
-from sppdet.proposals.stored import StoredProposals, file_name
+from sppdet.io.settings import load_config
+from sppdet.io.stored_proposals import StoredProposals, file_name
+from sppdet.runs.artifacts import read_tensors
 from sppdet.version import __version__
 
 COMMANDS = {
@@ -117,13 +117,13 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
         lambda settings, _, empty: ["detect", empty, settings.parent / "set", "--out", empty],
         "not a run",
     ),
-    "missing pictures": (
+    "missing images": (
         lambda _, run, empty: ["detect", run, empty / "a", "--out", empty],
         "a: no such file or folder",
     ),
-    "no picture in the folder": (
+    "no image in the folder": (
         lambda _, run, empty: ["detect", run, empty, "--out", empty],
-        "no pictures found",
+        "no images found",
     ),
     "eval of nothing": (
         lambda _, __, ___: ["eval"],
@@ -208,24 +208,24 @@ def test_an_interruption_is_one_line(
     def interrupted(_: Path) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sppdet.info.describe_run", interrupted)
+    monkeypatch.setattr("sppdet.cli.info.describe_run", interrupted)
     assert sppdet("info", trained) == (130, "", "interrupted\n")
 
 
-def test_a_broken_picture_stops_training_or_is_skipped(
+def test_a_broken_image_stops_training_or_is_skipped(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "set"
     shutil.copytree(demo_root, root)
-    (root / "JPEGImages" / "000004.jpg").write_bytes(b"\xff\xd8 no picture")
+    (root / "JPEGImages" / "000004.jpg").write_bytes(b"\xff\xd8 no image")
     config = write_settings(tmp_path / "c.yaml", root)
     data = ["--run", tmp_path / "run", "--until", "data"]
     status, _, err = sppdet("train", config, *data)
     message = error_of(status, err)
-    assert "000004.jpg: can't be decoded as a picture" in message
+    assert "000004.jpg: can't be decoded as an image" in message
     status, out, _ = sppdet("train", config, *data, "--set", "data.on_error=skip")
     assert status == 0
-    assert "11 pictures" in out and "skipped: " in out and "000004.jpg" in out
+    assert "11 images" in out and "skipped: " in out and "000004.jpg" in out
 
 
 def test_train_on_a_finished_run(
@@ -272,7 +272,7 @@ def test_eval_of_a_run_by_another_metric(sppdet: CommandLine, run_copy: Path) ->
 
 
 @pytest.mark.parametrize("form", ["comp4", "COCO"])
-def test_eval_of_anyones_detections_without_pictures(
+def test_eval_of_anyones_detections_without_images(
     sppdet: CommandLine, demo_root: Path, trained: Path, tmp_path: Path, form: str
 ) -> None:
     root = tmp_path / "set"

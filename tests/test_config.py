@@ -10,8 +10,9 @@ import yaml
 
 from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.config import Config, FinetuneConfig
-from sppdet.config_file import check_config, load_config, load_settings
 from sppdet.errors import ConfigError
+from sppdet.io import plain_yaml
+from sppdet.io.settings import check_config, load_config, load_settings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 LEAST = {"data": {"root": "/data", "train": "trainval"}}
@@ -32,7 +33,7 @@ def refusal(path: Path, *overrides: str) -> str:
 
 
 def read_again(config: Config) -> Config:
-    return check_config(yaml.safe_load(config.to_yaml()), "again", Config)
+    return check_config(yaml.safe_load(plain_yaml.dump(config.to_plain())), "again", Config)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -82,7 +83,7 @@ DEFAULTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_default_is_the_papers(key: str) -> None:
-    value: Any = yaml.safe_load(check_config(LEAST, "least", Config).to_yaml())
+    value: Any = yaml.safe_load(plain_yaml.dump(check_config(LEAST, "least", Config).to_plain()))
     for part in key.split("."):
         value = value[part]
     assert value == DEFAULTS[key]
@@ -94,13 +95,13 @@ def test_shipped_config(path: Path | None) -> None:
         pytest.skip("configs/ holds no YAML file")
     if path.name.startswith("pretrain_"):
         settings = load_settings(path, PretrainConfig)
-        plain = yaml.safe_load(settings.to_yaml())
+        plain = yaml.safe_load(plain_yaml.dump(settings.to_plain()))
         assert check_config(plain, "again", PretrainConfig) == settings
     elif path.name.startswith("probe_"):
         load_settings(path, ProbeConfig)
     else:
         config = load_config(path)
-        assert read_again(config).to_yaml() == config.to_yaml()
+        assert read_again(config).to_plain() == config.to_plain()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_exponents_are_numbers(text: str, value: float, tmp_path: Path) -> None:
 def test_base_and_paths_relative_to_each_file(tmp_path: Path) -> None:
     write(
         tmp_path / "common" / "base.yaml",
-        "data: {root: [pictures, /abs], train: t, images: img}\nbackbone: {weights: w.pth}\n"
+        "data: {root: [images, /abs], train: t, images: img}\nbackbone: {weights: w.pth}\n"
         "svm: {C: 0.5, bias: 2.0}\nstore: kept\nscales: [300, 400]\n",
     )
     write(tmp_path / "mid" / "mid.yaml", "base: ../common/base.yaml\nsvm: {bias: 3.0}\n")
@@ -191,7 +192,7 @@ def test_base_and_paths_relative_to_each_file(tmp_path: Path) -> None:
     )
     config = load_config(top)
     common = tmp_path / "common"
-    assert config.data.root == [common / "pictures", Path("/abs")]
+    assert config.data.root == [common / "images", Path("/abs")]
     assert config.data.images == common / "img"
     assert config.backbone.weights == str(common / "w.pth")
     assert config.store == common / "kept"

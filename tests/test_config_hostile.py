@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import CommandLine
 
-from sppdet import plain_yaml
+from runs import CommandLine
 from sppdet.config import Config
-from sppdet.config_file import check_config, load_config
 from sppdet.errors import ConfigError, one_line
+from sppdet.io import plain_yaml
+from sppdet.io.settings import check_config, load_config
 
 LEAST = "data: {root: d, train: t}\n"
 
@@ -337,7 +337,7 @@ def test_a_run_keeps_names_that_look_like_numbers() -> None:
     classes = ["1e5", "no", "08", "0o7", "1_000", "~"]
     raw = {"data": {"root": "/d", "train": "2007", "classes": classes}}
     config = check_config(raw, "f", Config)
-    again = check_config(plain_yaml.parse(config.to_yaml()), "again", Config)
+    again = check_config(plain_yaml.parse(plain_yaml.dump(config.to_plain())), "again", Config)
     assert again.data == config.data and again.data.classes == classes
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from runs import contents
 
+from runs import contents
 from sppdet.boxes import box_iou
-from sppdet.data import crops
-from sppdet.data.crops import BACKGROUND, CropConfig, cut_crop, draw_crops, write_crops
-from sppdet.data.dataset import load_dataset
-from sppdet.data.images import read_image
+from sppdet.classification import crops
+from sppdet.classification.crops import BACKGROUND, CropConfig, cut_crop, draw_crops, write_crops
 from sppdet.errors import DataError
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import read_image
 from sppdet.randomness import rng
 from sppdet.types import Boxes, Dataset
 
@@ -33,7 +33,7 @@ def dataset(demo_root: Path) -> Dataset:
         images=None,
         class_names=None,
         on_error="stop",
-        read_pictures=True,
+        read_images=True,
         known=None,
     )
 
@@ -63,7 +63,7 @@ def test_no_place_for_background(monkeypatch: pytest.MonkeyPatch) -> None:
     assert crops._background(whole, (320, 240), np.random.default_rng(0)) is None
 
 
-def test_a_picture_without_objects_has_background() -> None:
+def test_a_image_without_objects_has_background() -> None:
     none = np.zeros((0, 4), dtype=np.float32)
     box = crops._background(none, (320, 240), np.random.default_rng(0))
     assert box is not None and (box[0, 2:] > box[0, :2]).all()
@@ -87,12 +87,12 @@ def seen_box(crop: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> list[int]
 def test_the_object_lies_in_the_middle_at_the_detectors_scale(
     corners: tuple[int, int, int, int], factor: float
 ) -> None:
-    picture = np.zeros((240, 320, 3), dtype=np.uint8)
+    image = np.zeros((240, 320, 3), dtype=np.uint8)
     x1, y1, x2, y2 = corners
-    picture[y1:y2, x1:x2] = 255
+    image[y1:y2, x1:x2] = 255
     rng, zooms = np.random.default_rng(0), []
     for _ in range(40):
-        crop = cut_crop(picture, box_of(*corners), SMALL, rng=rng)
+        crop = cut_crop(image, box_of(*corners), SMALL, rng=rng)
         assert crop.shape == (56, 56, 3) and crop.dtype == np.uint8
         left, top, right, bottom = seen_box(crop)
         assert abs((left + right) / 2 - 28) <= 1 and abs((top + bottom) / 2 - 28) <= 1
@@ -104,50 +104,50 @@ def test_the_object_lies_in_the_middle_at_the_detectors_scale(
 
 
 def test_a_cap_on_the_longer_side() -> None:
-    picture = np.zeros((100, 400, 3), dtype=np.uint8)
-    picture[30:70, 180:220] = 255
+    image = np.zeros((100, 400, 3), dtype=np.uint8)
+    image[30:70, 180:220] = 255
     capped = replace(SMALL, scales=(100,), max_side=200)  # half, not once
     for config, factor in ((replace(SMALL, scales=(100,)), 1.0), (capped, 0.5)):
-        crop = cut_crop(picture, box_of(180, 30, 220, 70), config, rng=np.random.default_rng(1))
+        crop = cut_crop(image, box_of(180, 30, 220, 70), config, rng=np.random.default_rng(1))
         left, _, right, _ = seen_box(crop)
         assert (right - left) / 40 == pytest.approx(factor, rel=0.25)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1, 2])
-def test_a_crop_is_a_part_of_the_resized_picture(
+def test_a_crop_is_a_part_of_the_resized_image(
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a change of scale; half a pixel beside it would show at factor 2."""
     monkeypatch.setattr(crops, "_ZOOM", 0.0)
-    picture = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
     config = CropConfig(scales=(int(100 * factor),), canonical_size=40, side=20, max_side=2400)
-    crop = cut_crop(picture, box_of(40, 30, 60, 70), config, rng=np.random.default_rng(0))
+    crop = cut_crop(image, box_of(40, 30, 60, 70), config, rng=np.random.default_rng(0))
     size, kind = (int(120 * factor), int(100 * factor)), cv2.INTER_LINEAR
-    larger = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else kind)
+    larger = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else kind)
     first = int(50 * factor) - 10
     difference = larger[first : first + 20, first : first + 20].astype(int) - crop
     assert np.abs(difference).max() <= 2
 
 
-def test_outside_the_picture_is_the_mean_colour() -> None:
-    picture = np.zeros((60, 60, 3), dtype=np.uint8)
+def test_outside_the_image_is_the_mean_colour() -> None:
+    image = np.zeros((60, 60, 3), dtype=np.uint8)
     config = CropConfig(scales=(40,), canonical_size=40, side=120, max_side=2400)
-    crop = cut_crop(picture, box_of(0, 0, 60, 60), config, rng=np.random.default_rng(0))
+    crop = cut_crop(image, box_of(0, 0, 60, 60), config, rng=np.random.default_rng(0))
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1), (60, 2)):
         assert np.abs(crop[row, column] - MEAN).max() <= 1
     assert not crop[60, 60].any()
 
 
-def test_crops_of_one_picture(dataset: Dataset) -> None:
+def test_crops_of_one_image(dataset: Dataset) -> None:
     image = max(dataset.images, key=lambda image: len(image.gt_boxes))
     assert len(image.gt_boxes) > 3
-    picture = read_image(image.path)
-    labels = [label for _, label in draw_crops(image, picture, SMALL, rng=np.random.default_rng(0))]
+    pixels = read_image(image.path)
+    labels = [label for _, label in draw_crops(image, pixels, SMALL, rng=np.random.default_rng(0))]
     assert labels[-1] == 0 and len(labels) == 4
     assert set(labels[:3]) <= set(image.gt_labels.tolist())
     difficult = replace(image, difficult=np.arange(len(image.gt_boxes)) != 1)
     labels = [
-        label for _, label in draw_crops(difficult, picture, SMALL, rng=np.random.default_rng(0))
+        label for _, label in draw_crops(difficult, pixels, SMALL, rng=np.random.default_rng(0))
     ]
     assert labels == [image.gt_labels[1], 0]
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sppdet.data.coco import (
+from sppdet.errors import AnnotationError
+from sppdet.evaluation.coco import to_coco
+from sppdet.io.coco import (
     coco_file,
     read_coco_annotations,
     read_coco_ids,
     read_coco_set,
-    to_coco,
 )
-from sppdet.data.records import Skips
-from sppdet.errors import AnnotationError
+from sppdet.io.records import Skips
 from sppdet.types import AnnotatedImage, Dataset
 
 STOP = Skips(stop=True)
@@ -224,11 +224,11 @@ def test_ids_of_stems_that_clash(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["val", "images/val", "images", "."])
 def test_layouts(tmp_path: Path, name: str, folder: str) -> None:
     _write(tmp_path / name, _data())
-    picture = tmp_path / folder / "b.jpg"
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.touch()
+    image = tmp_path / folder / "b.jpg"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    image.touch()
     assert coco_file(tmp_path, "val") == tmp_path / name
-    assert read_coco_set(tmp_path, "val", images=None, skips=STOP)[0].path == picture
+    assert read_coco_set(tmp_path, "val", images=None, skips=STOP)[0].path == image
     elsewhere = tmp_path / "else"
     assert (
         read_coco_set(tmp_path, "val", images=elsewhere, skips=STOP)[0].path == elsewhere / "b.jpg"

@@ -1,4 +1,4 @@
-"""Data sets: joining, checking and labelling annotations; the memory of pictures."""
+"""Data sets: joining, checking and labelling annotations; the memory of images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.data.cache import PictureCache
-from sppdet.data.dataset import load_dataset
-from sppdet.data.images import decode
 from sppdet.errors import AnnotationError, DataError, ImageError
+from sppdet.io.dataset import load_dataset
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.images import decode
 from sppdet.types import Dataset
 
 Item = tuple[str, int, int, int, int]  # name, xmin, ymin, xmax, ymax, 1-based inclusive
 Content = dict[str, Sequence[Item]]
-SIZE = (60, 40)  # width, height of every picture made here
+SIZE = (60, 40)  # width, height of every image made here
 
 
 def _voc(root: Path, content: Content, set_name: str = "train") -> Path:
@@ -49,7 +49,7 @@ def _load(*roots: Path, **changes: Any) -> Dataset:
         "images": None,
         "class_names": None,
         "on_error": "stop",
-        "read_pictures": True,
+        "read_images": True,
         "known": None,
     }
     return load_dataset(**{**settings, **changes})
@@ -88,7 +88,7 @@ def test_workers_make_no_difference(tmp_path: Path) -> None:
         assert np.array_equal(a.gt_boxes, b.gt_boxes)
 
 
-def test_turned_picture_has_the_size_it_is_shown_with(tmp_path: Path) -> None:
+def test_turned_image_has_the_size_it_is_shown_with(tmp_path: Path) -> None:
     root = _voc(tmp_path, {"a": [("cat", 1, 1, 40, 60)]})
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -112,7 +112,7 @@ def test_boxes_are_clipped_and_counted(tmp_path: Path, caplog: pytest.LogCapture
         (("cat", 15, 2, 14, 9), "a.xml, object 2: xmax 14 < xmin 15"),
         (
             ("cat", 70, 2, 80, 9),
-            "a.xml, object 2: box (69, 1, 80, 9) lies outside the 60x40 picture",
+            "a.xml, object 2: box (69, 1, 80, 9) lies outside the 60x40 image",
         ),
     ],
 )
@@ -126,8 +126,8 @@ def test_box_without_area(tmp_path: Path, item: Item, problem: str) -> None:
     assert dataset.images[0].gt_boxes.tolist() == [[0, 0, 9, 9], [1, 1, 8, 8]]
 
 
-@pytest.mark.parametrize("kind", ["no picture", "broken picture", "no xml", "broken xml"])
-def test_picture_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["no image", "broken image", "no xml", "broken xml"])
+def test_image_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
     root = _voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)], "b": [("cat", 1, 1, 9, 9)]})
     xml = kind.endswith("xml")
     path = root / ("Annotations/a.xml" if xml else "JPEGImages/a.jpg")
@@ -145,7 +145,7 @@ def test_picture_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     root = _voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)]})
     (root / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"no picture can be read; the first: .*a\.jpg"):
+    with pytest.raises(DataError, match=r"no image can be read; the first: .*a\.jpg"):
         _load(root, on_error="skip")
     with pytest.raises(DataError, match="no set is named"):
         _load(root, sets=[None])
@@ -153,10 +153,10 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         _load(root, sets=["train", "test"])
 
 
-def test_without_pictures_nothing_is_clipped(tmp_path: Path) -> None:
+def test_without_images_nothing_is_clipped(tmp_path: Path) -> None:
     root = _voc(tmp_path, {"a": [("cat", 0, 1, 999, 30)]})
     (root / "JPEGImages" / "a.jpg").unlink()
-    dataset = _load(root, read_pictures=False)
+    dataset = _load(root, read_images=False)
     image = dataset.images[0]
     assert (image.width, image.height, dataset.clipped_boxes) == (0, 0, 0)
     assert image.gt_boxes.tolist() == [[-1, 0, 999, 30]]
@@ -258,26 +258,26 @@ def test_rounding_is_not_counted_as_clipping(tmp_path: Path) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of every picture that is decoded."""
+    """The name of every image that is decoded."""
     names: list[str] = []
 
     def count(data: bytes, path: Path, **bounds: int) -> Any:
         names.append(Path(path).name)
         return decode(data, path, **bounds)
 
-    monkeypatch.setattr("sppdet.data.cache.decode", count)
+    monkeypatch.setattr("sppdet.io.image_cache.decode", count)
     return names
 
 
-def test_known_pictures_are_not_decoded_again(tmp_path: Path, decoded: list[str]) -> None:
+def test_known_images_are_not_decoded_again(tmp_path: Path, decoded: list[str]) -> None:
     root = _voc(tmp_path / "set", {"a": [("cat", 1, 1, 9, 9)], "b": []})
-    store = tmp_path / "cache" / "pictures.json"
-    known = PictureCache.load(store)  # there is none yet
+    store = tmp_path / "cache" / "images.json"
+    known = ImageCache.load(store)  # there is none yet
     first = _load(root, known=known)
     assert sorted(decoded) == ["a.jpg", "b.jpg"]
     known.save(store)
     decoded.clear()
-    again = PictureCache.load(store)
+    again = ImageCache.load(store)
     second = _load(root, known=again)
     assert decoded == []
     assert [(i.width, i.height) for i in second.images] == [SIZE, SIZE]
@@ -286,24 +286,24 @@ def test_known_pictures_are_not_decoded_again(tmp_path: Path, decoded: list[str]
     assert len(again) == 2
 
 
-def test_changed_picture_is_read_again(tmp_path: Path, decoded: list[str]) -> None:
+def test_changed_image_is_read_again(tmp_path: Path, decoded: list[str]) -> None:
     path = tmp_path / "a.bmp"
     Image.new("RGB", SIZE).save(path)
-    cache = PictureCache()
+    cache = ImageCache()
     before = cache.look(path)
-    cache.save(tmp_path / "pictures.json")
+    cache.save(tmp_path / "images.json")
     Image.new("RGB", SIZE, (9, 9, 9)).save(path)  # the same number of bytes
     os.utime(path, ns=(before.mtime_ns, before.mtime_ns))  # and, for all that tells, as old
-    again = PictureCache.load(tmp_path / "pictures.json")
+    again = ImageCache.load(tmp_path / "images.json")
     assert again.look(path).file_bytes == before.file_bytes
     assert again.digest(path) != before.digest
     assert len(decoded) == 2
 
 
-def test_undecodable_picture_is_not_remembered(tmp_path: Path) -> None:
+def test_undecodable_image_is_not_remembered(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"nothing")
-    cache = PictureCache()
+    cache = ImageCache()
     with pytest.raises(ImageError, match="can't be decoded"):
         cache.look(path)
     assert len(cache) == 0
@@ -312,21 +312,21 @@ def test_undecodable_picture_is_not_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": 2, "pictures": {"a": {"width": 1}}}', '{"version": 2}']
+    "text", ["", "{", "[]", '{"version": 2, "images": {"a": {"width": 1}}}', '{"version": 2}']
 )
 def test_damaged_cache_is_empty(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "pictures.json"
+    path = tmp_path / "images.json"
     path.write_text(text)
-    assert len(PictureCache.load(path)) == 0
+    assert len(ImageCache.load(path)) == 0
     assert "damaged" in caplog.text
 
 
 def test_cache_of_another_version_is_empty(tmp_path: Path) -> None:
-    path = tmp_path / "pictures.json"
-    path.write_text('{"version": 0, "pictures": {"a": "b"}}')
-    assert len(PictureCache.load(path)) == 0
+    path = tmp_path / "images.json"
+    path.write_text('{"version": 0, "images": {"a": "b"}}')
+    assert len(ImageCache.load(path)) == 0
 
 
 @pytest.mark.parametrize(("name", "classes"), [("frk5", 5), ("fddb", 1)])

@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import sppdet.data.images
-from sppdet.data.images import decode, read_image
+import sppdet.io.images
 from sppdet.errors import ImageError
+from sppdet.io.images import decode, read_image
 
 
 def written(suffix: str, values: NDArray[Any]) -> bytes:
@@ -240,9 +240,9 @@ def test_black_and_grey_stay_so() -> None:
 
 def test_eight_bits_stay_as_they_are_and_nothing_is_said() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    image = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
     for suffix in (".png", ".tiff", ".bmp", ".ppm", ".jpg", ".webp", ".pam", ".ras"):
-        data = written(suffix, picture)
+        data = written(suffix, image)
         bgr: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         decoded = decode(data, "plain")
         assert np.array_equal(decoded.pixels, bgr[:, :, ::-1]), suffix
@@ -251,8 +251,8 @@ def test_eight_bits_stay_as_they_are_and_nothing_is_said() -> None:
 
 def test_large_images_are_converted_in_place() -> None:
     rng = np.random.default_rng(0)
-    picture = cv2.resize(rng.integers(0, 256, (30, 20, 3)).astype(np.uint8), (1999, 2999))
-    assert np.array_equal(decode(written(".bmp", picture), "large").pixels, picture)
+    image = cv2.resize(rng.integers(0, 256, (30, 20, 3)).astype(np.uint8), (1999, 2999))
+    assert np.array_equal(decode(written(".bmp", image), "large").pixels, image)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "1", "RGBA", "CMYK", "I;16"])
@@ -260,19 +260,19 @@ def test_modes(mode: str) -> None:
     """The colours under transparency stay; CMYK comes out as Pillow has it."""
     colour = Image.new("RGB", (6, 4), (200, 200, 200))
     if mode == "I;16":
-        picture = Image.fromarray(np.full((4, 6), 200 * 257, dtype=np.uint16))
+        image = Image.fromarray(np.full((4, 6), 200 * 257, dtype=np.uint16))
     elif mode == "PA":
-        picture = Image.new("P", (6, 4), 1)
-        picture.putpalette([0, 0, 0, 200, 200, 200])
-        picture.info["transparency"] = 1
+        image = Image.new("P", (6, 4), 1)
+        image.putpalette([0, 0, 0, 200, 200, 200])
+        image.info["transparency"] = 1
     elif mode == "P":
-        picture = colour.quantize(4)
+        image = colour.quantize(4)
     else:
-        picture = colour.convert(mode, dither=Image.Dither.NONE)
+        image = colour.convert(mode, dither=Image.Dither.NONE)
     if mode in ("LA", "RGBA"):
-        picture.putalpha(0)
+        image.putalpha(0)
     file = io.BytesIO()
-    picture.save(file, "JPEG" if mode == "CMYK" else "PNG")
+    image.save(file, "JPEG" if mode == "CMYK" else "PNG")
     pixels = decode(file.getvalue(), "mode").pixels
     assert pixels.shape == (4, 6, 3)
     assert np.abs(pixels.astype(int) - (255 if mode == "1" else 200)).max() <= 2
@@ -294,7 +294,7 @@ def test_half_floats_are_refused_in_a_line() -> None:
 def test_it_is_said_once_a_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sppdet.data.images, "_said", set())
+    monkeypatch.setattr(sppdet.io.images, "_warned", set())
     paths = []
     for k, maximum in enumerate((4000, 4001, 1000)):
         paths.append(tmp_path / f"{k}.png")

@@ -11,8 +11,8 @@ import pytest
 from torchvision import datasets
 from torchvision.datasets import voc
 
-from sppdet.data.download import download_voc
 from sppdet.errors import DataError
+from sppdet.io.download import download_voc
 
 
 def _make(root: Path, year: str, image_set: str) -> None:

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 from test_data_headers import corners, encoded
 
-from sppdet.config_file import load_config
-from sppdet.data.coco import read_coco_annotations
-from sppdet.data.files import name_problem, read_bytes, read_text
-from sppdet.data.images import decode, find_images, read_image
-from sppdet.data.records import Skips
-from sppdet.data.voc import read_set_file, read_voc_annotation, read_voc_set
 from sppdet.errors import AnnotationError, ConfigError, ImageError, SppdetError, one_line
+from sppdet.io.coco import read_coco_annotations
+from sppdet.io.files import name_problem, read_bytes, read_text
+from sppdet.io.images import decode, find_images, read_image
+from sppdet.io.records import Skips
+from sppdet.io.settings import load_config
+from sppdet.io.voc import read_set_file, read_voc_annotation, read_voc_set
 
 SPECIAL = ("FIFO", "socket", "device", "folder")
 
@@ -76,7 +76,7 @@ def test_a_folder_with_special_files_ends(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to("/dev/zero")
     Image.new("RGB", (4, 3)).save(tmp_path / "c.png")
     code = (
-        "import sys; from pathlib import Path; from sppdet.data.images import *\n"
+        "import sys; from pathlib import Path; from sppdet.io.images import *\n"
         "for path in find_images([Path(sys.argv[1])]):\n"
         "    try: print(path.name, read_image(path).shape)\n"
         "    except Exception as error: print(error)\n"
@@ -293,8 +293,8 @@ def test_sides_of_zero_and_less(no_decoding: None) -> None:
 
 @pytest.mark.parametrize("size", [(1_000_000, 2), (2, 1_000_000), (1, 1)])
 def test_extreme_shapes_are_read(size: tuple[int, int]) -> None:
-    picture = np.full((size[1], size[0], 3), 7, dtype=np.uint8)
-    assert np.array_equal(decode(bytes(cv2.imencode(".png", picture)[1]), "long").pixels, picture)
+    image = np.full((size[1], size[0], 3), 7, dtype=np.uint8)
+    assert np.array_equal(decode(bytes(cv2.imencode(".png", image)[1]), "long").pixels, image)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_half_a_file_is_refused(format: str) -> None:
     rng = np.random.default_rng(0)
     data = encoded(rng.integers(0, 256, (90, 70, 3)).astype(np.uint8), format)
     for part in (0.1, 0.5, 0.9):
-        with pytest.raises(ImageError, match="half: can't be decoded as a picture"):
+        with pytest.raises(ImageError, match="half: can't be decoded as an image"):
             decode(data[: int(part * len(data))], "half")
 
 

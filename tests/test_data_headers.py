@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sppdet.data.headers import exif_orientation, read_header
-from sppdet.data.images import decode
-from sppdet.types import Picture
+from sppdet.io.headers import exif_orientation, read_header
+from sppdet.io.images import decode
+from sppdet.types import ImageArray
 
 PLAIN = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 TURNED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 
 
-def corners(*, width: int = 48, height: int = 32) -> Picture:
+def corners(*, width: int = 48, height: int = 32) -> ImageArray:
     """An image whose four quarters have four colours, which compression leaves apart."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[: height // 2, : width // 2] = (250, 10, 10)
-    picture[: height // 2, width // 2 :] = (10, 250, 10)
-    picture[height // 2 :, : width // 2] = (10, 10, 250)
-    return picture
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[: height // 2, : width // 2] = (250, 10, 10)
+    image[: height // 2, width // 2 :] = (10, 250, 10)
+    image[height // 2 :, : width // 2] = (10, 10, 250)
+    return image
 
 
-def encoded(picture: Picture, format: str, *, orientation: int = 1, **options: object) -> bytes:
+def encoded(image: ImageArray, format: str, *, orientation: int = 1, **options: object) -> bytes:
     """The bytes of a file."""
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
@@ -38,7 +38,7 @@ def encoded(picture: Picture, format: str, *, orientation: int = 1, **options: o
         options["exif"] = exif
     if format in ("WEBP", "JPEG2000"):
         options.setdefault("lossless" if format == "WEBP" else "irreversible", format == "WEBP")
-    Image.fromarray(picture).save(file, format, **options)
+    Image.fromarray(image).save(file, format, **options)
     return file.getvalue()
 
 
@@ -65,23 +65,23 @@ def test_kinds_of_jpeg(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("alpha", [True, False])
 def test_kinds_of_webp(lossless: bool, alpha: bool) -> None:
     file = io.BytesIO()
-    picture = Image.fromarray(corners())
+    image = Image.fromarray(corners())
     if alpha:
-        picture.putalpha(77)
-    picture.save(file, "WEBP", lossless=lossless)
+        image.putalpha(77)
+    image.save(file, "WEBP", lossless=lossless)
     header = read_header(file.getvalue())
     assert header is not None
     assert (header.width, header.height) == (48, 32)
 
 
 def test_formats_that_only_opencv_writes() -> None:
-    picture = np.zeros((5, 7, 3), dtype=np.uint8)
-    for suffix, values in ((".ras", picture), (".pam", picture), (".pgm", picture[:, :, 0])):
+    image = np.zeros((5, 7, 3), dtype=np.uint8)
+    for suffix, values in ((".ras", image), (".pam", image), (".pgm", image[:, :, 0])):
         header = read_header(bytes(cv2.imencode(suffix, values)[1]))
         assert header is not None, suffix
         assert (header.width, header.height, header.bits) == (7, 5, 8)
     for suffix in (".hdr", ".pfm"):
-        header = read_header(bytes(cv2.imencode(suffix, picture.astype(np.float32))[1]))
+        header = read_header(bytes(cv2.imencode(suffix, image.astype(np.float32))[1]))
         assert header is not None, suffix
         assert (header.width, header.height, header.bits) == (7, 5, 32)
 

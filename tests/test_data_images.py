@@ -1,4 +1,4 @@
-"""Decoding and finding pictures."""
+"""Decoding and finding images."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.data.images import find_images, read_image
 from sppdet.errors import ImageError
+from sppdet.io.images import find_images, read_image
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     Image.new("RGB", (3, 2), (255, 10, 0)).save(path)
-    picture = read_image(path)
-    assert picture.shape == (2, 3, 3)
-    assert picture.dtype == np.uint8
-    assert picture[0, 0].tolist() == [255, 10, 0]
+    image = read_image(path)
+    assert image.shape == (2, 3, 3)
+    assert image.dtype == np.uint8
+    assert image[0, 0].tolist() == [255, 10, 0]
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     plain = np.zeros((40, 80, 3), dtype=np.uint8)
-    plain[:, :40] = 255  # white on the left of the stored picture
+    plain[:, :40] = 255  # white on the left of the stored image
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned a quarter clockwise
     path = tmp_path / "turned.jpg"
     Image.fromarray(plain).save(path, exif=exif, quality=95)
-    picture = read_image(path)
-    assert picture.shape == (80, 40, 3)
-    assert picture[:35].min() > 200  # its left has become the top
-    assert picture[45:].max() < 50
+    image = read_image(path)
+    assert image.shape == (80, 40, 3)
+    assert image[:35].min() > 200  # its left has become the top
+    assert image[45:].max() < 50
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
-    picture = read_image(path)
-    assert picture.shape == (4, 5, 3)
-    assert picture.min() == 255
+    image = read_image(path)
+    assert image.shape == (4, 5, 3)
+    assert image.min() == 255
 
 
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     cv2.imwrite(str(path), np.full((4, 5), 0x8000, dtype=np.uint16))
-    picture = read_image(path)
-    assert picture.dtype == np.uint8
-    assert abs(int(picture[0, 0, 0]) - 128) <= 1
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert abs(int(image[0, 0, 0]) - 128) <= 1
 
 
 def test_non_ascii_path(tmp_path: Path) -> None:
@@ -58,13 +58,13 @@ def test_non_ascii_path(tmp_path: Path) -> None:
     assert read_image(str(path)).shape == (2, 3, 3)
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture"])
+@pytest.mark.parametrize("data", [b"", b"no image"])
 def test_undecodable(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "broken.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageError) as caught:
         read_image(path)
-    assert str(caught.value) == f"{path}: can't be decoded as a picture"
+    assert str(caught.value) == f"{path}: can't be decoded as an image"
 
 
 def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_find_images_in_folders(tmp_path: Path) -> None:
 
 
 def test_a_file_given_by_name_needs_no_suffix(tmp_path: Path) -> None:
-    _touch(tmp_path / "picture")
-    assert find_images([tmp_path / "picture"]) == [tmp_path / "picture"]
+    _touch(tmp_path / "image")
+    assert find_images([tmp_path / "image"]) == [tmp_path / "image"]
 
 
 def test_find_images_errors(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file or folder"):
         find_images([tmp_path / "gone"])
-    with pytest.raises(ImageError, match="no pictures found"):
+    with pytest.raises(ImageError, match="no images found"):
         find_images([tmp_path])
-    with pytest.raises(ImageError, match="no paths given: no pictures found"):
+    with pytest.raises(ImageError, match="no paths given: no images found"):
         find_images([])

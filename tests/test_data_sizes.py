@@ -13,11 +13,11 @@ from PIL import Image
 from samples import random_boxes
 
 from sppdet.config import DataConfig
-from sppdet.data.dataset import load_dataset
-from sppdet.data.images import turn
-from sppdet.data.records import stated_size
-from sppdet.data.sizes import compare_sizes, one_factor, repaired_boxes, turned_boxes
-from sppdet.data.splits import read_split
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import turn
+from sppdet.io.records import stated_size
+from sppdet.io.splits import read_split
+from sppdet.io.stated_sizes import compare_sizes, one_factor, repaired_boxes, turned_boxes
 from sppdet.types import Boxes, Dataset
 
 NONE = np.zeros((0, 4), dtype=np.float32)
@@ -25,14 +25,14 @@ NONE = np.zeros((0, 4), dtype=np.float32)
 
 def painted(box: list[int], *, width: int, height: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A black image whose pixels in `box` are white."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[box[1] : box[3], box[0] : box[2]] = 255
-    return picture
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image
 
 
-def found_box(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> list[int]:
+def found_box(image: np.ndarray[Any, np.dtype[np.uint8]]) -> list[int]:
     """The box around the white pixels."""
-    rows, columns = np.nonzero(picture[:, :, 0])
+    rows, columns = np.nonzero(image[:, :, 0])
     return [*(int(v.min()) for v in (columns, rows)), *(int(v.max()) + 1 for v in (columns, rows))]
 
 
@@ -168,10 +168,10 @@ def root(tmp_path: Path) -> Path:
         "other": ((77, 40), plain, 1),
         "swapped": ((40, 60), plain, 1),
     }
-    for name, (size, picture, orientation) in cases.items():
+    for name, (size, image, orientation) in cases.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(picture).save(tmp_path / "JPEGImages" / f"{name}.png", exif=exif)
+        Image.fromarray(image).save(tmp_path / "JPEGImages" / f"{name}.png", exif=exif)
         text = _xml(size, np.array([BOX], dtype=np.float32))
         (tmp_path / "Annotations" / f"{name}.xml").write_text(text)
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("\n".join(cases))
@@ -194,7 +194,7 @@ def root(tmp_path: Path) -> Path:
 def _load(root: Path, format: str, *, repair: bool) -> Dataset:
     return load_dataset(
         format="voc" if format == "voc" else "coco", roots=[root], sets=["train"],
-        images=root / "JPEGImages", class_names=None, on_error="stop", read_pictures=True, known=None,
+        images=root / "JPEGImages", class_names=None, on_error="stop", read_images=True, known=None,
         repair_sizes=repair,
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_contradictions_are_said_and_boxes_stay(
 def test_repaired_boxes_lie_on_the_objects(
     root: Path, format: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from sppdet.data.images import read_image
+    from sppdet.io.images import read_image
 
     with caplog.at_level(logging.WARNING, logger="sppdet"):
         dataset = _load(root, format, repair=True)

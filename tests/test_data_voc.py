@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sppdet.data.voc import (
+from sppdet.errors import AnnotationError
+from sppdet.io.voc import (
     read_set_file,
     read_voc_annotation,
-    voc_picture_path,
+    voc_image_path,
     write_voc_annotation,
 )
-from sppdet.errors import AnnotationError
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
 
@@ -147,18 +147,18 @@ def test_missing_set_lists_those_there_are(tmp_path: Path) -> None:
 
 
 def test_empty_set(tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError, match="lists no pictures"):
+    with pytest.raises(AnnotationError, match="lists no images"):
         read_set_file(_sets(tmp_path, train="\n \n"), "train")
 
 
-def test_picture_path_prefers_jpg_then_suffixes_then_filename(tmp_path: Path) -> None:
-    assert voc_picture_path(tmp_path, "a", "b.webp") == tmp_path / "a.jpg"
+def test_image_path_prefers_jpg_then_suffixes_then_filename(tmp_path: Path) -> None:
+    assert voc_image_path(tmp_path, "a", "b.webp") == tmp_path / "a.jpg"
     (tmp_path / "b.webp").touch()
-    assert voc_picture_path(tmp_path, "a", r"C:\pictures\b.webp") == tmp_path / "b.webp"
+    assert voc_image_path(tmp_path, "a", r"C:\images\b.webp") == tmp_path / "b.webp"
     (tmp_path / "a.PNG").touch()
-    assert voc_picture_path(tmp_path, "a", "b.webp") == tmp_path / "a.PNG"
+    assert voc_image_path(tmp_path, "a", "b.webp") == tmp_path / "a.PNG"
     (tmp_path / "a.jpg").touch()
-    assert voc_picture_path(tmp_path, "a", "b.webp") == tmp_path / "a.jpg"
+    assert voc_image_path(tmp_path, "a", "b.webp") == tmp_path / "a.jpg"
 
 
 def test_written_annotation_reads_back(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_written_annotation_reads_back(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.xml"]
 
 
-def test_written_boxes_keep_a_pixel_inside_the_picture(tmp_path: Path) -> None:
+def test_written_boxes_keep_a_pixel_inside_the_image(tmp_path: Path) -> None:
     boxes = np.array([[0, 9.8, 0.3, 10], [4.4, 2.6, 7.6, 5.2], [9.6, 0, 10, 1]], dtype=np.float32)
     path = tmp_path / "a.xml"
     write_voc_annotation(path, filename="a.jpg", width=10, height=10, boxes=boxes, names=["x"] * 3)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CommandLine
 
-from sppdet.artifacts import fingerprint_of, read_tensors
-from sppdet.data.demo_scene import CLASS_NAMES
-from sppdet.demo import run_demo
+from runs import CommandLine
+from sppdet.demo.run import run_demo
+from sppdet.demo.scene import CLASS_NAMES
 from sppdet.errors import DataError
 from sppdet.features.nets import tiny
-from sppdet.model import read_run_config
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
+from sppdet.runs.log import ConsoleHandler, handler_added
+from sppdet.stages.model_files import read_run_config
 
 SMALLER = (
     *("scales=[120,200]", "proposals.image_width=200", "proposals.max_boxes=120", "workers=2"),
@@ -24,15 +25,16 @@ SMALLER = (
 
 
 def demo(out: Path, *, seed: int = 0, backbone_epochs: int = 1) -> float:
-    return run_demo(
-        out,
-        seed=seed,
-        train_images=8,
-        test_images=4,
-        fresh_images=2,
-        backbone_epochs=backbone_epochs,
-        overrides=SMALLER,
-    )
+    with handler_added(ConsoleHandler()):
+        return run_demo(
+            out,
+            seed=seed,
+            train_images=8,
+            test_images=4,
+            fresh_images=2,
+            backbone_epochs=backbone_epochs,
+            overrides=SMALLER,
+        )
 
 
 def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,8 +58,11 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     files = {p.name for p in (tmp_path / "detections").iterdir()}
     joint = ("detections.json", "detections.csv", "coco_results.json")
     assert files == {"images", "Annotations", *joint, ".sppdet-detect.jsonl"}
-    timings = json.loads((tmp_path / "run" / "timings.json").read_text())
-    assert next(iter(timings)) == "pretrain" and list(timings)[-1] == "evaluate"
+    timings = [
+        json.loads((tmp_path / run / "timings.json").read_text()) for run in ("backbone", "run")
+    ]
+    assert list(timings[0]) == ["pretrain"]
+    assert next(iter(timings[1])) == "data" and list(timings[1])[-1] == "evaluate"
 
     model = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "model").iterdir()}
     last = tmp_path / "backbone" / "model" / "last.safetensors"
@@ -74,7 +79,7 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_command(sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[Path, int]] = []
-    monkeypatch.setattr("sppdet.demo.run_demo", lambda out, *, seed: asked.append((out, seed)))
+    monkeypatch.setattr("sppdet.demo.run.run_demo", lambda out, *, seed: asked.append((out, seed)))
     assert sppdet("demo", "--out", tmp_path, "--seed", "5")[0] == 0
     assert asked == [(tmp_path, 5)]
 

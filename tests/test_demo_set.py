@@ -1,4 +1,4 @@
-"""The demo set: the same bytes for a seed, boxes in their pictures, a layout the readers take."""
+"""The demo set: the same bytes for a seed, boxes in their images, a layout the readers take."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sppdet.data.dataset import load_dataset
-from sppdet.data.demo_scene import CLASS_NAMES, CLASSES, DIFFICULT_BELOW, DemoObject, draw_scene
-from sppdet.data.demo_set import MANIFEST, make_demo_set
-from sppdet.data.images import read_image
-from sppdet.data.voc import read_voc_annotation
+from sppdet.demo.scene import CLASS_NAMES, CLASSES, DIFFICULT_BELOW, DemoObject, draw_scene
+from sppdet.demo.set import MANIFEST, make_demo_set
 from sppdet.errors import DataError
+from sppdet.io.dataset import load_dataset
+from sppdet.io.images import read_image
+from sppdet.io.voc import read_voc_annotation
 from sppdet.types import Dataset
 
 
@@ -29,7 +29,7 @@ def load(root: Path, split: str) -> Dataset:
         images=None,
         class_names=None,
         on_error="stop",
-        read_pictures=True,
+        read_images=True,
         known=None,
     )
 
@@ -44,15 +44,15 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert contents(first) == contents(second)
 
 
-def test_other_seed_other_pictures(tmp_path: Path) -> None:
+def test_other_seed_other_images(tmp_path: Path) -> None:
     first, second = contents(small_set(tmp_path / "a")), contents(small_set(tmp_path / "b", seed=1))
     assert first.keys() == second.keys()
-    pictures = [name for name in first if name.endswith(".jpg")]
-    assert len(pictures) == 7
-    assert all(first[name] != second[name] for name in pictures)
+    images = [name for name in first if name.endswith(".jpg")]
+    assert len(images) == 7
+    assert all(first[name] != second[name] for name in images)
 
 
-def test_pictures_do_not_depend_on_the_counts(tmp_path: Path) -> None:
+def test_images_do_not_depend_on_the_counts(tmp_path: Path) -> None:
     few = small_set(tmp_path / "few")
     more = make_demo_set(tmp_path / "more", seed=0, train_images=5, test_images=2, fresh_images=0)
     for a, b in (("000001", "000001"), ("000004", "000006")):  # first of trainval, of test
@@ -74,14 +74,14 @@ def test_annotations_are_the_scene(tmp_path: Path) -> None:
     root = small_set(tmp_path / "set")
     for split_index, (split, first) in enumerate((("trainval", 1), ("test", 4))):
         for index, image in enumerate(load(root, split).images):
-            picture, objects = draw_scene(np.random.default_rng([0, split_index, index]))
+            pixels, objects = draw_scene(np.random.default_rng([0, split_index, index]))
             assert image.id == f"{first + index:06d}"
             assert image.gt_boxes.tolist() == [list(item.box) for item in objects]
             assert image.difficult.tolist() == [item.difficult for item in objects]
             assert image.truncated.tolist() == [item.truncated for item in objects]
             stored = read_voc_annotation(root / "Annotations" / f"{image.id}.xml")
             assert [item.name for item in stored.objects] == [item.name for item in objects]
-            loss = np.abs(read_image(image.path).astype(float) - picture.astype(float)).mean()
+            loss = np.abs(read_image(image.path).astype(float) - pixels.astype(float)).mean()
             assert loss < 6  # what JPEG changes
 
 
@@ -89,9 +89,9 @@ def test_scenes_are_valid_and_varied() -> None:
     names: set[str] = set()
     hidden = 0
     for number in range(60):
-        picture, objects = draw_scene(np.random.default_rng(number))
-        height, width = picture.shape[:2]
-        assert picture.dtype == np.uint8
+        image, objects = draw_scene(np.random.default_rng(number))
+        height, width = image.shape[:2]
+        assert image.dtype == np.uint8
         assert 224 <= min(height, width) < max(height, width) <= 400
         assert 1 <= len(objects) <= 4
         for item in objects:

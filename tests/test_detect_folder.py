@@ -1,9 +1,8 @@
-"""Detection in folders of pictures: the files that it leaves, and pictures of every kind."""
+"""Detection in folders of images: the files that it leaves, and images of every kind."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -12,17 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
-from runs import CLASSES, CommandLine
 
-from sppdet.data.images import read_image
-from sppdet.data.voc import read_voc_annotation
-from sppdet.detection.detector import Detector
-from sppdet.detection.folder import FolderResult, detect_folder
-from sppdet.detection.journal import JOURNAL
-from sppdet.detection.planning import FORMATS, parse_formats
+from runs import CLASSES, CommandLine
 from sppdet.errors import ConfigError
-from sppdet.run import Reporter
+from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.journal import JOURNAL
+from sppdet.folders.planning import FORMATS, parse_formats
+from sppdet.io.images import read_image
+from sppdet.io.voc import read_voc_annotation
+from sppdet.stages.detector import Detector
 
 LEAST = -1.2  # a score that this little training reaches
 
@@ -33,9 +30,9 @@ def detector(trained: Path) -> Detector:
 
 
 @pytest.fixture
-def pictures(demo_root: Path, tmp_path: Path) -> Path:
-    """Nested folders: a plain picture, one in a format of its own, one turned, one broken."""
-    folder = tmp_path / "pictures"
+def images(demo_root: Path, tmp_path: Path) -> Path:
+    """Nested folders: a plain image, one in a format of its own, one turned, one broken."""
+    folder = tmp_path / "images"
     (folder / "a" / "deep er").mkdir(parents=True)
     fresh = sorted((demo_root / "fresh").iterdir())
     shutil.copy(fresh[0], folder / "plain.jpg")
@@ -44,7 +41,7 @@ def pictures(demo_root: Path, tmp_path: Path) -> Path:
     exif[0x0112] = 6  # to be shown turned a quarter clockwise
     Image.open(fresh[2]).save(folder / "a" / "deep er" / "turned.jpg", exif=exif)
     (folder / "a" / "broken.jpg").write_bytes(fresh[0].read_bytes()[:300])
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -52,23 +49,20 @@ def detect(
     detector: Detector, paths: list[Path], out: Path, *, workers: int = 2
 ) -> tuple[FolderResult, dict[str, Any]]:
     """Detect with every format; returns what came of it and detections.json."""
-    quiet = Reporter(console=Console(file=io.StringIO()))
-    result = detect_folder(
-        detector, paths, out, min_score=LEAST, formats=FORMATS, workers=workers, reporter=quiet
-    )
+    result = detect_folder(detector, paths, out, min_score=LEAST, formats=FORMATS, workers=workers)
     found: dict[str, Any] = json.loads((out / "detections.json").read_text())
     return result, found
 
 
 def test_a_folder_by_the_command_line(
-    sppdet: CommandLine, trained: Path, detector: Detector, pictures: Path, tmp_path: Path
+    sppdet: CommandLine, trained: Path, detector: Detector, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     status, said, err = sppdet(
-        *("detect", trained, pictures, "--out", out, "--score", LEAST),
+        *("detect", trained, images, "--out", out, "--score", LEAST),
         *("--save", "images, csv,json,voc,coco", "--workers", "2", "--device", "cpu"),
     )
-    broken = f"{pictures / 'a' / 'broken.jpg'}: can't be decoded as a picture"
+    broken = f"{images / 'a' / 'broken.jpg'}: can't be decoded as an image"
     assert status == 1
     assert err == f"error: 1 of 4 images failed; the first: {broken}\n"
     assert f"failed: {broken}\n" in said
@@ -79,7 +73,7 @@ def test_a_folder_by_the_command_line(
     assert [image["id"] for image in found["images"]] == [1, 2, 3]
     assert found["categories"] == [{"id": k, "name": n} for k, n in enumerate(CLASSES, start=1)]
     rows = found["annotations"]
-    assert f"{len(rows)} detections in 3 pictures" in said
+    assert f"{len(rows)} detections in 3 images" in said
     for image in found["images"]:
         expected = detector(image["path"]).above(LEAST)
         own = [row for row in rows if row["image_id"] == image["id"]]
@@ -121,19 +115,19 @@ def test_a_folder_by_the_command_line(
             x, y, w, h = row["bbox"]
             assert item.problem == ""
             assert item.box == pytest.approx((x, y, x + w, y + h), abs=0.51)
-        picture = read_image(image["path"])
+        pixels = read_image(image["path"])
         drawn = read_image(out / "images" / f"{stem}.jpg")
-        assert drawn.shape == picture.shape == (image["height"], image["width"], 3)
-        assert (np.abs(drawn.astype(int) - picture) > 60).any()
+        assert drawn.shape == pixels.shape == (image["height"], image["width"], 3)
+        assert (np.abs(drawn.astype(int) - pixels) > 60).any()
     written = {p.name for p in out.iterdir()}
     files = {"detections.json", "detections.csv", "coco_results.json"}
     assert written == {"images", "Annotations", JOURNAL, *files}
 
 
-def test_a_turned_picture_is_detected_in_as_it_is_shown(
-    detector: Detector, pictures: Path, tmp_path: Path
+def test_a_turned_image_is_detected_in_as_it_is_shown(
+    detector: Detector, images: Path, tmp_path: Path
 ) -> None:
-    turned = pictures / "a" / "deep er" / "turned.jpg"
+    turned = images / "a" / "deep er" / "turned.jpg"
     _, found = detect(detector, [turned], tmp_path / "out")
     (image,) = found["images"]
     stored = Image.open(turned)
@@ -149,19 +143,19 @@ def test_the_least_score_and_the_default_formats(
         *("detect", trained, demo_root / "fresh", "--out", tmp_path, "--score", "9")
     )
     assert status == 0
-    assert "0 detections in 3 pictures" in said
+    assert "0 detections in 3 images" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == [JOURNAL, "detections.json", "images"]
     found = json.loads((tmp_path / "detections.json").read_text())
     assert found["annotations"] == [] and len(found["images"]) == 3
 
 
-def test_pictures_of_the_same_name(detector: Detector, demo_root: Path, tmp_path: Path) -> None:
-    picture = Image.open(next((demo_root / "fresh").iterdir()))
+def test_images_of_the_same_name(detector: Detector, demo_root: Path, tmp_path: Path) -> None:
+    pixels = Image.open(next((demo_root / "fresh").iterdir()))
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    picture.save(tmp_path / "one" / "x.jpg")
-    picture.resize((200, 140)).save(tmp_path / "one" / "x.png")
-    picture.resize((140, 200)).save(tmp_path / "two" / "x.jpg")
+    pixels.save(tmp_path / "one" / "x.jpg")
+    pixels.resize((200, 140)).save(tmp_path / "one" / "x.png")
+    pixels.resize((140, 200)).save(tmp_path / "two" / "x.jpg")
     _, found = detect(detector, [tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     names = ["one/x.jpg", "one/x.png", "two/x.jpg"]
     assert [image["file_name"] for image in found["images"]] == names
@@ -173,20 +167,20 @@ def test_pictures_of_the_same_name(detector: Detector, demo_root: Path, tmp_path
     assert len(list(out.rglob("*.jpg"))) == len(list(out.rglob("*.xml"))) == 3
 
 
-def test_a_folder_and_one_within(detector: Detector, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "a" / "broken.jpg").unlink()
-    paths = [pictures / "a", pictures, pictures / "plain.jpg"]
+def test_a_folder_and_one_within(detector: Detector, images: Path, tmp_path: Path) -> None:
+    (images / "a" / "broken.jpg").unlink()
+    paths = [images / "a", images, images / "plain.jpg"]
     result, found = detect(detector, paths, tmp_path / "out")
-    assert (result.pictures, result.failed) == (3, ())
+    assert (result.detected, result.failed) == (3, ())
     names = [image["file_name"] for image in found["images"]]
     assert names == ["a/deep er/turned.jpg", "a/lossless.PNG", "plain.jpg"]
 
 
 def test_links_keep_their_own_names(detector: Detector, demo_root: Path, tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
-    picture = next((demo_root / "fresh").iterdir())
+    pixels = next((demo_root / "fresh").iterdir())
     try:
-        (tmp_path / "links" / "named.jpg").symlink_to(picture)
+        (tmp_path / "links" / "named.jpg").symlink_to(pixels)
     except OSError:
         pytest.skip("links can't be made here")
     _, found = detect(detector, [tmp_path / "links"], tmp_path / "out")
@@ -199,11 +193,13 @@ def test_workers_change_nothing(detector: Detector, demo_root: Path, tmp_path: P
     assert one == three
 
 
-def test_several_pictures_in_flight_change_nothing(
+def test_several_images_in_flight_change_nothing(
     detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = detect(detector, [demo_root / "fresh"], tmp_path / "one")[1]
-    monkeypatch.setattr("sppdet.detection.folder.in_flight", lambda device: 3)  # as with a GPU
+    monkeypatch.setattr(
+        "sppdet.folders.folder.detection_threads", lambda device: 3
+    )  # as with a GPU
     assert detect(detector, [demo_root / "fresh"], tmp_path / "three")[1] == one
 
 

@@ -19,19 +19,17 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
-from runs import CommandLine
 
-from sppdet.artifacts import atomic_path
-from sppdet.data.names import unescape_name
-from sppdet.data.voc import read_voc_annotation
-from sppdet.detection.detector import Detector
-from sppdet.detection.folder import FolderResult, _Found, _Work, _write_drawing, detect_folder
-from sppdet.detection.journal import _HEADER, JOURNAL, Journal, _line
-from sppdet.detection.outputs import _make
-from sppdet.detection.planning import FORMATS, Format
+from runs import CommandLine, printed_to
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
-from sppdet.run import Reporter
+from sppdet.folders.folder import FolderResult, _Found, _Work, _write_drawing, detect_folder
+from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
+from sppdet.folders.outputs import _make
+from sppdet.folders.planning import FORMATS, Format
+from sppdet.io.names import unescape_name
+from sppdet.io.voc import read_voc_annotation
+from sppdet.runs.artifacts import atomic_path
+from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
 LEAST = -1.2  # a score that this little training reaches
@@ -53,10 +51,8 @@ def detect(
 ) -> tuple[FolderResult, str]:
     """Detect; returns what came of it and what was said."""
     said = io.StringIO()
-    reporter = Reporter(console=Console(file=said, width=500, soft_wrap=True))
-    result = detect_folder(
-        detector, paths, out, min_score=LEAST, formats=formats, workers=2, reporter=reporter
-    )
+    with printed_to(said):
+        result = detect_folder(detector, paths, out, min_score=LEAST, formats=formats, workers=2)
     return result, said.getvalue()
 
 
@@ -152,7 +148,7 @@ def test_a_file_that_comes_meanwhile_stays(
     result, said = detect(detector, [images], tmp_path / "out", formats=["voc", "json"])
     assert target.read_text() == "mine"
     assert f"{target}: wasn't written by sppdet" in said and len(result.failed) == 1
-    assert result.pictures == 3  # what was found in it is kept
+    assert result.detected == 3  # what was found in it is kept
 
 
 @pytest.mark.parametrize(
@@ -333,12 +329,13 @@ def test_results_so_far_are_kept_when_the_work_ends_early(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import sppdet.classification.stage, sppdet.detection.folder
-from sppdet.detection import journal, outputs
-from sppdet.cli import main
+import sppdet.classification.stage, sppdet.folders.folder
+from sppdet.folders import journal
+from sppdet.folders import outputs
+from sppdet.cli.main import main
 from contextlib import contextmanager, suppress
-from sppdet.artifacts import atomic_path as genuine
-from sppdet.detection.journal import Journal
+from sppdet.runs.artifacts import atomic_path as genuine
+from sppdet.folders.journal import Journal
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -530,7 +527,7 @@ def test_names_of_any_bytes_and_length(detector: Detector, images: Path, tmp_pat
         path.write_bytes(source)
     out = tmp_path / "out"
     result, _ = detect(detector, [folder], out)
-    assert result.failed == () and result.pictures == len(raw)
+    assert result.failed == () and result.detected == len(raw)
     found = json.loads((out / "detections.json").read_text(encoding="utf-8"))
     names = [image["file_name"] for image in found["images"]]
     assert {os.fsencode(unescape_name(name)) for name in names} == set(raw)
@@ -582,10 +579,10 @@ def test_an_image_that_is_deleted_meanwhile(
 
     monkeypatch.setattr(Detector, "detect", deleting)
     monkeypatch.setattr(
-        "sppdet.detection.folder.ordered_map", lambda f, items, workers: map(f, items)
+        "sppdet.folders.folder.ordered_map", lambda f, items, workers: map(f, items)
     )
     result, _ = detect(detector, [images], tmp_path / "out")
-    assert result.pictures == 2 and result.failed == (f"{last}: no such file",)
+    assert result.detected == 2 and result.failed == (f"{last}: no such file",)
 
 
 def test_a_model_that_fails_on_one_image(
@@ -604,7 +601,7 @@ def test_a_model_that_fails_on_one_image(
     result, _ = detect(detector, [images], tmp_path / "out")
     second = sorted(images.iterdir())[1]
     assert result.failed == (f"{second}: not enough memory",)
-    assert result.pictures == 2 and calls == 3
+    assert result.detected == 2 and calls == 3
 
 
 def test_a_full_disk_ends_the_work_and_loses_nothing(
@@ -626,7 +623,7 @@ def test_a_full_disk_ends_the_work_and_loses_nothing(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("sppdet.detection.outputs.atomic_path", full)
+        patch.setattr("sppdet.folders.outputs.atomic_path", full)
         with pytest.raises(ArtifactError, match="no space"):
             detect(detector, [images], out, formats=["images", "json"])
     assert len(calls) == 3
@@ -644,7 +641,7 @@ def test_stems_that_clash(detector: Detector, images: Path, tmp_path: Path) -> N
         (folder / name).write_bytes(source)
     count = len(files_in(folder))
     result, _ = detect(detector, [folder], out)
-    assert result.failed == () and result.pictures == count
+    assert result.failed == () and result.detected == count
     for part in ("images", "Annotations"):
         written = files_in(out / part)
         assert len({name.casefold() for name in written}) == len(written) == count
@@ -657,7 +654,7 @@ def test_an_image_that_can_not_be_drawn_on(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("sppdet.detection.folder.draw_detections", fail)
+    monkeypatch.setattr("sppdet.folders.folder.draw_detections", fail)
     nothing = Detections(
         np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ("a",)
     )

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from runs import CommandLine
 
-from sppdet.data.voc import read_voc_annotation
+from runs import CommandLine
+from sppdet.io.voc import read_voc_annotation
 
 ORDER = [4, 15, 2, 11, 1, 9, 14, 3, 10, 6, 13, 5, 8, 12, 7]  # neither by number nor by name
 
@@ -23,8 +23,8 @@ def named_by_number(demo_root: Path, root: Path) -> Path:
         (root / folder).mkdir(parents=True)
     for number, stem in enumerate(sorted(demo_root.glob("Annotations/*.xml"))[:15], start=1):
         suffix = {3: ".JPG", 12: ".png", 13: ".jpeg"}.get(number, ".jpg")
-        picture = demo_root / "JPEGImages" / f"{stem.stem}.jpg"
-        shutil.copy(picture, root / "JPEGImages" / f"{number}{suffix}")
+        image = demo_root / "JPEGImages" / f"{stem.stem}.jpg"
+        shutil.copy(image, root / "JPEGImages" / f"{number}{suffix}")
         shutil.copy(stem, root / "Annotations" / f"{number}.xml")
     (root / "ImageSets" / "Main" / "test.txt").write_text("".join(f"{n}\n" for n in ORDER))
     return root
@@ -36,10 +36,10 @@ def in_folders(voc: Path, root: Path) -> Path:
     annotations: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     for key, number in zip(rng.permutation(np.arange(3, 9)).tolist(), range(1, 7), strict=True):
-        (picture,) = (voc / "JPEGImages").glob(f"{number}.*")
-        name = f"{'xyz'[number % 3]}/{(number + 2) // 3}{picture.suffix}"
+        (image,) = (voc / "JPEGImages").glob(f"{number}.*")
+        name = f"{'xyz'[number % 3]}/{(number + 2) // 3}{image.suffix}"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, root / name)
+        shutil.copy(image, root / name)
         images.append({"id": key, "file_name": name})
         for item in read_voc_annotation(voc / "Annotations" / f"{number}.xml").objects:
             x1, y1, x2, y2 = item.box
@@ -78,7 +78,7 @@ def use_data(run: Path, data: dict[str, Any]) -> None:
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them takes longer than all else here."""
-    monkeypatch.setattr("sppdet.evaluation.stage.write_curves", lambda *_: None)
+    monkeypatch.setattr("sppdet.stages.evaluate.write_curves", lambda *_: None)
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])

@@ -11,22 +11,24 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from samples import random_boxes, random_picture
+from samples import random_boxes, random_image
 
 from sppdet.boxes import box_iou, clip_boxes, decode_deltas
 from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.detection.detector import Classifiers, Detector, Regressors
+from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import DataError, ImageError
-from sppdet.features.backbones import Backbone, load_backbone
+from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import choose_scales, project
 from sppdet.features.head import build_head
-from sppdet.features.regions import Extractor
-from sppdet.features.source import MapSource
+from sppdet.features.regions import FeatureExtractor
 from sppdet.features.spp import spp_windows
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import compute_type
-from sppdet.proposals.stage import Proposer
-from sppdet.types import Boxes, FeatureMaps, Picture, Proposals
+from sppdet.stages.detector import Detector
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.proposer import Proposer
+from sppdet.types import Boxes, FeatureMaps, ImageArray, Proposals
 
 NAMES = ("cat", "dog", "zebra")
 LEVELS = (3, 2, 1)
@@ -35,8 +37,8 @@ WIDTH, HEIGHT = 120, 90
 
 
 @pytest.fixture(scope="module")
-def picture() -> Picture:
-    return random_picture(np.random.default_rng(8), width=WIDTH, height=HEIGHT)
+def image() -> ImageArray:
+    return random_image(np.random.default_rng(8), width=WIDTH, height=HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def make_detector(
 ) -> Detector:
     head = build_head(backbone, LEVELS, HeadConfig(widths=[40, 30]), outputs=4, seed=1).eval()
     head.requires_grad_(False)
-    extractor = Extractor(LEVELS, 96, head)
+    extractor = FeatureExtractor(LEVELS, 96, head)
     generator = torch.Generator().manual_seed(4)
     width = extractor.width(layer, backbone.channels)
     weights = torch.randn(3, width, generator=generator)
@@ -67,7 +69,7 @@ def make_detector(
     return Detector(
         NAMES,
         Proposer(ProposalsConfig(image_width=150, min_size=10)),
-        MapSource(backbone, SCALES, FeaturesConfig(), PictureCache()),
+        MapCache(backbone, SCALES, FeaturesConfig(), ImageCache()),
         extractor,
         Classifiers(layer, weights, torch.tensor([0.1, -0.2, 0.3])),
         regressors,
@@ -143,10 +145,10 @@ def slow_detections(
     ("layer", "bbox"), [("fc7", None), ("fc7", "pool5"), ("pool5", "pool5"), ("fc6", "fc7")]
 )
 def test_detections_against_a_slow_computation(
-    layer: Layer, bbox: Layer | None, tiny: Backbone, picture: Picture, proposals: Proposals
+    layer: Layer, bbox: Layer | None, tiny: Backbone, image: ImageArray, proposals: Proposals
 ) -> None:
     detector = make_detector(tiny, layer=layer, bbox=bbox)
-    maps = detector.maps.compute(detector.maps.scaled(picture))
+    maps = detector.maps.compute(detector.maps.scaled(image))
     detector = normalised(detector, maps.to(detector.maps.device))
     windows = detector.extractor.windows(maps, proposals.boxes)
     assert len(windows) < len(proposals)  # some coincide
@@ -161,10 +163,10 @@ def test_detections_against_a_slow_computation(
 
 
 def test_least_score_and_most_detections(
-    tiny: Backbone, picture: Picture, proposals: Proposals
+    tiny: Backbone, image: ImageArray, proposals: Proposals
 ) -> None:
     detector = make_detector(tiny)
-    maps = detector.maps.compute(detector.maps.scaled(picture))
+    maps = detector.maps.compute(detector.maps.scaled(image))
     detector = normalised(detector, maps.to(detector.maps.device))
 
     def detect(config: DetectConfig) -> list[tuple[int, float]]:
@@ -193,10 +195,10 @@ def with_biases(detector: Detector, deltas: list[float]) -> Detector:
 
 
 def test_regression_moves_what_nms_has_kept(
-    tiny: Backbone, picture: Picture, proposals: Proposals
+    tiny: Backbone, image: ImageArray, proposals: Proposals
 ) -> None:
     plain = make_detector(tiny, config=DetectConfig(min_score=-1e9))
-    maps = plain.maps.compute(plain.maps.scaled(picture))
+    maps = plain.maps.compute(plain.maps.scaled(image))
     before = plain.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
     moved = with_biases(plain, [0.25, 0, float(np.log(2)), 0])
     after = moved.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
@@ -211,11 +213,11 @@ def test_regression_moves_what_nms_has_kept(
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("shift", [500.0, 1e38, float("inf"), float("nan")])
-def test_a_box_moved_out_of_the_picture_stays(
-    tiny: Backbone, picture: Picture, proposals: Proposals, shift: float
+def test_a_box_moved_out_of_the_image_stays(
+    tiny: Backbone, image: ImageArray, proposals: Proposals, shift: float
 ) -> None:
     plain = make_detector(tiny, config=DetectConfig(min_score=-1e9))
-    maps = plain.maps.compute(plain.maps.scaled(picture))
+    maps = plain.maps.compute(plain.maps.scaled(image))
     before = plain.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
     away = with_biases(plain, [shift, 0, 0, 0])
     after = away.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
@@ -224,48 +226,44 @@ def test_a_box_moved_out_of_the_picture_stays(
 
 @pytest.mark.parametrize("weight", [float("inf"), float("nan")])
 def test_scores_beyond_numbers_are_an_error(
-    tiny: Backbone, picture: Picture, proposals: Proposals, weight: float
+    tiny: Backbone, image: ImageArray, proposals: Proposals, weight: float
 ) -> None:
     """NaN would be no detection, and infinity no JSON."""
     detector = make_detector(tiny)
-    maps = detector.maps.compute(detector.maps.scaled(picture))
+    maps = detector.maps.compute(detector.maps.scaled(image))
     weights = torch.full_like(detector.classifiers.weights, weight)
     wrong = replace(detector, classifiers=replace(detector.classifiers, weights=weights))
     with pytest.raises(DataError, match="scores that aren't finite"):
         wrong.detect_in(maps, proposals, width=WIDTH, height=HEIGHT)
 
 
-def test_no_proposals(tiny: Backbone, picture: Picture) -> None:
+def test_no_proposals(tiny: Backbone, image: ImageArray) -> None:
     detector = make_detector(tiny, bbox="pool5")
     none = Proposals(np.zeros((0, 4), np.float32))
     found = detector.detect(
-        detector.maps.compute(detector.maps.scaled(picture)), none, picture, path="x.png"
+        detector.maps.compute(detector.maps.scaled(image)), none, image, path="x.png"
     )
     assert (len(found), found.path, found.class_names) == (0, "x.png", NAMES)
     assert found.names() == []
 
 
 def test_nothing_above_the_least_score(
-    tiny: Backbone, picture: Picture, proposals: Proposals
+    tiny: Backbone, image: ImageArray, proposals: Proposals
 ) -> None:
     detector = make_detector(tiny, bbox="pool5", config=DetectConfig(min_score=1e9))
     assert (
-        len(
-            detector.detect(
-                detector.maps.compute(detector.maps.scaled(picture)), proposals, picture
-            )
-        )
+        len(detector.detect(detector.maps.compute(detector.maps.scaled(image)), proposals, image))
         == 0
     )
 
 
 def test_a_path_and_its_pixels_give_the_same(
-    tiny: Backbone, picture: Picture, tmp_path: Path
+    tiny: Backbone, image: ImageArray, tmp_path: Path
 ) -> None:
-    path = tmp_path / "picture.png"
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     detector = make_detector(tiny, bbox="pool5", config=DetectConfig(min_score=-1e9))
-    by_path, by_array = detector(path), detector(picture)
+    by_path, by_array = detector(path), detector(image)
     assert len(by_path) > 3
     assert (by_path.path, by_array.path) == (str(path), "")
     assert np.array_equal(by_path.boxes, by_array.boxes)
@@ -277,11 +275,11 @@ def test_a_path_and_its_pixels_give_the_same(
     assert len(best) == 3 and best.path == by_path.path
 
 
-def test_an_array_in_opencvs_order(tiny: Backbone, picture: Picture, tmp_path: Path) -> None:
+def test_an_array_in_opencvs_order(tiny: Backbone, image: ImageArray, tmp_path: Path) -> None:
     detector = make_detector(tiny, bbox="pool5", config=DetectConfig(min_score=-1e9))
     path = tmp_path / "a.png"
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    expected = detector(picture)
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    expected = detector(image)
     bgr = cv2.imread(str(path))
     assert bgr is not None
     found = detector(np.asarray(bgr, dtype=np.uint8), bgr=True)
@@ -302,38 +300,38 @@ def test_an_array_in_opencvs_order(tiny: Backbone, picture: Picture, tmp_path: P
         np.zeros((0, 9, 3), np.uint8),
     ],
 )
-def test_an_array_that_is_no_picture(wrong: Any, tiny: Backbone) -> None:
-    with pytest.raises(ValueError, match=r"picture: .*, expected uint8 \(H, W, 3\) RGB"):
+def test_an_array_that_is_no_image(wrong: Any, tiny: Backbone) -> None:
+    with pytest.raises(ValueError, match=r"image: .*, expected uint8 \(H, W, 3\) RGB"):
         make_detector(tiny)(wrong)
 
 
-def test_a_missing_picture(tiny: Backbone, tmp_path: Path) -> None:
+def test_a_missing_image(tiny: Backbone, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"no\.png"):
         make_detector(tiny)(tmp_path / "no.png")
 
 
-def test_layers_that_are_not_there(tiny: Backbone, picture: Picture) -> None:
+def test_layers_that_are_not_there(tiny: Backbone, image: ImageArray) -> None:
     detector = make_detector(tiny)
     bare = replace(detector.extractor, head=None)
     with pytest.raises(ValueError, match="fc7: there is no head"):
         bare(
-            detector.maps.compute(detector.maps.scaled(picture)),
+            detector.maps.compute(detector.maps.scaled(image)),
             np.array([[0, 0, 9, 9]], np.float32),
             "fc7",
         )
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_networks_that_multiply_in_half(precision: str, picture: Picture) -> None:
+def test_networks_that_multiply_in_half(precision: str, image: ImageArray) -> None:
     backbone = load_backbone("zf5", "none", seed=1)
     head = build_head(backbone, LEVELS, HeadConfig(widths=[32, 16]), outputs=4, seed=1).eval()
     boxes = random_boxes(np.random.default_rng(3), 40, width=WIDTH, height=HEIGHT)
     found = []
     for name in ("float32", precision):
         config = FeaturesConfig.model_validate({"precision": name})
-        maps = MapSource(backbone, SCALES, config, PictureCache())
-        extractor = Extractor(LEVELS, 96, head, compute_type(name, maps.device))
-        made = maps.compute(maps.scaled(picture))
+        maps = MapCache(backbone, SCALES, config, ImageCache())
+        extractor = FeatureExtractor(LEVELS, 96, head, compute_type(name, maps.device))
+        made = maps.compute(maps.scaled(image))
         assert all(m.dtype == torch.float16 for m in made.maps)
         found.append((maps.fingerprint, extractor(made.to(maps.device), boxes, "fc7").values))
     (one, exact), (other, halved) = found

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import shape_sets
+from images import shape_sets
 
 from sppdet.classification.data import read_folder
 from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.data.digests import FileDigests
 from sppdet.errors import ImageError
 from sppdet.features.backbones import Backbone
-from sppdet.features.source import MapSource
+from sppdet.io.digests import FileDigests
+from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic
-from sppdet.proposals.stage import Proposer
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.proposer import Proposer
 
 
 def digests_of(root: Path, cache: FileDigests | None = None) -> dict[str, str]:
@@ -57,7 +57,7 @@ def test_unchanged_files_are_not_read_again(
         read.append(path.name)
         return path.read_bytes()
 
-    monkeypatch.setattr("sppdet.data.digests.read_bytes", noted)
+    monkeypatch.setattr("sppdet.io.digests.read_bytes", noted)
     assert digests_of(root, FileDigests.load(stored, root)) == first and not read
     root.rename(tmp_path / "moved")
     root = tmp_path / "moved"
@@ -153,7 +153,7 @@ def test_maps_are_told_by_the_arithmetic_that_made_them(
 ) -> None:
     def told(precision: str) -> str:
         config = FeaturesConfig.model_validate({"precision": precision})
-        return MapSource(tiny, [96], config, PictureCache()).fingerprint
+        return MapCache(tiny, [96], config, ImageCache()).fingerprint
 
     assert told("auto") == told("float32")  # on a CPU
     assert len({told(p) for p in ("float32", "float16", "bfloat16")}) == 3

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sppdet import plain_yaml
 from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.config import Config
-from sppdet.config_file import check_config
+from sppdet.io import plain_yaml
+from sppdet.io.settings import check_config
 from sppdet.setting_types import Section
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,8 @@ def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> N
     + [
         f"docs/{name}.md"
         for name in ("config", "method", "classification", "results", "performance")
-    ],
+    ]
+    + ["docs/index.md", "docs/architecture.md", "data/README.md"],
 )
 def test_links_and_configs_exist(page: str) -> None:
     path = ROOT / page
@@ -102,3 +103,13 @@ def test_links_and_configs_exist(page: str) -> None:
     assert all((path.parent / link).exists() for link in links), links
     for name in re.findall(r"configs/(\w+\.yaml)", text):
         assert (ROOT / "configs" / name).is_file(), name
+
+
+def test_architecture_names_every_folder_and_existing_files() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "sppdet"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {room for room in rooms if f"  {room}/ " not in text} == set()
+    named = re.findall(r"`((?:cli|features|folders|io|stages|tests|docs)/[\w/]+\.py)`", text)
+    assert len(named) > 8
+    assert [n for n in named if not (package / n).exists() and not (ROOT / n).exists()] == []

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from sppdet.detection.drawing import class_colour, draw_detections
-from sppdet.types import Detections, Picture
+from sppdet.folders.drawing import class_colour, draw_detections
+from sppdet.types import Detections, ImageArray
 
 NAMES = ("cat", "dog", "owl", "yak")
 
@@ -21,13 +21,13 @@ def drawn(
     width: int = 300,
     height: int = 200,
     grey: int = 128,
-) -> Picture:
-    picture = np.full((height, width, 3), grey, dtype=np.uint8)
+) -> ImageArray:
+    image = np.full((height, width, 3), grey, dtype=np.uint8)
     scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
     array = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     found = Detections(array, scores, np.array(labels, dtype=np.int64), NAMES)
-    canvas = draw_detections(picture, found)
-    assert (picture == grey).all() and canvas.shape == picture.shape
+    canvas = draw_detections(image, found)
+    assert (image == grey).all() and canvas.shape == image.shape
     return canvas
 
 
@@ -104,10 +104,10 @@ def test_a_label_stands_above_its_box_or_in_it(case: str) -> None:
 @pytest.mark.parametrize("label", [*range(1, 12), 194, 89])
 def test_ink_is_black_on_light_colours_and_white_on_dark_ones(label: int) -> None:
     names = tuple(f"c{k}" for k in range(200))
-    picture = np.full((200, 300, 3), 128, dtype=np.uint8)
+    image = np.full((200, 300, 3), 128, dtype=np.uint8)
     box = np.array([[100, 80, 180, 150]], np.float32)
     found = Detections(box, np.ones(1, np.float32), np.array([label], np.int64), names)
-    canvas = draw_detections(picture, found)
+    canvas = draw_detections(image, found)
     ink = (0, 0, 0) if sum(class_colour(label)) > 380 else (255, 255, 255)
     other = (255, 255, 255) if ink == (0, 0, 0) else (0, 0, 0)
     assert (canvas == ink).all(axis=2).sum() > 5

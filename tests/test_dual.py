@@ -323,8 +323,8 @@ def test_an_example_is_held_once() -> None:
 
 def test_memory_is_that_of_what_is_held() -> None:
     held = Pool(2, device=CPU)
-    for picture in range(50):
-        rows = held.add(torch.rand(40, 2), [(picture, i) for i in range(40)])
+    for image in range(50):
+        rows = held.add(torch.rand(40, 2), [(image, i) for i in range(40)])
         held.keep(rows)
     assert len(held) == 40
     assert held._features.shape[0] <= 2 * 40 * 1.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import random
@@ -9,11 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from runs import CommandLine, log_of
 
+from runs import CommandLine, log_of, printed_to
 from sppdet.errors import one_line, printable
-from sppdet.run import Reporter
+from sppdet.runs.log import LOGGER, JsonLinesHandler, handler_added
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,15 @@ def test_warnings_are_one_line(sppdet: CommandLine, capfd: pytest.CaptureFixture
     assert len(err) == 301
 
 
-def test_a_reporter_shows_one_line_and_logs_the_whole_text(tmp_path: Path) -> None:
-    with (tmp_path / "shown").open("w", encoding="utf-8") as shown:
-        reporter = Reporter(tmp_path, console=Console(file=shown, soft_wrap=True))
-        text = "skipped: \x1b[31m\n\udcff" + "x" * 1000 + ": can't be decoded"
-        reporter.say(text, "skipped")
-    line = (tmp_path / "shown").read_text(encoding="utf-8")
+def test_a_message_is_shown_in_one_line_and_logged_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", False)  # workers of pytest send no lone surrogates
+    shown, log = io.StringIO(), JsonLinesHandler(tmp_path / "log.jsonl")
+    text = "skipped: \x1b[31m\n\udcff" + "x" * 1000 + ": can't be decoded"
+    with printed_to(shown), handler_added(log):
+        LOGGER.info(text)
+    line = shown.getvalue()
     assert line.startswith(r"skipped: \x1b[31m\n\udcffxxx") and len(line) == 301
     assert line.endswith("x: can't be decoded\n")
     assert log_of(tmp_path)[-1]["text"] == text

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from evaluation_samples import Box, make_detections, make_image, random_split
 
-from sppdet.data.coco import to_coco
 from sppdet.errors import DataError
-from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
-from sppdet.evaluation.coco_results import write_coco_results
+from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco, to_coco
+from sppdet.io.coco_results import write_coco_results
 from sppdet.types import Dataset
 
 COCO = pytest.importorskip("pycocotools.coco").COCO

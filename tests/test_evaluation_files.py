@@ -14,11 +14,11 @@ from evaluation_samples import Box, make_detections, make_image, random_split
 
 from sppdet.errors import DataError
 from sppdet.evaluation.coco import evaluate_coco
-from sppdet.evaluation.coco_results import default_image_ids, write_coco_results
-from sppdet.evaluation.comp4 import write_comp4
-from sppdet.evaluation.files import read_detections, write_curve_csv
-from sppdet.evaluation.rows import class_file_names
 from sppdet.evaluation.voc import evaluate_voc
+from sppdet.io.coco_results import default_image_ids, write_coco_results
+from sppdet.io.comp4 import write_comp4
+from sppdet.io.detection_files import read_detections, write_curve_csv
+from sppdet.io.names import class_file_names
 from sppdet.types import Dataset, Detections
 
 A: Box = (0, 0, 10, 10)

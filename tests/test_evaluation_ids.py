@@ -14,13 +14,11 @@ import pytest
 from evaluation_samples import make_detections, make_image
 
 from sppdet.config import DataConfig
-from sppdet.data.records import read_number, stated_size, unique_ids
-from sppdet.data.splits import read_split
 from sppdet.errors import ConfigError, DataError
-from sppdet.evaluation.coco_results import CocoResults, default_image_ids, write_coco_results
-from sppdet.evaluation.comp4 import write_comp4
-from sppdet.evaluation.files import read_detections
-from sppdet.evaluation.ids import (
+from sppdet.io.coco_results import CocoResults, default_image_ids, write_coco_results
+from sppdet.io.comp4 import write_comp4
+from sppdet.io.detection_files import read_detections
+from sppdet.io.image_ids import (
     IdMeaning,
     IdTables,
     ids_to_write,
@@ -29,7 +27,10 @@ from sppdet.evaluation.ids import (
     rows_of_ids,
     tables_of_split,
 )
-from sppdet.evaluation.image_names import ImageNames, distinct_names
+from sppdet.io.image_names import ImageNames, distinct_names
+from sppdet.io.names import unique_ids
+from sppdet.io.records import read_number, stated_size
+from sppdet.io.splits import read_split
 from sppdet.types import Dataset
 
 BOX = [0, 0, 5, 5]

@@ -12,13 +12,13 @@ import pytest
 from evaluation_samples import random_split
 from rich.console import Console
 
+from runs import printed_to
 from sppdet.config import DataConfig
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
-from sppdet.evaluation.report import metric_title, print_table, write_curves, write_metrics
-from sppdet.evaluation.stage import write_scores
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.run import Reporter
+from sppdet.stages.evaluate import write_scores
+from sppdet.stages.report import metric_title, print_table, write_curves, write_metrics
 from sppdet.types import EvalResult
 
 NAMES = ("a", "$x_1$ [bold]", "../c:d", "_none")
@@ -69,16 +69,12 @@ def test_what_can_not_be_written_hides_no_number(
 ) -> None:
     (tmp_path / name).mkdir(parents=True)  # in the way of a file
     dataset, detections = random_split(1)
-    reporter = Reporter(console=Console(file=io.StringIO(), width=80))
+    said = io.StringIO()
     data = DataConfig(root=[tmp_path], test=["t"])
     one = replace(result, split="t")
-    with pytest.raises(ArtifactError, match=f"{name}: can't be written"):
-        write_scores(
-            one, data, dataset, detections, tmp_path, signature="s", split="test", reporter=reporter
-        )
-    assert isinstance(reporter.console.file, io.StringIO)
-    said = reporter.console.file.getvalue()
-    assert f"mAP (11-point, t): {100 * result.mean_ap:.2f} %" in said
+    with printed_to(said), pytest.raises(ArtifactError, match=f"{name}: can't be written"):
+        write_scores(one, data, dataset, detections, tmp_path, signature="s", split="test")
+    assert f"mAP (11-point, t): {100 * result.mean_ap:.2f} %" in said.getvalue()
     assert json.loads((tmp_path / "voc07/metrics.json").read_text())["mAP"] == result.mean_ap
 
 
@@ -136,7 +132,7 @@ def test_title_names_metric_split_and_iou(result: EvalResult) -> None:
     assert metric_title(replace(result, min_iou=0.75)) == ("mAP (11-point at IoU 0.75, random)")
 
 
-def test_pictures_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
+def test_images_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
     # half a million points are thinned to the corners before they are drawn
     count = 500_000
     hits = (np.arange(count) % 1000 == 0).astype(np.int8)

@@ -140,7 +140,7 @@ def test_average_precision_by_hand() -> None:
 def outcomes_of(
     found: list[tuple[float, Box]], truth: list[tuple[Box, bool]], min_iou: float = 0.5
 ) -> list[int]:
-    """Match in one picture; the outcomes in descending score."""
+    """Match in one image; the outcomes in descending score."""
     _, outcomes = match_class(
         np.array([box for _, box in found], np.float32).reshape(-1, 4),
         np.array([score for score, _ in found], np.float32),

@@ -13,20 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
-from sppdet.training.finetune import (
-    FineTuner,
+from sppdet.runs.artifacts import read_tensors, write_tensors
+from sppdet.training.finetune import FineTuner, Progress
+from sppdet.training.finetune_windows import (
     Pool,
-    Progress,
     batches,
+    draw_pool_images,
     draw_windows,
-    pool_of,
-    pool_pictures,
-    split_pictures,
+    join_windows,
+    split_images,
 )
 from sppdet.training.sampling import IGNORED
 
@@ -65,61 +64,61 @@ def trained(tuner: FineTuner) -> FineTuner:
     return tuner
 
 
-# -- pictures, windows, batches ------------------------------------------------------------------
+# -- images, windows, batches ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(100, 10), (14, 1), (5, 1), (4, 0), (0, 0)])
 def test_split(count: int, held_out: int) -> None:
-    training, validation = split_pictures(count, fraction=0.1, seed=3)
+    training, validation = split_images(count, fraction=0.1, seed=3)
     assert len(validation) == held_out
     assert sorted([*training.tolist(), *validation.tolist()]) == list(range(count))
-    assert training.tolist() == split_pictures(count, fraction=0.1, seed=3)[0].tolist()
+    assert training.tolist() == split_images(count, fraction=0.1, seed=3)[0].tolist()
 
 
 def test_split_of_nothing_and_by_seed() -> None:
-    assert len(split_pictures(100, fraction=0.0, seed=3)[1]) == 0
-    a, b = (split_pictures(100, fraction=0.1, seed=s)[1].tolist() for s in (3, 4))
+    assert len(split_images(100, fraction=0.0, seed=3)[1]) == 0
+    a, b = (split_images(100, fraction=0.1, seed=s)[1].tolist() for s in (3, 4))
     assert a != b
 
 
-@pytest.mark.parametrize(("pictures", "pool"), [(10, 4), (12, 4), (3, 8), (7, 7), (1, 1)])
-def test_every_picture_once_an_epoch(pictures: int, pool: int) -> None:
-    training = np.arange(pictures) * 3 + 1
+@pytest.mark.parametrize(("images", "pool"), [(10, 4), (12, 4), (3, 8), (7, 7), (1, 1)])
+def test_every_image_once_an_epoch(images: int, pool: int) -> None:
+    training = np.arange(images) * 3 + 1
     config = small(pool_images=pool)
     stream: list[int] = []
     for number in range(20):
-        pairs = pool_pictures(training, number, config=config, seed=5)
-        assert len(pairs) == min(pool, pictures)
-        stream.extend(picture for picture, _ in pairs)
+        pairs = draw_pool_images(training, number, config=config, seed=5)
+        assert len(pairs) == min(pool, images)
+        stream.extend(image for image, _ in pairs)
     orders = set()
-    for start in range(0, len(stream) - pictures + 1, pictures):
-        epoch = stream[start : start + pictures]
+    for start in range(0, len(stream) - images + 1, images):
+        epoch = stream[start : start + images]
         assert sorted(epoch) == training.tolist()
         orders.add(tuple(epoch))
-    assert len(orders) > 1 or pictures == 1
+    assert len(orders) > 1 or images == 1
 
 
 def test_pools_are_functions_of_their_number() -> None:
     training = np.arange(9)
-    pools = [pool_pictures(training, n, config=small(), seed=5) for n in range(12)]
+    pools = [draw_pool_images(training, n, config=small(), seed=5) for n in range(12)]
     np.random.seed(1)  # noqa: NPY002
     for n in (7, 3, 11, 0):
-        assert pool_pictures(training, n, config=small(), seed=5) == pools[n]
-    assert pools != [pool_pictures(training, n, config=small(), seed=6) for n in range(12)]
+        assert draw_pool_images(training, n, config=small(), seed=5) == pools[n]
+    assert pools != [draw_pool_images(training, n, config=small(), seed=6) for n in range(12)]
 
 
 def test_mirrored_half_of_the_time() -> None:
     training = np.arange(50)
     config = small(pool_images=50)
     flips = [
-        flip for n in range(40) for _, flip in pool_pictures(training, n, config=config, seed=0)
+        flip for n in range(40) for _, flip in draw_pool_images(training, n, config=config, seed=0)
     ]
     assert np.mean(flips) == pytest.approx(0.5, abs=0.04)
     never = small(pool_images=50, flip=False)
-    assert not any(flip for _, flip in pool_pictures(training, 0, config=never, seed=0))
+    assert not any(flip for _, flip in draw_pool_images(training, 0, config=never, seed=0))
 
 
-def test_windows_of_a_picture(rng: np.random.Generator) -> None:
+def test_windows_of_a_image(rng: np.random.Generator) -> None:
     labels = np.array([1, 2, 0, 0, IGNORED] * 20)
     rows = draw_windows(labels, small(), rng=rng)
     assert len(rows) == len(set(rows.tolist())) == 16
@@ -153,11 +152,11 @@ def test_no_batch_without_both_kinds(labels: list[int], rng: np.random.Generator
     assert list(batches(np.array(labels, dtype=np.int64), small(), rng=rng)) == []
 
 
-def test_pool_of() -> None:
-    pool = pool_of([torch.zeros(2, 3), torch.ones(1, 3)], [np.array([0, 2]), np.array([1])])
+def test_join_windows() -> None:
+    pool = join_windows([torch.zeros(2, 3), torch.ones(1, 3)], [np.array([0, 2]), np.array([1])])
     assert pool.features[:, 0].tolist() == [0, 0, 1] and pool.labels.tolist() == [0, 2, 1]
     with pytest.raises(ValueError, match="ignored window"):
-        pool_of([torch.zeros(1, 3)], [np.array([IGNORED])])
+        join_windows([torch.zeros(1, 3)], [np.array([IGNORED])])
 
 
 # -- learning ------------------------------------------------------------------------------------
@@ -332,13 +331,15 @@ def test_validation_against_torch() -> None:
     assert error == pytest.approx(float((scores.argmax(1) != labels).float().mean()))
 
 
-def test_a_pool_knows_where_the_windows_that_are_here_stand() -> None:
+def test_a_process_takes_its_own_windows_of_a_batch() -> None:
     features = [torch.full((n, 2), float(i)) for i, n in enumerate((2, 0, 1))]
     labels = [np.array(part, dtype=np.int64) for part in ([1, 0], [0, 0, 2], [3])]
-    pool = pool_of(features, labels)  # the second picture's windows are elsewhere
+    pool = join_windows(features, labels)  # another process has the second image's windows
     assert pool.labels.tolist() == [1, 0, 0, 0, 2, 3] and pool.rows.tolist() == [0, 1, 5]
-    here, places = pool.places(np.array([5, 3, 0, 5, 4]))
-    assert (here.tolist(), places.tolist()) == ([0, 2, 3], [2, 0, 2])
+    x, own = pool.batch(np.array([5, 3, 0, 5, 4]))
+    assert (x[:, 0].tolist(), own.tolist()) == ([2, 0, 2], [3, 1, 3])
+    ((x, own),) = pool.own_batches(8)
+    assert (x[:, 0].tolist(), own.tolist()) == ([0, 0, 2], [1, 0, 3])
 
 
 def test_progress_starts_at_nothing() -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from sppdet import Detector, load_config, train
 from sppdet.boxes import box_iou
-from sppdet.data.images import find_images
 from sppdet.features.spp import spp_windows
-from sppdet.run import Reporter
+from sppdet.io.images import find_images
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -63,8 +60,7 @@ def test_gradients_equal_the_cpus(dtype: torch.dtype) -> None:
 
 
 def train_on(device: str, settings: Path, run: Path, *overrides: str) -> float:
-    reporter = Reporter(run, console=Console(file=io.StringIO()))
-    result = train(load_config(settings, overrides), run, device=device, reporter=reporter)
+    result = train(load_config(settings, overrides), run, device=device)
     assert result is not None
     return result.mean_ap
 

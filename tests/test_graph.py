@@ -12,8 +12,8 @@ import torchvision.models as tv
 from torch import nn
 
 from sppdet.errors import ConfigError
-from sppdet.features.backbones import load_backbone
 from sppdet.features.graph import before_last_pooling, geometry_of
+from sppdet.io.backbone_weights import load_backbone
 
 
 def layers_until_pooling(model: nn.Module) -> nn.Module:
@@ -223,5 +223,5 @@ def test_a_map_that_does_not_fit_its_strides() -> None:
     with pytest.raises(ValueError, match=r"maps of \[128, 320\] cells a side don't fit a stride"):
         geometry_of(upsampled)
     only_one = nn.Sequential(conv(1, 1, 0), nn.Flatten(2), nn.Linear(128 * 128, 9))
-    with pytest.raises(ValueError, match="it doesn't take pictures of any size"):
+    with pytest.raises(ValueError, match="it doesn't take images of any size"):
         geometry_of(only_one)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import random_picture
+from samples import random_image
 
 from sppdet.proposals.grouping import Hierarchy, group
 from sppdet.proposals.regions import Regions, describe_regions, pixel_bins
@@ -21,8 +21,8 @@ Planes = NDArray[np.uint8]
 def segmented(
     seed: int, *, width: int = 40, height: int = 30, channels: int = 3, k: int = 20
 ) -> tuple[Planes, Labels, int]:
-    picture = random_picture(np.random.default_rng(seed), width=width, height=height)
-    planes = np.ascontiguousarray(picture[:, :, :channels].transpose(2, 0, 1))
+    image = random_image(np.random.default_rng(seed), width=width, height=height)
+    planes = np.ascontiguousarray(image[:, :, :channels].transpose(2, 0, 1))
     return planes, *segment(weigh_edges(planes), k)
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 import torchvision.models as tv
 from safetensors.torch import save_file
-from samples import random_picture
+from samples import random_image
 from torch import nn
 
 from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
 from sppdet.errors import ConfigError
-from sppdet.features.backbones import Backbone, load_backbone, to_input
+from sppdet.features.backbones import Backbone, to_input
 from sppdet.features.head import (
     Head,
     build_head,
@@ -26,8 +26,9 @@ from sppdet.features.head import (
     standardise,
     truncated,
 )
-from sppdet.features.regions import Extractor
-from sppdet.types import Picture
+from sppdet.features.regions import FeatureExtractor
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.types import ImageArray
 
 WHOLE = np.array([[0, 0, 224, 224]], np.float32)
 
@@ -39,8 +40,8 @@ def with_head(widths: list[int], **settings: Any) -> Config:
     return Config(data=data, backbone=backbone, head=head, bbox=None, **settings)
 
 
-def picture_224() -> Picture:
-    return random_picture(np.random.default_rng(3), width=224, height=224)
+def image_224() -> ImageArray:
+    return random_image(np.random.default_rng(3), width=224, height=224)
 
 
 def activations(model: nn.Module, last: type[nn.Module], count: int) -> list[torch.Tensor]:
@@ -50,7 +51,7 @@ def activations(model: nn.Module, last: type[nn.Module], count: int) -> list[tor
         if isinstance(layer, last):
             layer.register_forward_hook(lambda _m, _i, out: found.append(out.clone()))
     with torch.inference_mode():
-        model.eval()(to_input(picture_224(), 1.0))
+        model.eval()(to_input(image_224(), 1.0))
     return found[:count]
 
 
@@ -86,10 +87,10 @@ def test_first_pass_equals_the_pretrained_classifier(
 ) -> None:
     backbone, (fc6, fc7) = pretrained
     levels = (6, 3, 2, 1) if backbone.name == "alexnet" else (7, 3, 2, 1)
-    maps = backbone.feature_maps(backbone.scaled(picture_224(), [224], FeaturesConfig()))
+    maps = backbone.feature_maps(backbone.scaled(image_224(), [224], FeaturesConfig()))
     side = maps.maps[0].shape[1]
     head = build_head(backbone, levels, HeadConfig(), outputs=21, seed=0)
-    extractor = Extractor(levels, 224, head)
+    extractor = FeatureExtractor(levels, 224, head)
     assert extractor.windows(maps, WHOLE).cells.tolist() == [[0, 0, 0, side - 1, side - 1]]
     expected: list[tuple[Layer, torch.Tensor]] = [("fc6", fc6), ("fc7", fc7)]
     for layer, theirs in expected:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import CommandLine
 
-from sppdet.artifacts import read_json, write_json
+from runs import CommandLine
+from sppdet.cli.info import describe_run
 from sppdet.config import Config
-from sppdet.evaluation.stage import signature
-from sppdet.info import describe_run
-from sppdet.model import ModelFiles, read_run_config
+from sppdet.runs.artifacts import read_json, write_json
+from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 
 SCORES = "eval/test/voc07/metrics.json"
 

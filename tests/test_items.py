@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.errors import ArtifactError
-from sppdet.items import ItemStore
+from sppdet.runs.artifacts import read_tensors, write_tensors
+from sppdet.runs.items import ItemStore
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import Proposals
 
@@ -55,7 +55,7 @@ def test_any_id_has_a_file_and_stands_in_its_header(store: ItemStore, name: str)
 
 def rewritten(path: Path, **tensors: torch.Tensor) -> None:
     """With a checksum that is right."""
-    from sppdet.artifacts import fingerprint_of
+    from sppdet.runs.artifacts import fingerprint_of
 
     made_by = fingerprint_of(path)
     assert made_by is not None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from sppdet.features.memory import MapMemory
+from sppdet.stages.map_memory import MapMemory
 from sppdet.types import FeatureMaps
 
 CPU = torch.device("cpu")
@@ -21,7 +19,7 @@ def maps_of(cells: int, value: float = 1.0) -> FeatureMaps:
 
 
 def test_what_fits_is_held_and_comes_back_as_it_was() -> None:
-    memory = MapMemory(CPU, device_room=0, host_room=100)
+    memory = MapMemory(CPU, room=100)
     first, second, third = maps_of(30, 1), maps_of(30, 2), maps_of(20, 3)
     held_now = [
         memory.put(name, maps) for name, maps in zip("abc", (first, second, third), strict=True)
@@ -37,61 +35,16 @@ def test_what_fits_is_held_and_comes_back_as_it_was() -> None:
     assert memory.get("nobody") is None
 
 
-def test_the_device_is_filled_before_the_host() -> None:
-    elsewhere = torch.device("meta")
-    memory = MapMemory(elsewhere, device_room=60, host_room=60)
-    for name in "abc":
-        memory.put(name, maps_of(30))
-    places = [held.maps[0].device if (held := memory.get(name)) else None for name in "abc"]
-    assert places == [elsewhere, CPU, None]
+def test_maps_move_to_the_device() -> None:
+    memory = MapMemory(torch.device("meta"), room=60)
+    assert memory.put("a", maps_of(30)) and not memory.put("b", maps_of(30))
+    held = memory.get("a")
+    assert held is not None and held.maps[0].device.type == "meta"
 
 
-def test_room_by_what_is_free() -> None:
-    memory = MapMemory.by_what_is_free(CPU)
-    assert memory.put("a", maps_of(10)) and memory.get("a") is not None
-
-
-@pytest.mark.parametrize(
-    ("group", "folder", "bound", "used", "cached"),
-    [
-        ("0::/", "", "memory.max", "memory.current", "inactive_file"),
-        ("0::/jobs/7", "jobs", "memory.max", "memory.current", "inactive_file"),
-        (
-            *("4:memory:/jobs/7", "memory/jobs/7"),
-            *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ),
-    ],
-)
-def test_room_by_what_a_group_may_use(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    group: str,
-    folder: str,
-    bound: str,
-    used: str,
-    cached: str,
-) -> None:
-    monkeypatch.setattr("sppdet.features.memory._CGROUP", tmp_path)
-    monkeypatch.setattr("sppdet.features.memory._GROUPS", tmp_path / "groups")
-    monkeypatch.setattr("sppdet.features.memory.local_processes", lambda: 2)
-    (tmp_path / "groups").write_text(f"9:cpu:/other\n{group}\n")
-    assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))
-    where = tmp_path / folder
-    where.mkdir(parents=True, exist_ok=True)
-    (where / bound).write_text("5000\n")
-    (where / used).write_text("4600\n")
-    (where / "memory.stat").write_text(f"anon 4000\nfile 600\n{cached} 100\nactive_file 500\n")
-    memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 500 bytes, for one of two processes
-    assert not memory.put("a", maps_of(51)) and memory.put("b", maps_of(50))
-    (where / bound).write_text("max\n")
-    assert MapMemory.by_what_is_free(CPU).put("a", maps_of(51))
-
-
-def test_room_by_what_the_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system = tmp_path / "meminfo"
-    monkeypatch.setattr("sppdet.features.memory._MEMORY", system)
-    system.write_text("MemTotal: 9 kB\nMemFree: 0 kB\nMemAvailable: 1 kB\n")
-    memory = MapMemory.by_what_is_free(CPU)  # 0.4 of 1,024 bytes
-    assert not memory.put("a", maps_of(205)) and memory.put("b", maps_of(204))
-    system.unlink()
+def test_room_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not MapMemory.by_what_is_free(CPU).put("a", maps_of(1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(FeatureMaps, "to", lambda maps, device: maps)
+    memory = MapMemory.by_what_is_free(torch.device("cuda", 0))  # 0.6 of 1,000 bytes
+    assert not memory.put("a", maps_of(301)) and memory.put("b", maps_of(300))

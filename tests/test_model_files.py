@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from runs import contents, results, train_quietly
 
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.detection.detector import Classifiers
+from runs import contents, results, train_quietly
+from sppdet.detection.detect import Classifiers
 from sppdet.errors import ArtifactError, ConfigError, TrainingError, WeightsError
-from sppdet.features.backbones import load_backbone
-from sppdet.model import ModelFiles, load_detector, read_run_config, save_classifiers
-from sppdet.run import Reporter, read_timings
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.runs.log import read_timings, timed
+from sppdet.stages.detector import Detector
+from sppdet.stages.model import save_classifiers
+from sppdet.stages.model_files import ModelFiles, read_run_config
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors, dict[str, Any]], object]
@@ -87,10 +89,10 @@ def test_a_part_that_does_not_fit_is_refused_when_it_is_loaded(
     path = run_copy / "model" / f"{part}.safetensors"
     rewritten(path, change)
     with pytest.raises(ArtifactError, match="have changed since it was trained"):
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
     files.seal(read_run_config(run_copy), training_data="", arithmetic="float32")
     with pytest.raises(ArtifactError) as caught:
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
     said = str(caught.value)
     assert said.startswith(f"{path}: ") and expected in said and "\n" not in said
 
@@ -98,7 +100,7 @@ def test_a_part_that_does_not_fit_is_refused_when_it_is_loaded(
 def test_a_changed_bit_or_an_old_file_is_refused(run_copy: Path) -> None:
     flipped(run_copy / "model" / "svm.safetensors")
     with pytest.raises(ArtifactError, match=r"svm\.safetensors: damaged: .* checksum; .*makes it"):
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
     from safetensors.torch import load_file, save_file
 
     path = run_copy / "model" / "head.safetensors"
@@ -106,7 +108,7 @@ def test_a_changed_bit_or_an_old_file_is_refused(run_copy: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"head.*by an earlier version of sppdet; `sppdet train`"
     ):
-        load_detector(run_copy, device="cpu")
+        Detector.load(run_copy, device="cpu")
 
 
 def test_a_changed_bit_of_the_model_is_made_again_by_training(
@@ -117,7 +119,7 @@ def test_a_changed_bit_of_the_model_is_made_again_by_training(
         flipped(run_copy / "model" / f"{part}.safetensors")
     _, said = train_quietly(settings, run_copy, until="bbox")
     assert contents(run_copy / "model") == whole
-    assert "svm: damaged, or written by an earlier version; done anew" in said
+    assert "svm: damaged, or written by an earlier version; made again" in said
     assert "head: there already" in said and "bbox: there already" in said
 
 
@@ -213,7 +215,7 @@ def test_timings_of_another_shape_are_begun_again(
 ) -> None:
     path = tmp_path / "timings.json"
     path.write_text(content)
-    with caplog.at_level(logging.WARNING), Reporter(tmp_path).stage("svm"):
+    with caplog.at_level(logging.WARNING), timed(tmp_path, "svm"):
         pass
     assert [r.getMessage().split(": ")[0] for r in caplog.records] == [str(path)]
     assert list(read_timings(path)) == ["svm"]

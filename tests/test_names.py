@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sppdet.data.csv_cells import text_cell
-from sppdet.data.names import MAX_NAME_BYTES, escape_name, fit_name, unescape_name
+from sppdet.io.names import MAX_NAME_BYTES, escape_name, fit_name, text_cell, unescape_name
 
 NAMES = {
     b"plain name.jpg": "plain name.jpg",

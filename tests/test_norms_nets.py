@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from samples import random_picture
+from samples import random_image
 from torch import nn
 
 from sppdet.features import nets
@@ -179,11 +179,11 @@ def test_six_bins_are_the_last_pooling_of_the_net_without_a_pyramid(name: str, s
 
 @pytest.mark.parametrize("name", OWN_NETS)
 @pytest.mark.parametrize(("width", "height"), [(64, 384), (384, 64)])
-def test_thin_pictures(name: str, width: int, height: int, rng: np.random.Generator) -> None:
-    picture = random_picture(rng, width=width, height=height)
+def test_thin_images(name: str, width: int, height: int, rng: np.random.Generator) -> None:
+    image = random_image(rng, width=width, height=height)
     layers = conv_backbone(name).layers
     with torch.inference_mode():
-        maps = layers(to_input(picture, 1.0))
+        maps = layers(to_input(image, 1.0))
         pooled = SpatialPyramid()(maps)
     assert maps.shape[2] >= 1 and maps.shape[3] >= 1 and torch.isfinite(pooled).all()
     assert (maps.shape[2] > maps.shape[3]) == (height > width)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import CommandLine, contents
 
+from runs import CommandLine, contents
 from sppdet.errors import ArtifactError
-from sppdet.places import check_run_folder, claim_folder
+from sppdet.runs.places import check_run_folder, claim_folder
 
 
 def test_a_folder_is_claimed_when_it_is_new_or_empty(tmp_path: Path) -> None:

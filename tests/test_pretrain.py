@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+
 from runs import (
     CommandLine,
     contents,
@@ -23,23 +24,21 @@ from runs import (
     pretrain_quietly,
     write_classifier_settings,
 )
-
-from sppdet.artifacts import fingerprint_of, read_tensors
 from sppdet.classification import config as settings_types
 from sppdet.classification.classifier import (
     build_classifier,
     load_classifier,
-    read_classifier_config,
 )
-from sppdet.classification.config import PretrainConfig, ViewSet
-from sppdet.classification.testing import score_picture
+from sppdet.classification.config import PretrainConfig, ViewSet, read_classifier_config
+from sppdet.classification.testing import score_image
 from sppdet.classification.trainer import Trainer
 from sppdet.classification.views import centre_crop
-from sppdet.config_file import load_settings
-from sppdet.data.images import read_image
 from sppdet.errors import ArtifactError, DataError, TrainingError
 from sppdet.features.backbones import normalised
 from sppdet.features.nets import tiny
+from sppdet.io.images import read_image
+from sppdet.io.settings import load_settings
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
 
 # for runs that only have to happen
 QUICK = ("train.epochs=1", "data.train_per_class=3", "data.val_per_class=1")
@@ -64,7 +63,7 @@ def test_it_learns(classified: Path) -> None:
     assert min(errors) < 0.2  # chance: 0.67
     assert records[-1]["train_error"] < 0.3 < records[0]["train_error"]
     assert records[-1]["train_loss"] < 0.7 * records[0]["train_loss"]
-    assert all(record["pictures_per_second"] > 0 for record in records)
+    assert all(record["images_per_second"] > 0 for record in records)
 
 
 def test_the_files(classified: Path) -> None:
@@ -135,7 +134,7 @@ def test_other_settings_are_done_anew(
 ) -> None:
     before = contents(run_of_one_epoch / "model")
     said = pretrain_quietly(classifier_settings, run_of_one_epoch, *QUICK, change)
-    assert "made by other settings or data; done anew" in said
+    assert "made by other settings or data; made again" in said
     after = contents(run_of_one_epoch / "model")
     assert before.keys() == after.keys() and all(after[key] != before[key] for key in after)
     assert "there already" in pretrain_quietly(
@@ -155,12 +154,12 @@ def test_a_moved_folder_is_the_same_data_and_a_changed_image_is_not(
         path.write_bytes(data)
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     said = pretrain_quietly(classifier_settings, run_of_one_epoch, *there)
-    assert "made by other settings or data; done anew" in said
+    assert "made by other settings or data; made again" in said
 
 
 def test_another_dropout_is_done_anew(classifier_settings: Path, run_of_one_epoch: Path) -> None:
     said = pretrain_quietly(classifier_settings, run_of_one_epoch, *QUICK, "head.dropout=0")
-    assert "done anew" in said
+    assert "made again" in said
 
 
 def test_a_net_of_other_settings_is_not_taken_for_this_one(
@@ -188,7 +187,7 @@ def test_the_same_settings_the_same_bytes(
 def test_one_linear_layer_and_no_validation(classifier_settings: Path, tmp_path: Path) -> None:
     overrides = ("train.epochs=2", "data.train_per_class=3", "head=none", "data.val=null")
     said = pretrain_quietly(classifier_settings, tmp_path, *overrides)
-    assert "9 pictures of 3 classes, none to validate on" in said
+    assert "9 images of 3 classes, none to validate on" in said
     tensors, _ = read_tensors(tmp_path / "model" / "net.safetensors")
     assert tensors["head.weight"].shape == (3, 128 * 5)
     assert all("val_error" not in record for record in epochs_of(tmp_path))
@@ -202,7 +201,7 @@ def test_one_linear_layer_and_no_validation(classifier_settings: Path, tmp_path:
 def test_without_validation_the_last_epoch_is_kept_and_said(
     classifier_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the pictures trained on were answered better before."""
+    """Also where the images trained on were answered better before."""
 
     def worse(trainer: Trainer, validation: None) -> tuple[dict[str, float], bool]:
         trainer.progress.correct = trainer.progress.seen * (1 - 0.1 * trainer.progress.epoch)
@@ -234,10 +233,10 @@ def test_it_starts_from_another_run(
     assert started(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
-def test_broken_pictures_are_named_and_left_out(shape_root: Path, tmp_path: Path) -> None:
+def test_broken_images_are_named_and_left_out(shape_root: Path, tmp_path: Path) -> None:
     shutil.copytree(shape_root / "train", tmp_path / "set" / "train")
     broken = tmp_path / "set" / "train" / "disc" / "001.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     settings = write_classifier_settings(tmp_path / "s.yaml", tmp_path / "set")
     overrides = ("data.val=null", "data.on_error=skip", *QUICK[:2])
     said = pretrain_quietly(settings, tmp_path / "run", *overrides)
@@ -254,7 +253,7 @@ def test_outputs_that_are_no_numbers(classified: Path, views: ViewSet) -> None:
         parameter.data.fill_(float("nan"))
     image = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(DataError, match="scores that aren't finite"):
-        score_picture(classifier, image, views, settings_types.TestConfig(side=36, crop=32))
+        score_image(classifier, image, views, settings_types.TestConfig(side=36, crop=32))
 
 
 def test_a_rate_that_is_too_great(classifier_settings: Path, tmp_path: Path) -> None:
@@ -263,7 +262,7 @@ def test_a_rate_that_is_too_great(classifier_settings: Path, tmp_path: Path) -> 
 
 
 def test_two_at_once(classifier_settings: Path, tmp_path: Path, sppdet: CommandLine) -> None:
-    from sppdet.run import run_lock
+    from sppdet.runs.lock import run_lock
 
     with run_lock(tmp_path):
         status, _, said = sppdet("pretrain", classifier_settings, "--run", tmp_path)
@@ -279,7 +278,7 @@ def test_the_command(classifier_settings: Path, sppdet: CommandLine, tmp_path: P
         "pretrain", classifier_settings, "--run", tmp_path / "r", "--device", "cpu", *words
     )
     assert status == 0
-    assert "9 pictures of 3 classes, 3 to validate on" in said
+    assert "9 images of 3 classes, 3 to validate on" in said
     assert re.search(r"^epoch 1, lr .*, train_loss .*, val_error .*, size 32,", said, re.MULTILINE)
     assert f"kept epoch 1 of 1; the run is in {tmp_path / 'r'}" in said
     assert (tmp_path / "r" / "model" / "net.safetensors").is_file()

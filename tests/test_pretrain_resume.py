@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import Forks, contents, log_of, pretrain_quietly
 
-from sppdet.artifacts import read_tensors, write_tensors
+from runs import Forks, contents, log_of, pretrain_quietly
+from sppdet.runs.artifacts import read_tensors, write_tensors
 
 KILLS = (
     ("state/pretrain.safetensors", 1, "after"),  # after the first of two batches

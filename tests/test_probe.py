@@ -11,25 +11,25 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from images import painted, save_image
 from numpy.typing import NDArray
-from pictures import painted, save_picture
-from runs import CLASSES, CommandLine
-from samples import random_picture
+from samples import random_image
 from sklearn.svm import LinearSVC
 
+from runs import CLASSES, CommandLine
 from sppdet.classification import probe as probing
 from sppdet.classification.classifier import load_classifier
 from sppdet.classification.config import ProbeConfig
-from sppdet.classification.data import LabelledPictures, split_classes
-from sppdet.classification.probe import Features, picture_labels, probe
+from sppdet.classification.data import LabelledImages, split_classes
+from sppdet.classification.probe import Features, image_labels, probe
 from sppdet.classification.views import centre_crop
 from sppdet.config import DataConfig
-from sppdet.config_file import check_config
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
 from sppdet.errors import ConfigError, DataError
-from sppdet.features.backbones import load_backbone, to_input
-from sppdet.run import Reporter
+from sppdet.features.backbones import to_input
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.images import read_image
+from sppdet.io.settings import check_config
+from sppdet.io.splits import read_split
 from sppdet.types import AnnotatedImage, Dataset
 
 CPU = torch.device("cpu")
@@ -48,22 +48,22 @@ def config_of(root: Path, *, data: dict[str, Any] | None = None, **more: Any) ->
 
 
 def quiet_probe(config: ProbeConfig, out: Path) -> probing.ProbeResult:
-    return probe(config, out, device="cpu", reporter=Reporter(quiet=True))
+    return probe(config, out, device="cpu")
 
 
 # -- features ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("picture", ["full", "crop", "warp"])
+@pytest.mark.parametrize("image", ["full", "crop", "warp"])
 @pytest.mark.parametrize("layer", ["conv", "spp", "fc6"])
-def test_features_have_length_1(picture: str, layer: str, classified: Path) -> None:
-    if (picture, layer) == ("full", "conv"):
+def test_features_have_length_1(image: str, layer: str, classified: Path) -> None:
+    if (image, layer) == ("full", "conv"):
         return
     features = Features(
         config_of(
             classified,
             layer=layer,
-            picture=picture,
+            image=image,
             backbone={"name": "tiny", "weights": str(classified)},
             head={"widths": [16]},
         ),
@@ -71,7 +71,7 @@ def test_features_have_length_1(picture: str, layer: str, classified: Path) -> N
     )
     rng = np.random.default_rng(0)
     found = [
-        features.of(random_picture(rng, width=width, height=height))
+        features.of(random_image(rng, width=width, height=height))
         for width, height in ((60, 40), (30, 90), (50, 50))
     ]
     width = {"conv": 128 * 64, "spp": 128 * 5, "fc6": 16}[layer]  # of a map of 8×8 at 64 px
@@ -83,20 +83,20 @@ def test_features_have_length_1(picture: str, layer: str, classified: Path) -> N
 
 
 def test_which_pixels_they_see(tmp_path: Path) -> None:
-    picture = random_picture(np.random.default_rng(1), width=120, height=80)
+    image = random_image(np.random.default_rng(1), width=120, height=80)
     layers = load_backbone("tiny", "none").layers
     seen = {
-        "crop": to_input(centre_crop(picture, side=64, crop=64, size=64), 1.0),
-        "full": to_input(picture, 0.8),
+        "crop": to_input(centre_crop(image, side=64, crop=64, size=64), 1.0),
+        "full": to_input(image, 0.8),
     }
     for name, x in seen.items():
-        config = config_of(tmp_path, picture=name, side=64, spp_levels=[1])
+        config = config_of(tmp_path, image=name, side=64, spp_levels=[1])
         with torch.inference_mode():
             expected = layers(x)[0].amax(dim=(1, 2)).numpy()
-        ours = Features(config, device=CPU).of(picture)
+        ours = Features(config, device=CPU).of(image)
         np.testing.assert_allclose(ours, expected / np.linalg.norm(expected), rtol=1e-4, atol=1e-6)
     flat = np.full((80, 120, 3), 70, dtype=np.uint8)
-    warp = Features(config_of(tmp_path, picture="warp", side=64), device=CPU).of(flat)
+    warp = Features(config_of(tmp_path, image="warp", side=64), device=CPU).of(flat)
     full = Features(config_of(tmp_path, side=64), device=CPU).of(flat[:, :80])
     np.testing.assert_allclose(warp, full, atol=1e-5)
 
@@ -104,20 +104,20 @@ def test_which_pixels_they_see(tmp_path: Path) -> None:
 def test_fc6_is_the_classifiers_own(classified: Path) -> None:
     backbone = {"name": "tiny", "weights": str(classified)}
     config = config_of(classified, layer="fc6", backbone=backbone, head={"widths": [16]}, side=64)
-    picture = random_picture(np.random.default_rng(2), width=100, height=64)
+    image = random_image(np.random.default_rng(2), width=100, height=64)
     net = load_classifier(classified)
     with torch.inference_mode():
-        pooled = net.pyramid(net.conv(to_input(picture, 1.0)))
+        pooled = net.pyramid(net.conv(to_input(image, 1.0)))
         hidden = torch.relu(net.head.fc6(pooled))[0].numpy()  # type: ignore[operator]
     assert (hidden > 0).any()
-    ours = Features(config, device=CPU).of(picture)
+    ours = Features(config, device=CPU).of(image)
     np.testing.assert_allclose(ours, hidden / np.linalg.norm(hidden), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"layer": "conv"}, "conv has another length for every picture"),
+        ({"layer": "conv"}, "conv has another length for every image"),
         ({"layer": "fc6"}, "layer: fc6 needs head.widths and weights that have fully connected"),
         ({"layer": "fc6", "head": {"widths": [8]}}, r"head.widths: \[8\], expected .* own \[16\]"),
         ({"layer": "fc7", "head": {"widths": [16]}}, "layer: fc7 needs two head.widths and"),
@@ -182,21 +182,21 @@ def test_splits_of_one_folder_against_plain_code(shape_root: Path, tmp_path: Pat
 def draw_of(
     paths: list[Path], seed: int, *, first: int, second: int
 ) -> tuple[list[Path], list[Path]]:
-    alone = LabelledPictures("", ("x",), tuple(paths), np.zeros(len(paths), dtype=np.int64))
+    alone = LabelledImages("", ("x",), tuple(paths), np.zeros(len(paths), dtype=np.int64))
     one, two = split_classes(alone, first=first, second=second, seed=seed)
     return list(one.paths), list(two.paths)
 
 
 def table(
-    features: Features, pictures: dict[str, list[Path]]
+    features: Features, images: dict[str, list[Path]]
 ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    rows = [features.of(read_image(path)) for paths in pictures.values() for path in paths]
-    names = [name for name, paths in pictures.items() for _ in paths]
+    rows = [features.of(read_image(path)) for paths in images.values() for path in paths]
+    names = [name for name, paths in images.items() for _ in paths]
     return np.stack(rows), np.array(names)
 
 
 class Table:
-    """In place of `Features`: a picture's feature is the number in its first pixel."""
+    """In place of `Features`: an image's feature is the number in its first pixel."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -207,7 +207,7 @@ class Table:
 
 
 def numbered(path: Path, number: int) -> None:
-    save_picture(path, np.full((4, 4, 3), number, dtype=np.uint8))
+    save_image(path, np.full((4, 4, 3), number, dtype=np.uint8))
 
 
 def test_accuracy_is_the_mean_over_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_folders_that_leave_nothing(shape_root: Path, tmp_path: Path) -> None:
     same = {"test": "train"}
     with pytest.raises(ConfigError, match="train_per_class: expected where train and test are"):
         quiet_probe(config_of(shape_root, data={**same, "train_per_class": None}), tmp_path)
-    with pytest.raises(ConfigError, match="leaves no picture to test on"):
+    with pytest.raises(ConfigError, match="leaves no image to test on"):
         quiet_probe(config_of(shape_root, data={**same, "train_per_class": 20}), tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         quiet_probe(config_of(shape_root, data={"train": "nowhere"}), tmp_path)
@@ -251,14 +251,14 @@ def annotated(labels: list[int], difficult: list[bool]) -> AnnotatedImage:
     )
 
 
-def test_labels_of_pictures_by_hand() -> None:
+def test_labels_of_images_by_hand() -> None:
     images = (
         annotated([1, 1, 3], [False, True, False]),  # an easy one beside a difficult one counts
         annotated([2, 3], [True, False]),
         annotated([], []),
         annotated([3, 3], [True, True]),
     )
-    found = picture_labels(Dataset("set", ("a", "b", "c"), images))
+    found = image_labels(Dataset("set", ("a", "b", "c"), images))
     assert found.tolist() == [[1, -1, 1], [-1, 0, 1], [-1, -1, -1], [-1, -1, 0]]
 
 
@@ -285,7 +285,7 @@ def eleven_points(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> f
 def test_voc_against_plain_code(
     demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a class has difficult objects alone in some pictures."""
+    """Also where a class has difficult objects alone in some images."""
     hidden = {
         ("train", 0): 2,
         ("train", 3): 1,
@@ -335,7 +335,7 @@ def test_voc_against_plain_code(
     assert result.mean == pytest.approx(np.mean(list(values.values())))
 
 
-def test_voc_on_the_demos_pictures(demo_root: Path, tmp_path: Path, sppdet: CommandLine) -> None:
+def test_voc_on_the_demos_images(demo_root: Path, tmp_path: Path, sppdet: CommandLine) -> None:
     settings = tmp_path / "probe.yaml"
     raw = voc_config(demo_root, side=80).model_dump(mode="json")
     settings.write_text(yaml.safe_dump({**raw, "head": "none"}))
@@ -349,13 +349,13 @@ def test_voc_on_the_demos_pictures(demo_root: Path, tmp_path: Path, sppdet: Comm
 
 
 def dataset_of(root: Path, split: str, labels: list[list[int]]) -> Dataset:
-    """Pictures whose red says whether they have an object of class a."""
+    """Images whose red says whether they have an object of class a."""
     images = []
     for k, found in enumerate(labels):
         shape = "cross" if 1 in found else "square"
         rng = np.random.default_rng([k, len(split)])
-        picture = painted(rng, shape, width=40, height=40)
-        path = save_picture(root / split / f"{k}.png", picture)
+        image = painted(rng, shape, width=40, height=40)
+        path = save_image(root / split / f"{k}.png", image)
         images.append(replace(annotated(found, [False] * len(found)), id=f"{k}", path=path))
     return Dataset(split, ("a", "b"), tuple(images))
 
@@ -364,7 +364,7 @@ def dataset_of(root: Path, split: str, labels: list[list[int]]) -> Dataset:
     ("train", "test"),
     [
         ([[1], [2], [1], [2]], [[1], [1], []]),  # no b to test on: no part in the mean
-        ([[1, 2], [2], [1, 2], [2]], [[1], [2], []]),  # every picture to train on has a b
+        ([[1, 2], [2], [1, 2], [2]], [[1], [2], []]),  # every image to train on has a b
         ([[1], [], [1], []], [[1], [2], []]),  # none has
     ],
 )

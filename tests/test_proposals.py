@@ -15,20 +15,20 @@ import pytest
 import scipy.io
 from evaluation_samples import make_image
 from numpy.typing import NDArray
-from samples import random_boxes, random_picture
+from samples import random_boxes, random_image
 
 from sppdet.boxes import box_iou
 from sppdet.config import ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
 from sppdet.errors import DataError
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.images import read_image
+from sppdet.io.stored_proposals import StoredProposals, file_name
 from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.opencv_engine import _search
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
-from sppdet.proposals.stage import Proposer
-from sppdet.proposals.stored import StoredProposals, file_name
-from sppdet.types import AnnotatedImage, Boxes, Picture, Proposals
+from sppdet.stages.proposer import Proposer
+from sppdet.types import AnnotatedImage, Boxes, ImageArray, Proposals
 
 CONFIG = ProposalsConfig(image_width=150, min_size=8)
 ALL = CONFIG.model_copy(update={"max_boxes": 1_000_000})
@@ -40,13 +40,13 @@ def with_engine(config: ProposalsConfig, engine: str, **others: Any) -> Proposal
 
 
 @pytest.fixture(scope="module")
-def picture() -> Picture:
-    return random_picture(np.random.default_rng(5), width=120, height=90)
+def image() -> ImageArray:
+    return random_image(np.random.default_rng(5), width=120, height=90)
 
 
-def test_opencv_merges_by_the_grouping_it_is_told(picture: Picture) -> None:
-    hsv = in_colour_space(picture, "hsv")
-    searched = (_search(picture, hsv, 50, (letters,)) for letters in ("ctsf", "tsf", "s"))
+def test_opencv_merges_by_the_grouping_it_is_told(image: ImageArray) -> None:
+    hsv = in_colour_space(image, "hsv")
+    searched = (_search(image, hsv, 50, (letters,)) for letters in ("ctsf", "tsf", "s"))
     found = [rows(boxes.astype(np.float32)) for boxes in searched]
     assert all(len(boxes) > 5 for boxes in found)
     assert found[0] != found[1] != found[2] != found[0]
@@ -56,28 +56,28 @@ def rows(boxes: Boxes) -> set[tuple[float, ...]]:
     return {tuple(box) for box in boxes.tolist()}
 
 
-def other_search(picture: Picture) -> None:
+def other_search(image: ImageArray) -> None:
     """What else a process may do with OpenCV: this draws from C's `rand()`."""
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(picture)
+    search.setBaseImage(image)
     search.switchToSelectiveSearchFast()
     search.process()
 
 
 @ENGINES
 def test_the_same_boxes_in_the_same_order_whatever_runs_beside(
-    picture: Picture, engine: str
+    image: ImageArray, engine: str
 ) -> None:
     config = with_engine(CONFIG, engine)
-    first = selective_search(picture, config).boxes
+    first = selective_search(image, config).boxes
     assert len(first) > 100
-    assert np.array_equal(selective_search(picture, config).boxes, first)
-    other_search(picture)
+    assert np.array_equal(selective_search(image, config).boxes, first)
+    other_search(image)
     cv2.setRNGSeed(99)
-    assert np.array_equal(selective_search(picture, config).boxes, first)
+    assert np.array_equal(selective_search(image, config).boxes, first)
     with ThreadPoolExecutor(3) as pool:
-        others = [pool.submit(other_search, picture) for _ in range(2)]
-        found = [pool.submit(selective_search, picture, config) for _ in range(4)]
+        others = [pool.submit(other_search, image) for _ in range(2)]
+        found = [pool.submit(selective_search, image, config) for _ in range(4)]
         for future in found:
             assert np.array_equal(future.result().boxes, first)
         for other in others:
@@ -85,42 +85,42 @@ def test_the_same_boxes_in_the_same_order_whatever_runs_beside(
 
 
 @ENGINES
-def test_the_seed_orders_and_doesnt_choose(picture: Picture, engine: str) -> None:
-    a = selective_search(picture, with_engine(ALL, engine)).boxes
-    b = selective_search(picture, with_engine(ALL, engine, seed=1)).boxes
+def test_the_seed_orders_and_doesnt_choose(image: ImageArray, engine: str) -> None:
+    a = selective_search(image, with_engine(ALL, engine)).boxes
+    b = selective_search(image, with_engine(ALL, engine, seed=1)).boxes
     assert not np.array_equal(a, b)
     assert rows(a) == rows(b) and len(rows(a)) == len(a)
-    cut = selective_search(picture, with_engine(ALL, engine, max_boxes=50)).boxes
+    cut = selective_search(image, with_engine(ALL, engine, max_boxes=50)).boxes
     assert np.array_equal(cut, a[:50])
 
 
-def test_another_picture_has_another_order(picture: Picture) -> None:
-    mirrored = selective_search(np.ascontiguousarray(picture[:, ::-1]), ALL).boxes
-    assert not np.array_equal(mirrored, selective_search(picture, ALL).boxes)
+def test_another_image_has_another_order(image: ImageArray) -> None:
+    mirrored = selective_search(np.ascontiguousarray(image[:, ::-1]), ALL).boxes
+    assert not np.array_equal(mirrored, selective_search(image, ALL).boxes)
 
 
 @ENGINES
-def test_large_boxes_tend_to_come_first(picture: Picture, engine: str) -> None:
-    boxes = selective_search(picture, with_engine(ALL, engine)).boxes
+def test_large_boxes_tend_to_come_first(image: ImageArray, engine: str) -> None:
+    boxes = selective_search(image, with_engine(ALL, engine)).boxes
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert area[:100].mean() > 1.5 * area[-100:].mean()
 
 
-def test_quality_mode_finds_more(picture: Picture) -> None:
+def test_quality_mode_finds_more(image: ImageArray) -> None:
     small = ALL.model_copy(update={"image_width": 80})
-    fast = selective_search(picture, small).boxes
-    quality = selective_search(picture, small.model_copy(update={"mode": "quality"})).boxes
+    fast = selective_search(image, small).boxes
+    quality = selective_search(image, small.model_copy(update={"mode": "quality"})).boxes
     assert len(quality) > 1.5 * len(fast)
 
 
 @pytest.mark.parametrize("min_size", [1, 8, 20])
-def test_least_size_is_in_resized_pixels(picture: Picture, min_size: int) -> None:
+def test_least_size_is_in_resized_pixels(image: ImageArray, min_size: int) -> None:
     config = ALL.model_copy(update={"min_size": min_size})
-    boxes = selective_search(picture, config).boxes
+    boxes = selective_search(image, config).boxes
     sides = (boxes[:, 2:] - boxes[:, :2]) * (150 / 120)
     assert sides.min() == pytest.approx(min_size, abs=1)
     assert sides.min() > min_size - 1e-3
-    everything = selective_search(picture, ALL.model_copy(update={"min_size": 1})).boxes
+    everything = selective_search(image, ALL.model_copy(update={"min_size": 1})).boxes
     wide = ((everything[:, 2:] - everything[:, :2]) * (150 / 120) >= min_size - 1e-3).all(axis=1)
     assert rows(boxes) == rows(everything[wide])
 
@@ -130,14 +130,14 @@ def test_least_size_is_in_resized_pixels(picture: Picture, min_size: int) -> Non
 )
 @pytest.mark.parametrize("grey", [False, True])
 @ENGINES
-def test_boxes_stay_in_pictures_of_any_shape(
+def test_boxes_stay_in_images_of_any_shape(
     width: int, height: int, grey: bool, engine: str
 ) -> None:
     rng = np.random.default_rng(width)
-    picture = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     if grey:
-        picture[:] = picture[:, :, :1]
-    boxes = selective_search(picture, with_engine(CONFIG, engine, min_size=1)).boxes
+        image[:] = image[:, :, :1]
+    boxes = selective_search(image, with_engine(CONFIG, engine, min_size=1)).boxes
     assert len(boxes) >= 1 and boxes.dtype == np.float32
     assert boxes[:, :2].min() >= 0
     assert boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
@@ -146,25 +146,25 @@ def test_boxes_stay_in_pictures_of_any_shape(
 
 @pytest.mark.parametrize("value", [0, 90, 255])
 @ENGINES
-def test_a_picture_of_one_colour_has_just_the_whole(value: int, engine: str) -> None:
-    picture = np.full((45, 60, 3), value, np.uint8)
+def test_a_image_of_one_colour_has_just_the_whole(value: int, engine: str) -> None:
+    image = np.full((45, 60, 3), value, np.uint8)
     for mode in ("fast", "quality"):
         config = with_engine(CONFIG, engine, mode=mode)
-        assert selective_search(picture, config).boxes.tolist() == [[0, 0, 60, 45]]
+        assert selective_search(image, config).boxes.tolist() == [[0, 0, 60, 45]]
 
 
 @ENGINES
 def test_two_halves_are_found(engine: str) -> None:
-    picture = np.zeros((60, 80, 3), np.uint8)
-    picture[:, 40:] = (200, 30, 30)
-    boxes = selective_search(picture, with_engine(CONFIG, engine, image_width=160)).boxes
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[:, 40:] = (200, 30, 30)
+    boxes = selective_search(image, with_engine(CONFIG, engine, image_width=160)).boxes
     for half in ([0, 0, 40, 60], [40, 0, 80, 60]):
         assert np.abs(boxes - np.array(half)).max(axis=1).min() <= 2
     assert [0, 0, 80, 60] in boxes.tolist()
 
 
-def test_engines_find_alike(picture: Picture) -> None:
-    ours, other = (selective_search(picture, with_engine(ALL, e)).boxes for e in ENGINES.args[1])
+def test_engines_find_alike(image: ImageArray) -> None:
+    ours, other = (selective_search(image, with_engine(ALL, e)).boxes for e in ENGINES.args[1])
     for a, b in ((ours, other), (other, ours)):
         assert box_iou(a, b).max(axis=1).mean() > 0.8
 
@@ -212,7 +212,7 @@ def test_mat_of_r_cnn(tmp_path: Path) -> None:
     assert look_up(path) == [[1, 0, 40, 30], [499, 299, 500, 300], [4, 4, 5, 5]]
     assert look_up(path, max_boxes=1) == [[1, 0, 40, 30]]
     assert look_up(path, "000013") == []
-    with pytest.raises(DataError, match=r"boxes\.mat: no proposals for picture 000014"):
+    with pytest.raises(DataError, match=r"boxes\.mat: no proposals for image 000014"):
         look_up(path, "000014")
 
 
@@ -223,16 +223,16 @@ def test_npz_and_folder(tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", **arrays)
     assert look_up(tmp_path / "all.npz") == expected
     assert look_up(tmp_path / "all.npz", "empty") == []
-    with pytest.raises(DataError, match=r"all\.npz: no proposals for picture 7"):
+    with pytest.raises(DataError, match=r"all\.npz: no proposals for image 7"):
         look_up(tmp_path / "all.npz", "7")
     folder = tmp_path / "folder"
     folder.mkdir()
     np.savez_compressed(folder / "000012.npz", boxes=boxes)
     np.savez(folder / "other.npz", rects=boxes)
     assert look_up(folder) == expected
-    with pytest.raises(DataError, match="folder: no proposals for picture 7"):
+    with pytest.raises(DataError, match="folder: no proposals for image 7"):
         look_up(folder, "7")
-    with pytest.raises(DataError, match="folder: no proposals for picture other"):
+    with pytest.raises(DataError, match="folder: no proposals for image other"):
         look_up(folder, "other")
 
 
@@ -319,37 +319,37 @@ def test_cells_and_names_must_match(tmp_path: Path) -> None:
 # -- the stage -----------------------------------------------------------------------------------
 
 
-def on_disk(picture: Picture, path: Path) -> AnnotatedImage:
-    cv2.imwrite(str(path), picture)
+def on_disk(pixels: ImageArray, path: Path) -> AnnotatedImage:
+    cv2.imwrite(str(path), pixels)
     image = make_image("one", [(1, (0, 0, 9, 9))])
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     return AnnotatedImage(
         image.id, path, width, height, image.gt_boxes, image.gt_labels, *[image.difficult] * 2
     )
 
 
-def test_proposals_are_stored_per_settings_and_picture(picture: Picture, tmp_path: Path) -> None:
-    image, cache = on_disk(picture, tmp_path / "one.png"), PictureCache()
+def test_proposals_are_stored_per_settings_and_image(image: ImageArray, tmp_path: Path) -> None:
+    stored, cache = on_disk(image, tmp_path / "one.png"), ImageCache()
     proposer = Proposer(CONFIG, tmp_path / "store")
-    made = proposer.of_image(image, cache)
-    assert proposer.store is not None and proposer.store.has("one", cache.digest(image.path))
+    made = proposer.of_image(stored, cache)
+    assert proposer.store is not None and proposer.store.has("one", cache.digest(stored.path))
     fake = Proposals(np.array([[0, 0, 7, 7]], np.float32))
     import torch
 
-    proposer.store.write("one", cache.digest(image.path), {"boxes": torch.from_numpy(fake.boxes)})
+    proposer.store.write("one", cache.digest(stored.path), {"boxes": torch.from_numpy(fake.boxes)})
     again = Proposer(CONFIG, tmp_path / "store")
-    assert again.of_image(image, cache).boxes.tolist() == [[0, 0, 7, 7]]
-    changed = on_disk(np.ascontiguousarray(picture[::-1]), image.path)
-    expected = selective_search(read_image(image.path), CONFIG).boxes
-    assert np.array_equal(again.of_image(changed, PictureCache()).boxes, expected)
-    cache = PictureCache()
+    assert again.of_image(stored, cache).boxes.tolist() == [[0, 0, 7, 7]]
+    changed = on_disk(np.ascontiguousarray(image[::-1]), stored.path)
+    expected = selective_search(read_image(stored.path), CONFIG).boxes
+    assert np.array_equal(again.of_image(changed, ImageCache()).boxes, expected)
+    cache = ImageCache()
     other = Proposer(CONFIG.model_copy(update={"seed": 4}), tmp_path / "store")
     assert other.fingerprint != proposer.fingerprint
-    assert len(other.of_image(image, cache)) == len(made)
+    assert len(other.of_image(stored, cache)) == len(made)
 
 
 def test_one_file_a_split_and_repeated_boxes(tmp_path: Path) -> None:
-    """R-CNN's files are one a split: a list, or the folder that holds them, has all pictures."""
+    """R-CNN's files are one a split: a list, or the folder that holds them, has all images."""
     box = [2.0, 1.0, 4.0, 3.0]
     for name, image in (("trainval", "000012"), ("test", "7")):
         save_mat(tmp_path / f"{name}.mat", {image: np.array([box, box])})
@@ -360,13 +360,13 @@ def test_one_file_a_split_and_repeated_boxes(tmp_path: Path) -> None:
             assert found.tolist() == [[0, 1, 3, 4]]
 
 
-def test_stored_boxes_are_for_their_pictures_only(picture: Picture, tmp_path: Path) -> None:
+def test_stored_boxes_are_for_their_images_only(image: ImageArray, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5]]))
     config = CONFIG.model_copy(update={"engine": "stored", "path": [tmp_path / "b.npz"]})
     proposer = Proposer(config)
-    image = on_disk(picture, tmp_path / "one.png")
-    assert proposer.of_image(image, PictureCache()).boxes.tolist() == [[1, 1, 5, 5]]
-    assert np.array_equal(proposer.of(picture).boxes, selective_search(picture, CONFIG).boxes)
+    stored = on_disk(image, tmp_path / "one.png")
+    assert proposer.of_image(stored, ImageCache()).boxes.tolist() == [[1, 1, 5, 5]]
+    assert np.array_equal(proposer.of(image).boxes, selective_search(image, CONFIG).boxes)
     before = proposer.fingerprint
     np.savez(tmp_path / "b.npz", one=np.array([[1, 1, 5, 5], [2, 2, 9, 9]]))
     assert Proposer(config).fingerprint != before

@@ -5,17 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import sppdet
-from sppdet import cli, config_file, errors, pipeline, types, version
-from sppdet.detection import detector
+from sppdet import boxes, errors, types, version
+from sppdet.config import ProposalsConfig
+from sppdet.features import pyramid, spp
+from sppdet.io import settings as config_file
+from sppdet.proposals import search
+from sppdet.proposals import selective_search as engine
+from sppdet.stages import detector, pipeline
 
 
 def test_public_names() -> None:
     assert sorted(sppdet.__all__) == [
-        *("Detections", "Detector", "SppdetError", "__version__", "load_config", "train")
+        *("Detections", "Detector", "SpatialPyramid", "SppdetError", "__version__", "box_iou"),
+        *("load_config", "nms", "selective_search", "spp_windows", "train"),
     ]
     assert set(sppdet.__all__) <= set(dir(sppdet))
 
@@ -23,6 +31,10 @@ def test_public_names() -> None:
 def test_names_are_what_they_stand_for() -> None:
     from sppdet import Detections, Detector, SppdetError, __version__, load_config, train
 
+    assert sppdet.SpatialPyramid is pyramid.SpatialPyramid
+    assert sppdet.spp_windows is spp.spp_windows
+    assert sppdet.nms is boxes.nms and sppdet.box_iou is boxes.box_iou
+    assert sppdet.selective_search is search.selective_search
     assert Detections is types.Detections
     assert Detector is detector.Detector
     assert SppdetError is errors.SppdetError
@@ -47,7 +59,6 @@ def test_the_module_is_the_command_line() -> None:
         [sys.executable, "-m", "sppdet", "--version"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, f"sppdet {version.__version__}\n")
-    assert cli.main.__module__ == "sppdet.cli"
 
 
 def test_the_detector_as_the_package_shows_it(trained: Path, demo_root: Path) -> None:
@@ -56,3 +67,20 @@ def test_the_detector_as_the_package_shows_it(trained: Path, demo_root: Path) ->
     detections = loaded(str(path))
     assert isinstance(detections, sppdet.Detections)
     assert len(detections) and detections.path == str(path)
+
+
+def test_selective_search_of_any_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    image[20:40, 30:60] = (200, 30, 30)
+    boxes = sppdet.selective_search(image, image_width=80, min_size=8, max_boxes=50)
+    config = ProposalsConfig(image_width=80, min_size=8, max_boxes=50)
+    assert np.array_equal(boxes, engine.selective_search(image, config).boxes)
+    assert boxes.dtype == np.float32 and 0 < len(boxes) <= 50 and boxes[:, 2].max() <= 80
+    other = sppdet.selective_search(image, "quality", image_width=80, min_size=8, max_boxes=50)
+    assert not np.array_equal(other, boxes)
+    wrong_images: list[Any] = [image[:, :, 0], image.astype(np.float32), image[:0]]
+    for wrong in wrong_images:
+        with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
+            sppdet.selective_search(wrong)
+    with pytest.raises(ValueError, match="max_boxes"):
+        sppdet.selective_search(image, max_boxes=0)

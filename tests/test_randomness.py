@@ -98,7 +98,7 @@ def test_nothing_else_makes_generators() -> None:
         for file, call in calls_in_the_package()
         if isinstance(call.func, ast.Attribute) and call.func.attr in makers
     }
-    assert found == {"randomness.py", "data/demo_set.py"}
+    assert found == {"randomness.py", "demo/set.py"}
 
 
 def test_purposes_are_used_once() -> None:

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from samples import random_picture
+from samples import random_image
 
 from sppdet.classification.config import AugmentConfig, ProbeConfig
+from sppdet.classification.crops import CropConfig, cut_crop
 from sppdet.classification.data import augmented
 from sppdet.classification.probe import Features
 from sppdet.classification.views import centre_crop
 from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.data.crops import CropConfig, cut_crop
 from sppdet.errors import ImageError
 from sppdet.features.backbones import Backbone
 from sppdet.proposals import sppdet_engine
 from sppdet.proposals.modes import Mode
 from sppdet.proposals.selective_search import selective_search
 from sppdet.resizing import resized, resized_to
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 
-def texture(*, width: int, height: int) -> Picture:
+def texture(*, width: int, height: int) -> ImageArray:
     """Noise of standard deviation 40 about 128, a value a pixel."""
     noise = np.random.default_rng(7).normal(128, 40, (height, width, 3))
     return np.asarray(np.clip(noise, 0, 255), dtype=np.uint8)
@@ -52,7 +52,7 @@ def weights(count: int, made: int, factor: float) -> NDArray[np.float64]:
 
 
 def slow(
-    image: Picture, size: tuple[int, int], factors: tuple[float, float]
+    image: ImageArray, size: tuple[int, int], factors: tuple[float, float]
 ) -> NDArray[np.float64]:
     across = weights(image.shape[1], size[0], factors[0])
     down = weights(image.shape[0], size[1], factors[1])
@@ -105,18 +105,18 @@ def test_one_pixel_is_left() -> None:
 
 def test_mirrored_and_cut_images(rng: np.random.Generator) -> None:
     """Views with strides of their own; mirroring and shrinking change places."""
-    image = random_picture(rng, width=80, height=60)
+    image = random_image(rng, width=80, height=60)
     assert np.array_equal(resized(image[:, ::-1], 0.5), resized(image, 0.5)[:, ::-1])
     assert np.array_equal(resized(image[10:50, 20:60], 0.5), resized(image, 0.5)[5:25, 10:30])
 
 
-def by_proposals(image: Picture) -> Picture:
-    seen: list[Picture] = []
+def by_proposals(image: ImageArray) -> ImageArray:
+    seen: list[ImageArray] = []
     search = sppdet_engine.hierarchies
 
-    def spy(picture: Picture, mode: Mode) -> list[NDArray[np.int32]]:
-        seen.append(picture)
-        return search(picture, mode)
+    def spy(pixels: ImageArray, mode: Mode) -> list[NDArray[np.int32]]:
+        seen.append(pixels)
+        return search(pixels, mode)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sppdet_engine, "hierarchies", spy)
@@ -124,38 +124,38 @@ def by_proposals(image: Picture) -> Picture:
     return seen[0]
 
 
-def by_crops(image: Picture) -> Picture:
+def by_crops(image: ImageArray) -> ImageArray:
     config = CropConfig(scales=(100,), canonical_size=40, side=56, max_side=2400)
     box = np.array([[300, 200, 600, 450]], np.float32)
     return cut_crop(image, box, config, rng=np.random.default_rng(0))
 
 
-def by_augmentation(image: Picture) -> Picture:
+def by_augmentation(image: ImageArray) -> ImageArray:
     config = AugmentConfig(resize=100, crop=80, colour=0)
     found = augmented(image, config, size=80, rng=np.random.default_rng(0))
     return found.astype(np.uint8)
 
 
-def by_second_resizing(image: Picture) -> Picture:
+def by_second_resizing(image: ImageArray) -> ImageArray:
     config = AugmentConfig(resize=600, crop=500, colour=0)
     found = augmented(image, config, size=83, rng=np.random.default_rng(0))
     return found.astype(np.uint8)
 
 
-def by_views(image: Picture) -> Picture:
+def by_views(image: ImageArray) -> ImageArray:
     return centre_crop(image, side=100, crop=80, size=80)
 
 
-def by_cropped_views(image: Picture) -> Picture:
+def by_cropped_views(image: ImageArray) -> ImageArray:
     return centre_crop(image, side=600, crop=480, size=80)
 
 
-def by_warping_probe(image: Picture) -> Picture:
+def by_warping_probe(image: ImageArray) -> ImageArray:
     config = ProbeConfig.model_validate(
         {
             "data": {"root": Path(), "train_per_class": 1},
             "backbone": {"name": "tiny", "weights": "none"},
-            "picture": "warp",
+            "image": "warp",
             "side": 100,
             "layer": "spp",
         }
@@ -177,7 +177,7 @@ def by_warping_probe(image: Picture) -> Picture:
         by_warping_probe,
     ],
 )
-def test_everybody_smooths(shrink: Callable[[Picture], Picture]) -> None:
+def test_everybody_smooths(shrink: Callable[[ImageArray], ImageArray]) -> None:
     """Sides of 900 × 600 shrink to a sixth or less: noise of 40 falls to 7; without, 25 are left."""
     assert 3 < shrink(texture(width=900, height=600)).std() < 9
 

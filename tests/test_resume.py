@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from runs import Forks, contents, log_of, results, train_quietly
 
 KILLS = (
@@ -50,7 +51,7 @@ def test_a_run_that_is_killed_again_and_again(
     # call 0 was killed at the proposals, 1 at the maps, 2 in fine-tuning and so on
     (tuned,) = (text for text in said[3] if "finetune: going on after batch" in text)
     assert 0 < int(tuned.split()[5]) < 30
-    assert "svm: going on after picture 5 of 12" in said[4]
+    assert "svm: going on after image 5 of 12" in said[4]
     regressed = [[t.split()[1] for t in texts if " examples, " in t] for texts in said]
     assert regressed[4] == ["disc:", "square:"]  # the third was being written
     assert "bbox: going on after disc, square" in said[5]
@@ -62,7 +63,7 @@ def test_a_run_that_is_killed_again_and_again(
 
 def test_stores_go_on_where_they_were(settings: Path, run_copy: Path) -> None:
     files = sorted((run_copy / "store").glob("[pm]*/*.safetensors"))
-    lost = files[:12:5] + files[20::5]  # maps of training pictures, proposals
+    lost = files[:12:5] + files[20::5]  # maps of training images, proposals
     stamps = {p: p.stat().st_mtime_ns for p in files}
     whole = {p: p.read_bytes() for p in lost}
     for path in lost:
@@ -81,7 +82,7 @@ def test_a_truncated_part_of_the_model_is_made_again(
     path.write_bytes(whole[path.name][:-7])
     _, said = train_quietly(settings, run_copy, until="bbox")
     assert contents(run_copy / "model") == whole
-    redone = [line.split(":")[0] for line in said.splitlines() if line.endswith("done anew")]
+    redone = [line.split(":")[0] for line in said.splitlines() if line.endswith("made again")]
     assert redone == [p for p in (part,) if p != "backbone"]
 
 
@@ -118,9 +119,9 @@ def test_a_checkpoint_by_other_settings_or_damaged_is_not_used(
         (run_copy / "model" / "svm.safetensors").unlink()
 
 
-def test_a_damaged_list_of_pictures_is_made_again(settings: Path, run_copy: Path) -> None:
-    whole = (run_copy / "pictures.json").read_bytes()
-    (run_copy / "pictures.json").write_bytes(whole[:100])
+def test_a_damaged_list_of_images_is_made_again(settings: Path, run_copy: Path) -> None:
+    whole = (run_copy / "images.json").read_bytes()
+    (run_copy / "images.json").write_bytes(whole[:100])
     _, said = train_quietly(settings, run_copy, until="bbox")
     assert said.count("there already") == 3
-    assert (run_copy / "pictures.json").read_bytes() == whole
+    assert (run_copy / "images.json").read_bytes() == whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from samples import random_boxes, random_picture
+from samples import random_boxes, random_image
 
 from sppdet.config import FeaturesConfig
 from sppdet.features.backbones import Backbone
@@ -19,7 +19,7 @@ def test_a_panorama_goes_through_the_layers_once(
     """The cap gives all of its scales the same factor; windows are the same as with five maps."""
     scales, seen = [96, 115, 137, 172, 240], []
     scaled = tiny.scaled(
-        random_picture(rng, width=width, height=height), scales, FeaturesConfig(max_side=480)
+        random_image(rng, width=width, height=height), scales, FeaturesConfig(max_side=480)
     )
     hook = tiny.layers.register_forward_hook(lambda _m, _x, made: seen.append(made.shape))
     with hook:
@@ -33,8 +33,8 @@ def test_a_panorama_goes_through_the_layers_once(
 
 
 def test_some_scales_coincide(tiny: Backbone, rng: np.random.Generator) -> None:
-    picture = random_picture(rng, width=200, height=50)
+    image = random_image(rng, width=200, height=50)
     config = FeaturesConfig(max_side=360)
-    scaled = tiny.scaled(picture, [40, 60, 90, 120, 200], config)
+    scaled = tiny.scaled(image, [40, 60, 90, 120, 200], config)
     assert scaled.scale_factors.tolist() == [0.8, 1.2, 1.8]
     assert [tuple(one.shape[:2]) for one in scaled.pixels] == [(40, 160), (60, 240), (90, 360)]

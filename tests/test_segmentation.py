@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import random_picture
+from samples import random_image
 
 from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.segmentation import SIGMA, STEPS, Edges, segment, weigh_edges
 
 
 def random_planes(seed: int, width: int, height: int, channels: int = 3) -> NDArray[np.uint8]:
-    picture = random_picture(np.random.default_rng(seed), width=width, height=height)
-    return np.ascontiguousarray(picture[:, :, :channels].transpose(2, 0, 1))
+    image = random_image(np.random.default_rng(seed), width=width, height=height)
+    return np.ascontiguousarray(image[:, :, :channels].transpose(2, 0, 1))
 
 
 def ends_of(edge: int, width: int) -> tuple[int, int]:

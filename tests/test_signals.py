@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from runs import CommandLine
 
-from sppdet import cli, signals
-from sppdet.artifacts import read_header, read_tensors
+from runs import CommandLine
+from sppdet.cli.app import app
+from sppdet.cli.main import AFTER_A_SIGNAL
 from sppdet.errors import DataError
 from sppdet.parallel import ordered_map
-from sppdet.signals import STOPPING, Stopped, stopping_signals
+from sppdet.runs import signals
+from sppdet.runs.artifacts import read_header, read_tensors
+from sppdet.runs.signals import STOPPING, Stopped, stopping_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill only ends processes here")
 
@@ -42,24 +44,24 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
 @pytest.mark.parametrize(
     ("arguments", "function", "how"),
     [
-        (["train", "c.yaml"], "sppdet.cli.load_config", GOES_ON),
-        (["pretrain", "c.yaml"], "sppdet.cli.load_settings", GOES_ON),
+        (["train", "c.yaml"], "sppdet.io.settings.load_config", GOES_ON),
+        (["pretrain", "c.yaml"], "sppdet.io.settings.load_settings", GOES_ON),
         (
             ["detect", "run", "a", "--out", "b"],
-            "sppdet.detection.detector.Detector.load",
+            "sppdet.stages.detector.Detector.load",
             "the results so far are kept; the same command does the rest",
         ),
         (
             ["eval", "run"],
-            "sppdet.evaluation.stage.evaluate_run",
+            "sppdet.stages.evaluate.evaluate_run",
             "the detections so far are kept; the same command does the rest",
         ),
         (
             ["eval", "--config", "c.yaml", "--detections", "d", "--out", "o"],
-            "sppdet.evaluation.from_files.evaluate_files",
+            "sppdet.stages.evaluate_files.evaluate_files",
             "nothing is kept; the same command starts again",
         ),
-        (["info", "run"], "sppdet.info.describe_run", ""),
+        (["info", "run"], "sppdet.cli.info.describe_run", ""),
     ],
 )
 def test_a_signal_is_one_line(
@@ -79,17 +81,15 @@ def test_a_signal_is_one_line(
 
 
 def test_every_command_says_how_to_go_on() -> None:
-    commands = {
-        str(c.name or c.callback.__name__) for c in cli.app.registered_commands if c.callback
-    }
-    known = {key.partition(" ")[0] for key in cli._AFTER_A_SIGNAL}
-    assert commands - known == {"info"}
+    commands = {str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
+    known = {key.partition(" ")[0] for key in AFTER_A_SIGNAL}
+    assert commands - known == {"info", "init"}
 
 
 def test_other_processes_of_torchrun_say_nothing(
     sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sppdet.info.describe_run", raised_within(signal.SIGINT))
+    monkeypatch.setattr("sppdet.cli.info.describe_run", raised_within(signal.SIGINT))
     monkeypatch.setenv("RANK", "1")
     assert sppdet("info", "run") == (130, "", "")
 
@@ -99,15 +99,15 @@ def test_a_signal_while_the_program_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(20)\n"
     )
-    package = str(Path(cli.__file__).parent.parent)
+    package = str(Path(signals.__file__).parents[2])
     ended = subprocess.run(
-        [sys.executable, "-m", "sppdet", "info", "run"],
+        [sys.executable, "-m", "sppdet", "detect", "run", "a", "--out", "b"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])},
     )
     assert (ended.returncode, ended.stdout) == (143, "")
-    assert ended.stderr == "stopped by SIGTERM\n"
+    assert ended.stderr.startswith("stopped by SIGTERM; the results so far are kept")
 
 
 def swallowed(error: Exception) -> Callable[..., None]:
@@ -126,9 +126,9 @@ def swallowed(error: Exception) -> Callable[..., None]:
 def test_a_signal_that_a_library_makes_an_error_of(
     sppdet: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sppdet.info.describe_run", swallowed(DataError("a.jpg: damaged")))
+    monkeypatch.setattr("sppdet.cli.info.describe_run", swallowed(DataError("a.jpg: damaged")))
     assert sppdet("info", "run") == (129, "", "stopped by SIGHUP\n")
-    monkeypatch.setattr("sppdet.artifacts.safe_open", swallowed(ValueError("no shape")))
+    monkeypatch.setattr("sppdet.runs.artifacts.safe_open", swallowed(ValueError("no shape")))
     for read in (read_tensors, read_header):
         with pytest.raises(Stopped, match="SIGHUP"), stopping_signals(lambda _: None):
             read(tmp_path / "a.safetensors")

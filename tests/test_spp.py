@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
+from sppdet.features.levels import level_columns, spp_width
 from sppdet.features.regions import find_windows, pool_windows
-from sppdet.features.spp import _by_roi_pool, level_columns, spp_width, spp_windows
+from sppdet.features.spp import _by_roi_pool, spp_windows
 from sppdet.types import FeatureMaps
 
 pytestmark = pytest.mark.usefixtures("two_threads")

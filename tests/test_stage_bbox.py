@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
+
+from sppdet.config import BboxConfig, Layer, SvmConfig
+from sppdet.detection.detect import Regressors
+from sppdet.features.backbones import Backbone
+from sppdet.stages.bbox import train_box_regressors
 from stages import (
     NAMES,
     Box,
@@ -22,11 +27,6 @@ from stages import (
     small_head,
     until_done,
 )
-
-from sppdet.config import BboxConfig, Layer, SvmConfig
-from sppdet.detection.detector import Regressors
-from sppdet.features.backbones import Backbone
-from sppdet.training.bbox_stage import train_box_regressors
 
 Example = tuple[int, Box, Box]  # position, proposal, target
 
@@ -65,9 +65,9 @@ def predictions(world: World, found: Regressors, k: int, examples: list[Example]
 
 def train(world: World, config: BboxConfig, *, made_by: str = "x") -> Regressors:
     layer = config.layer
-    width = world.material.extractor.width(layer, world.maps.channels)
+    width = world.data.extractor.width(layer, world.maps.channels)
     svm = SvmConfig()
-    return train_box_regressors(world.material, config, svm, width=width, made_by=made_by)
+    return train_box_regressors(world.data, config, svm, width=width, made_by=made_by)
 
 
 @pytest.mark.parametrize(

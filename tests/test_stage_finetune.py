@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+from sppdet.config import FinetuneConfig, HeadConfig
+from sppdet.features.backbones import Backbone
+from sppdet.features.head import Head, build_head
+from sppdet.stages.finetune import PoolMaker, finetune
+from sppdet.training.finetune_windows import Pool
 from stages import (
     LEVELS,
     NAMES,
@@ -26,13 +32,6 @@ from stages import (
     slow_pool,
     slow_window,
 )
-
-from sppdet.config import FinetuneConfig, HeadConfig
-from sppdet.features.backbones import Backbone
-from sppdet.features.head import Head, build_head
-from sppdet.training.finetune import Pool
-from sppdet.training.finetune_pools import PoolMaker
-from sppdet.training.finetune_stage import finetune
 
 ALL: dict[str, Any] = {"pool_windows": 2000, "positive_fraction": 0.5}  # every window is drawn
 
@@ -68,39 +67,37 @@ def assert_same_windows(pool: Pool, expected: list[tuple[int, Vector]]) -> None:
 @pytest.mark.parametrize(
     "more", [{}, {"positive_iou": 0.6, "negative_iou": [0.0, 0.4]}, {"negative_iou": [0.3, 0.5]}]
 )
-def test_windows_and_labels_of_a_picture(
+def test_windows_and_labels_of_a_image(
     more: dict[str, Any], tiny: Backbone, tmp_path: Path
 ) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = FinetuneConfig(**ALL, **more)
     labels: set[int] = set()
     for position, scene in enumerate(world.scenes):
-        pool = PoolMaker(world.material, config).make([(position, False)], salt=0)
+        pool = PoolMaker(world.data, config).make([(position, False)], number=0)
         expected = [(k, world.feature(position, box)) for box, k in slow_labels(scene, config)]
         assert_same_windows(pool, expected)
         labels |= {label for label, _ in expected}
     assert labels == {0, 1, 2, 3}
 
 
-def test_a_mirrored_picture_equals_the_flipped_file(tiny: Backbone, tmp_path: Path) -> None:
+def test_a_mirrored_image_equals_the_flipped_file(tiny: Backbone, tmp_path: Path) -> None:
     plain = make_world(tmp_path / "plain", tiny, scenes())
     flipped = make_world(tmp_path / "flipped", tiny, [scene.mirrored() for scene in scenes()])
     config = FinetuneConfig(**ALL)
     for i in range(len(plain.scenes)):
-        mirrored = PoolMaker(plain.material, config).make([(i, True)], salt=0)
-        as_file = PoolMaker(flipped.material, config).make([(i, False)], salt=0)
-        unturned = PoolMaker(plain.material, config).make([(i, False)], salt=0)
+        mirrored = PoolMaker(plain.data, config).make([(i, True)], number=0)
+        as_file = PoolMaker(flipped.data, config).make([(i, False)], number=0)
+        unturned = PoolMaker(plain.data, config).make([(i, False)], number=0)
         assert rows_of(mirrored) == rows_of(as_file) != rows_of(unturned)
     assert plain.maps.asked == [(f"im{i}", flip) for i in range(4) for flip in (True, False)]
 
 
-def test_a_pool_has_its_pictures_windows_in_the_asked_numbers(
-    tiny: Backbone, tmp_path: Path
-) -> None:
+def test_a_pool_has_its_images_windows_in_the_asked_numbers(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = FinetuneConfig(pool_windows=8, positive_fraction=0.25)
-    maker = PoolMaker(world.material, config)
-    pool = maker.make([(2, False), (0, False)], salt=5)
+    maker = PoolMaker(world.data, config)
+    pool = maker.make([(2, False), (0, False)], number=5)
     assert [int((pool.labels[part] > 0).sum()) for part in (slice(8), slice(8, 16))] == [2, 2]
     assert len(pool.labels) == 16 and pool.rows.tolist() == list(range(16))
     for position, part in ((2, slice(8)), (0, slice(8, 16))):
@@ -110,8 +107,8 @@ def test_a_pool_has_its_pictures_windows_in_the_asked_numbers(
         }
         labels, features = pool.labels[part].tolist(), pool.features[part].tolist()
         assert all((k, tuple(x)) in candidates for k, x in zip(labels, features, strict=True))
-    other = maker.make([(2, False), (0, False)], salt=6)
-    again = maker.make([(2, False), (0, False)], salt=5)
+    other = maker.make([(2, False), (0, False)], number=6)
+    again = maker.make([(2, False), (0, False)], number=5)
     assert rows_of(pool) == rows_of(again) != rows_of(other)
 
 
@@ -119,7 +116,7 @@ def test_random_scales(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = FinetuneConfig(**ALL, scale="random")
     maps = world.map_of(0)
-    pool = PoolMaker(world.material, config).make([(0, False)], salt=0)
+    pool = PoolMaker(world.data, config).make([(0, False)], number=0)
     boxes = slow_labels(world.scenes[0], config)
     assert len(pool.labels) == len(boxes)
 
@@ -173,12 +170,12 @@ def slow_loss(world: World, positions: list[int], head: Head, config: FinetuneCo
     return float(np.mean(losses))
 
 
-def test_the_snapshot_is_chosen_on_pictures_that_are_not_trained_on(
+def test_the_snapshot_is_chosen_on_images_that_are_not_trained_on(
     tiny: Backbone, tmp_path: Path
 ) -> None:
     world = two_of_each(tmp_path, tiny)
     config = FinetuneConfig(**{**SMALL, "lr": 0.05, "pool_windows": 2000}, val_fraction=0.25)
-    head = finetune(world.material, new_head(tiny), config, pretrained=False, made_by="x")
+    head = finetune(world.data, new_head(tiny), config, pretrained=False, made_by="x")
     held_out = [int(name[2:]) for name, _ in world.maps.asked[:2]]
     trained_on = world.maps.asked[2:]
     assert not {f"im{i}" for i in held_out} & {name for name, _ in trained_on}
@@ -201,7 +198,7 @@ def test_training_lowers_the_loss_on_its_windows(tiny: Backbone, tmp_path: Path)
     more = {"batches": 200, "val_fraction": 0.0, "lr": 0.02, "pool_images": 8, "flip": False}
     config = FinetuneConfig(**{**SMALL, **more, "pool_windows": 60})
     start = new_head(tiny, width=64)
-    head = finetune(world.material, start, config, pretrained=False, made_by="x")
+    head = finetune(world.data, start, config, pretrained=False, made_by="x")
     losses = [record["train_loss"] for record in world.events("finetune")]
     assert losses[-1] < 0.5 * losses[0]
     assert slow_loss(world, [*range(8)], head, config) < 0.5
@@ -218,7 +215,7 @@ def test_training_lowers_the_loss_on_its_windows(tiny: Backbone, tmp_path: Path)
 def test_flips_are_a_setting(flip: bool, tiny: Backbone, tmp_path: Path) -> None:
     world = two_of_each(tmp_path, tiny)
     config = FinetuneConfig(**SMALL, flip=flip)
-    finetune(world.material, new_head(tiny), config, pretrained=False, made_by="x")
+    finetune(world.data, new_head(tiny), config, pretrained=False, made_by="x")
     assert {mirrored for _, mirrored in world.maps.asked[1:]} == {False, flip}
 
 
@@ -230,7 +227,7 @@ def test_only_a_random_head_starts_from_the_windows_statistics(
     start = new_head(tiny)
     before = {k: v.clone() for k, v in start.state_dict().items()}
     config = FinetuneConfig(**{**SMALL, "batches": 1, "lr": 1e-9})
-    head = finetune(world.material, start, config, pretrained=pretrained, made_by="x")
+    head = finetune(world.data, start, config, pretrained=pretrained, made_by="x")
     same = torch.allclose(head.fc6.weight, before["fc6.weight"], rtol=1e-4)
     assert same == pretrained
 
@@ -239,28 +236,28 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tiny: Backbone, tmp_path: Pa
     config = FinetuneConfig(**SMALL)
     whole = two_of_each(tmp_path / "whole", tiny)
     start = new_head(tiny, dropout=0.3)
-    expected = finetune(whole.material, start, config, pretrained=False, made_by="x")
+    expected = finetune(whole.data, start, config, pretrained=False, made_by="x")
     world = two_of_each(tmp_path / "parts", tiny, checkpoint_seconds=0)
     for stop in (10, 14, 18):
         world.maps.asked.clear()
         world.maps.stop_at = stop
         again = new_head(tiny, dropout=0.3)
         with pytest.raises(Interrupted):
-            finetune(world.material, again, config, pretrained=False, made_by="x")
+            finetune(world.data, again, config, pretrained=False, made_by="x")
     world.maps.stop_at = None
     again = new_head(tiny, dropout=0.3)
-    found = finetune(world.material, again, config, pretrained=False, made_by="x")
+    found = finetune(world.data, again, config, pretrained=False, made_by="x")
     said = [r["text"] for r in world.events("message") if "going on" in r["text"]]
     assert len(said) >= 2
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
 
 
-def test_pictures_without_proposals_teach_by_their_objects(tiny: Backbone, tmp_path: Path) -> None:
+def test_images_without_proposals_teach_by_their_objects(tiny: Backbone, tmp_path: Path) -> None:
     given = [replace(scene, proposals=[]) for scene in scenes()]
     world = make_world(tmp_path, tiny, given)
     config = FinetuneConfig(**ALL)
-    pool = PoolMaker(world.material, config).make([(i, False) for i in range(4)], salt=0)
+    pool = PoolMaker(world.data, config).make([(i, False) for i in range(4)], number=0)
     assert sorted(pool.labels.tolist()) == sorted(
         k for scene in given for k, d in zip(scene.labels, scene.difficult, strict=True) if not d
     )

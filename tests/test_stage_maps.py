@@ -8,8 +8,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import save_picture
+from images import save_image
+
 from runs import contents
+from sppdet.config import FeaturesConfig, ProposalsConfig
+from sppdet.features.backbones import Backbone
+from sppdet.proposals.selective_search import selective_search
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.map_memory import MapMemory
+from sppdet.stages.proposer import Proposer
+from sppdet.types import FeatureMaps, ImageArray
 from stages import (
     CANONICAL,
     SCALES,
@@ -23,28 +31,19 @@ from stages import (
     slow_iou,
 )
 
-from sppdet.config import FeaturesConfig, ProposalsConfig
-from sppdet.features.backbones import Backbone
-from sppdet.features.memory import MapMemory
-from sppdet.features.source import MapSource
-from sppdet.proposals.selective_search import selective_search
-from sppdet.proposals.stage import Proposer
-from sppdet.run import Reporter
-from sppdet.types import FeatureMaps, Picture
-
 SEARCH = ProposalsConfig(image_width=128, min_size=12, max_boxes=60)
 
 
-def slow_maps(backbone: Backbone, picture: Picture) -> list[torch.Tensor]:
+def slow_maps(backbone: Backbone, image: ImageArray) -> list[torch.Tensor]:
     """The layers on an image at every scale, as float16."""
     found = []
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     for scale in SCALES:
         factor = scale / min(height, width)
-        resized = picture.copy()
+        resized = image.copy()
         if factor != 1:
             size = (round(width * factor), round(height * factor))
-            resized = np.asarray(cv2.resize(picture, size), dtype=np.uint8)  # bilinear
+            resized = np.asarray(cv2.resize(image, size), dtype=np.uint8)  # bilinear
         x = torch.from_numpy(resized.astype(np.float32) / 255)
         x = (x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
         with torch.no_grad():
@@ -66,9 +65,8 @@ def assert_equal(found: FeatureMaps, expected: FeatureMaps) -> None:
 
 
 def fill(world: World, positions: list[int], *, mirrored: bool) -> int:
-    images = [world.material.dataset.images[i] for i in positions]
-    reporter = Reporter(quiet=True)
-    return world.maps.fill(images, mirrored=mirrored, workers=2, reporter=reporter)
+    images = [world.data.dataset.images[i] for i in positions]
+    return world.maps.fill(images, mirrored=mirrored, workers=2)
 
 
 @pytest.mark.parametrize("store", [False, True])
@@ -78,13 +76,13 @@ def test_maps_are_the_layers_on_the_resized_image(
     world = make_world(tmp_path, tiny, scenes(), store=store)
     if store:
         assert fill(world, [0, 1, 2, 3], mirrored=True) == 8
-    for image, scene in zip(world.material.dataset.images, world.scenes, strict=True):
+    for image, scene in zip(world.data.dataset.images, world.scenes, strict=True):
         found = world.maps.of_image(image)
-        assert_maps(found, slow_maps(tiny, scene.picture))
+        assert_maps(found, slow_maps(tiny, scene.image))
         assert found.scale_factors.tolist() == [1.0, 1.5]
         assert (found.stride, found.offset) == (8, 0.5)
         mirrored = world.maps.of_image(image, mirrored=True)
-        assert_maps(mirrored, slow_maps(tiny, scene.mirrored().picture))
+        assert_maps(mirrored, slow_maps(tiny, scene.mirrored().image))
         assert not torch.equal(found.maps[0], mirrored.maps[0])
 
 
@@ -93,14 +91,12 @@ def test_maps_are_the_same_wherever_they_come_from(tiny: Backbone, tmp_path: Pat
     stored = make_world(tmp_path / "stored", tiny, scenes(), store=True)
     held = make_world(tmp_path / "held", tiny, scenes())
     one_map = sum(m.numel() * 2 for m in plain.map_of(0).maps)
-    held.maps.keep_in_memory(
-        MapMemory(torch.device("cpu"), device_room=0, host_room=int(3.5 * one_map))
-    )
+    held.maps.keep_in_memory(MapMemory(torch.device("cpu"), room=int(3.5 * one_map)))
     for flip in (False, True):
         for _ in range(2):  # the second time from the disk, and from memory where there was room
             for i in range(4):
                 found = [
-                    world.maps.of_image(world.material.dataset.images[i], mirrored=flip)
+                    world.maps.of_image(world.data.dataset.images[i], mirrored=flip)
                     for world in (plain, stored, held)
                 ]
                 assert_equal(found[1], found[0])
@@ -129,13 +125,13 @@ def test_a_changed_image_and_other_settings_have_other_maps(tiny: Backbone, tmp_
     world = make_world(tmp_path, tiny, scenes(), store=True)
     fill(world, [0, 1, 2, 3], mirrored=False)
     other = scenes(seed=5)[1]
-    save_picture(world.material.dataset.images[1].path, other.picture)
+    save_image(world.data.dataset.images[1].path, other.image)
     again = make_world(tmp_path, tiny, [scenes()[0], other, *scenes()[2:]], store=True)
-    assert_maps(again.map_of(1), slow_maps(tiny, other.picture))
+    assert_maps(again.map_of(1), slow_maps(tiny, other.image))
     assert fill(again, [0, 1, 2, 3], mirrored=False) == 0  # the changed one was kept just now
     config = FeaturesConfig(canonical_size=CANONICAL)
-    fewer = MapSource(tiny, [96], config, again.material.pictures, tmp_path / "store")
-    assert len(fewer.of_image(again.material.dataset.images[0]).maps) == 1
+    fewer = MapCache(tiny, [96], config, again.data.images, tmp_path / "store")
+    assert len(fewer.of_image(again.data.dataset.images[0]).maps) == 1
     assert len(list((tmp_path / "store").iterdir())) == 2
     assert isinstance(again.maps, WatchedMaps)
 
@@ -150,17 +146,16 @@ def searched(folder: Path, tiny: Backbone, given: list[Scene]) -> tuple[World, P
 
 def fill_proposals(world: World, proposer: Proposer, *, workers: int = 1) -> int:
     return proposer.fill(
-        world.material.dataset.images,
-        world.material.pictures,
+        world.data.dataset.images,
+        world.data.images,
         workers=workers,
-        reporter=Reporter(quiet=True),
         label="all",
     )
 
 
 def of_image(world: World, proposer: Proposer, position: int) -> list[Box]:
-    image = world.material.dataset.images[position]
-    found = proposer.of_image(image, world.material.pictures)
+    image = world.data.dataset.images[position]
+    found = proposer.of_image(image, world.data.images)
     return [(a, b, c, d) for a, b, c, d in found.boxes.tolist()]
 
 
@@ -170,10 +165,10 @@ def test_every_image_has_its_own_proposals(tiny: Backbone, tmp_path: Path) -> No
     kept = contents(next((tmp_path / "store").iterdir()))
     assert len(kept) == 4
     for i, scene in enumerate(world.scenes):
-        expected = selective_search(scene.picture, SEARCH).boxes
+        expected = selective_search(scene.image, SEARCH).boxes
         assert np.array_equal(np.array(of_image(world, proposer, i), np.float32), expected)
-        assert np.array_equal(proposer.of(scene.picture).boxes, expected)
-        height, width = scene.picture.shape[:2]
+        assert np.array_equal(proposer.of(scene.image).boxes, expected)
+        height, width = scene.image.shape[:2]
         assert 10 < len(expected) <= 60
         assert (expected >= 0).all() and (expected <= [width, height, width, height]).all()
         objects = [
@@ -203,10 +198,8 @@ def test_images_of_one_id_and_other_settings_stay_apart(tiny: Backbone, tmp_path
 
 def test_the_measured_coverage(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
-    proposer = world.material.proposer
-    found = proposer.measure(
-        world.material.dataset, world.material.pictures, reporter=Reporter(quiet=True)
-    )
+    proposer = world.data.proposer
+    found = proposer.measure(world.data.dataset, world.data.images)
     best = [
         max(slow_iou(box, proposal) for proposal in scene.proposals)
         for scene in world.scenes

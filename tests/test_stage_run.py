@@ -12,8 +12,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import train_quietly
 from safetensors.numpy import load_file
+
+from runs import train_quietly
+from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.features.head import Head, empty_head
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.image_cache import ImageCache
+from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.artifacts import write_tensors
+from sppdet.stages.detector import Detector
+from sppdet.stages.evaluate import evaluate_run
+from sppdet.stages.map_cache import MapCache
+from sppdet.types import ImageArray
 from stages import (
     CANONICAL,
     LEVELS,
@@ -30,18 +41,6 @@ from stages import (
     slow_nms,
     write_voc,
 )
-
-from sppdet.artifacts import write_tensors
-from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
-from sppdet.data.cache import PictureCache
-from sppdet.detection.detector import Detector
-from sppdet.evaluation.stage import evaluate_run
-from sppdet.features.backbones import load_backbone
-from sppdet.features.head import Head, empty_head
-from sppdet.features.source import MapSource
-from sppdet.proposals.selective_search import selective_search
-from sppdet.run import Reporter
-from sppdet.types import Picture
 
 COMMON: dict[str, Any] = {
     "backbone": {"name": "tiny", "weights": "none"},
@@ -140,13 +139,13 @@ class SlowDetector:
             self.head.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
             self.layer = "fc6"
         features = FeaturesConfig(canonical_size=CANONICAL)
-        self.source = MapSource(backbone, SCALES, features, PictureCache())
+        self.source = MapCache(backbone, SCALES, features, ImageCache())
         self.clipped = 0
 
-    def __call__(self, image: str, picture: Picture) -> list[Found]:
+    def __call__(self, image: str, pixels: ImageArray) -> list[Found]:
         """All detections of an image."""
-        maps = self.source.compute(self.source.scaled(picture))
-        proposals = selective_search(picture, ProposalsConfig(**COMMON["proposals"]))
+        maps = self.source.compute(self.source.scaled(pixels))
+        proposals = selective_search(pixels, ProposalsConfig(**COMMON["proposals"]))
         boxes: list[Box] = [(a, b, c, d) for a, b, c, d in proposals.boxes.tolist()]
         pooled = [slow_feature(maps, box, "pool5", None) for box in boxes]
         scored = [slow_layer(x, self.layer, self.head) for x in pooled]
@@ -158,13 +157,13 @@ class SlowDetector:
             kept = [order[i] for i in slow_nms([boxes[i] for i in order], 0.3)][:100]
             for i in kept:
                 deltas = pooled[i] @ self.bbox["weights"][k] + self.bbox["biases"][k]
-                box = self.clip(slow_moved(boxes[i], deltas.tolist()), picture) or boxes[i]
+                box = self.clip(slow_moved(boxes[i], deltas.tolist()), pixels) or boxes[i]
                 found.append(Found(image, k + 1, float(scores[i]), box))
         return found
 
-    def clip(self, box: Box, picture: Picture) -> Box | None:
+    def clip(self, box: Box, image: ImageArray) -> Box | None:
         """The part of a box inside an image; None where there is none."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         x1, x2 = (min(max(x, 0.0), float(width)) for x in box[::2])
         y1, y2 = (min(max(y, 0.0), float(height)) for y in box[1::2])
         self.clipped += (x1, y1, x2, y2) != box
@@ -201,7 +200,7 @@ def test_detections_are_raw_features_times_the_models_files(run: Path, root: Pat
     slow, detector = SlowDetector(run), Detector.load(run, device="cpu")
     expected: list[Found] = []
     for i, scene in enumerate(easy_scenes(6)):
-        here = slow(f"im{i}", scene.picture)
+        here = slow(f"im{i}", scene.image)
         made = detector(root / "JPEGImages" / f"im{i}.png")
         rows = zip(made.labels.tolist(), made.scores.tolist(), made.boxes.tolist(), strict=True)
         assert_same([Found(f"im{i}", k, s, (*box,)) for k, s, box in rows], here)
@@ -250,11 +249,11 @@ def test_the_average_precision_of_other_images(run: Path, root: Path) -> None:
     copy = Path(shutil.copytree(run, root.parent / f"{run.name}-copy"))
     settings["data"] |= {"root": [str(other)], "test": ["all"]}
     (copy / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    result = evaluate_run(copy, "test", reporter=Reporter(quiet=True))
+    result = evaluate_run(copy, "test")
     found = result_files(copy / "eval" / "test")
     expected = [slow_ap(found, given, label) for label in (1, 2, 3)]
     assert 0.2 < np.mean(expected) < 0.8
     assert [c.ap for c in result.classes] == pytest.approx(expected, abs=1e-6)
     assert result.mean_ap == pytest.approx(np.mean(expected), abs=1e-6)
     slow = SlowDetector(run)
-    assert_same(found, [d for i, s in enumerate(given) for d in slow(f"im{i}", s.picture)])
+    assert_same(found, [d for i, s in enumerate(given) for d in slow(f"im{i}", s.image)])

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
+
+from sppdet.config import Layer, SvmConfig
+from sppdet.detection.detect import Classifiers
+from sppdet.features.backbones import Backbone
+from sppdet.stages.svm import train_svms
 from stages import (
     NAMES,
     Box,
@@ -26,11 +31,6 @@ from stages import (
     small_head,
     until_done,
 )
-
-from sppdet.config import Layer, SvmConfig
-from sppdet.detection.detector import Classifiers
-from sppdet.features.backbones import Backbone
-from sppdet.training.svm_stage import train_svms
 
 EXACT: dict[str, Any] = {"C": 0.1, "tolerance": 1e-6}
 Key = tuple[int, Window]
@@ -132,7 +132,7 @@ def test_raw_features_times_saved_weights_are_the_scaled_svms_margins(
 ) -> None:
     world = make_world(tmp_path, tiny, scenes(), head=small_head(tiny))
     config = SvmConfig(**EXACT)
-    found = train_svms(world.material, layer, config, made_by="x")
+    found = train_svms(world.data, layer, config, made_by="x")
     assert found.layer == layer
     assert_as_slow(world, found, layer, config)
     assert len(world.events("svm trained")) == len(NAMES)
@@ -147,10 +147,10 @@ def test_raw_features_times_saved_weights_are_the_scaled_svms_margins(
         {"retrain_after": 15, "negative_nms": 1.0, "positive_weight": 8.0, "bias": 1.0},
     ],
 )
-def test_mining_picture_by_picture(more: dict[str, Any], tiny: Backbone, tmp_path: Path) -> None:
+def test_mining_image_by_image(more: dict[str, Any], tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = SvmConfig(**{**EXACT, **more})
-    found = train_svms(world.material, "pool5", config, made_by="x")
+    found = train_svms(world.data, "pool5", config, made_by="x")
     assert len(world.events("svm trained")) > len(NAMES)  # some were trained more than once
     assert_as_slow(world, found, "pool5", config)
 
@@ -160,7 +160,7 @@ def test_the_mean_norm_is_the_one_asked_for(
     layer: Layer, target: float, tiny: Backbone, tmp_path: Path
 ) -> None:
     world = make_world(tmp_path, tiny, scenes(), head=small_head(tiny))
-    train_svms(world.material, layer, SvmConfig(target_norm=target), made_by="x")
+    train_svms(world.data, layer, SvmConfig(target_norm=target), made_by="x")
     scale = world.events("svm positives")[0]["scale"]
     assert scale == pytest.approx(slow_scale(world, layer, target=target), rel=1e-4)
     assert abs(np.log(scale)) > 0.1  # else neither the scale nor its inverse would show
@@ -171,7 +171,7 @@ def test_the_norm_is_measured_on_a_sample(tiny: Backbone, tmp_path: Path) -> Non
     found = []
     for images, windows in ((4, 1000), (2, 1000), (4, 3)):
         config = SvmConfig(norm_images=images, norm_windows=windows)
-        train_svms(world.material, "pool5", config, made_by="x")
+        train_svms(world.data, "pool5", config, made_by="x")
         found.append(world.events("svm positives")[-1]["scale"])
     assert len(set(found)) == 3
     np.testing.assert_allclose(found, found[0], rtol=0.5)
@@ -198,7 +198,7 @@ def by_hand(proposals: list[Box], *, difficult: bool = False) -> list[Scene]:
 
 def negatives_by_hand(world: World, **settings: float) -> list[int]:
     """How many negatives each class was trained with."""
-    train_svms(world.material, "pool5", SvmConfig.model_validate(settings), made_by="x")
+    train_svms(world.data, "pool5", SvmConfig.model_validate(settings), made_by="x")
     return [record["negatives"] for record in world.events("svm trained")]
 
 
@@ -247,17 +247,17 @@ def test_an_iou_of_exactly_the_nms_bound_is_kept(tiny: Backbone, tmp_path: Path)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_stage_that_is_interrupted_at_every_picture_ends_in_the_same_bits(
+def test_a_stage_that_is_interrupted_at_every_image_ends_in_the_same_bits(
     passes: int, tiny: Backbone, tmp_path: Path
 ) -> None:
     config = SvmConfig(retrain_after=8, passes=passes, hard_threshold=-0.9, evict_threshold=-1.0)
     whole = make_world(tmp_path / "whole", tiny, scenes())
-    expected = train_svms(whole.material, "pool5", config, made_by="x")
+    expected = train_svms(whole.data, "pool5", config, made_by="x")
 
     world = make_world(tmp_path / "parts", tiny, scenes(), checkpoint_seconds=0)
     before = 2 * len(world.scenes)  # requests for the norm and for the positives
     found = until_done(
-        lambda: train_svms(world.material, "pool5", config, made_by="x"),
+        lambda: train_svms(world.data, "pool5", config, made_by="x"),
         world,
         stops=[before + n for n in range(1, 14)],
     )
@@ -272,11 +272,11 @@ def test_a_stage_that_is_interrupted_at_every_picture_ends_in_the_same_bits(
 def test_a_checkpoint_of_something_else_is_not_used(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes(), checkpoint_seconds=0)
     config = SvmConfig(retrain_after=8)
-    first = train_svms(world.material, "pool5", config, made_by="x")
-    assert world.material.state_path("svm").is_file()
+    first = train_svms(world.data, "pool5", config, made_by="x")
+    assert world.data.state_path("svm").is_file()
     other = SvmConfig(retrain_after=8, C=0.05)
-    train_svms(world.material, "pool5", other, made_by="y")
+    train_svms(world.data, "pool5", other, made_by="y")
     assert not world.events("svm resumed")
-    again = train_svms(world.material, "pool5", config, made_by="y")
+    again = train_svms(world.data, "pool5", config, made_by="y")
     assert len(world.events("svm resumed")) == 1
     assert not np.array_equal(again.weights.numpy(), first.weights.numpy())

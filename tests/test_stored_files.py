@@ -18,8 +18,8 @@ import pytest
 import scipy.io
 
 from sppdet.errors import DataError, one_line
-from sppdet.proposals.matlab import MatlabError, _Array, _array_head, _text, read_cells
-from sppdet.proposals.stored import StoredProposals
+from sppdet.io.matlab import MatlabError, _Array, _array_head, _text, read_cells
+from sppdet.io.stored_proposals import StoredProposals
 
 IDS = ("000012", "a/b", "日本 é")
 
@@ -264,7 +264,7 @@ MAT: dict[str, tuple[Callable[[Path], Path], str]] = {
         "images: 2251799812636672 cells in ",
     ),
     "a bomb": (bomb_mat, "expands to more than 50 times its size"),
-    "a folder": (folder, "no proposals for picture 000012"),
+    "a folder": (folder, "no proposals for image 000012"),
     "a FIFO": (fifo, "no such file or folder"),
 }  # fmt: skip
 NPZ: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -354,10 +354,10 @@ def test_a_message_names_the_file_among_several(tmp_path: Path) -> None:
     stored = StoredProposals(good, bad)
     with pytest.raises(DataError, match=r"^\S+/bad\.npz, 000012: expected finite boxes"):
         stored.look_up("000012", width=9, height=9, max_boxes=9)
-    with pytest.raises(DataError, match=r"good\.npz, .*bad\.npz: no proposals for picture 8"):
+    with pytest.raises(DataError, match=r"good\.npz, .*bad\.npz: no proposals for image 8"):
         stored.look_up("8", width=9, height=9, max_boxes=9)
     for name in ("a\0b", "\udcff", "x" * 5000, "../../x"):
-        with pytest.raises(DataError, match="no proposals for picture"):
+        with pytest.raises(DataError, match="no proposals for image"):
             StoredProposals(tmp_path).look_up(name, width=9, height=9, max_boxes=9)
 
 

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.svm import SVC
 
-from sppdet.artifacts import read_tensors, write_tensors
 from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
+from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
 from sppdet.training.svm import (
     Candidates,
     Miner,
     fit_svm,
+    images_of,
     picked_before,
-    pictures_of,
     svm_objective,
 )
 
@@ -32,7 +32,7 @@ EXACT = SvmConfig(C=0.05, tolerance=1e-6, max_iterations=200_000)
 
 
 def see(miner: Miner, candidates: Candidates) -> None:
-    """What the stage does with a picture."""
+    """What the stage does with an image."""
     miner.add(miner.hard_of(candidates))
 
 
@@ -155,9 +155,9 @@ BY_LIBLINEAR = MINING.model_copy(update={"solver": "liblinear"})
 
 
 class Stream:
-    """Pictures of random windows: negatives of both classes, or of one alone."""
+    """Images of random windows: negatives of both classes, or of one alone."""
 
-    def __init__(self, pictures: int = 40, windows: int = 12) -> None:
+    def __init__(self, images: int = 40, windows: int = 12) -> None:
         rng = np.random.default_rng(11)
         self.positives = [
             rng.normal(0.8, 0.6, (15, 6)).astype(np.float32),
@@ -165,12 +165,12 @@ class Stream:
         ]
         self.features = [
             torch.from_numpy(rng.normal(0, 1.0, (windows, 6)).astype(np.float32))
-            for _ in range(pictures)
+            for _ in range(images)
         ]
-        self.negative = [rng.random((windows, 2)) < 0.9 for _ in range(pictures)]
+        self.negative = [rng.random((windows, 2)) < 0.9 for _ in range(images)]
 
-    def candidates(self, picture: int) -> Candidates:
-        return Candidates(picture, self.features[picture], self.negative[picture])
+    def candidates(self, image: int) -> Candidates:
+        return Candidates(image, self.features[image], self.negative[image])
 
     def miner(
         self, config: SvmConfig = MINING, seen: list[tuple[int, int, int]] | None = None
@@ -213,12 +213,12 @@ def test_mining_against_a_slow_loop(config: SvmConfig) -> None:
         reports.append((k, len(caches[k]), len(caches[k]) - len(kept)))
         caches[k], added[k] = kept, 0
 
-    for picture in range(40):
-        see(miner, stream.candidates(picture))
+    for image in range(40):
+        see(miner, stream.candidates(image))
         for k in range(2):
             for r in range(12):
-                ref = (picture, r)
-                if stream.negative[picture][r, k] and score(k, row(ref)) > -1.0001:
+                ref = (image, r)
+                if stream.negative[image][r, k] and score(k, row(ref)) > -1.0001:
                     caches[k].append(ref)
                     added[k] += 1
             if added[k] >= 30:
@@ -239,12 +239,12 @@ def test_mining_against_a_slow_loop(config: SvmConfig) -> None:
 
 
 def test_caches_are_bounded() -> None:
-    stream = Stream(pictures=120)
+    stream = Stream(images=120)
     seen: list[tuple[int, int, int]] = []
     miner = stream.miner(MINING.model_copy(update={"tolerance": 1e-3}), seen=seen)
     most = 0
-    for picture in range(120):
-        see(miner, stream.candidates(picture))
+    for image in range(120):
+        see(miner, stream.candidates(image))
         most = max(most, *(len(refs_of(miner, k)) for k in range(2)))
         for k in range(2):
             assert int(miner.state()[f"added{k}"]) < MINING.retrain_after
@@ -255,8 +255,8 @@ def test_a_negative_is_in_the_cache_once() -> None:
     stream = Stream()
     miner = stream.miner()
     for _ in range(2):  # a second pass meets the same windows
-        for picture in range(40):
-            see(miner, stream.candidates(picture))
+        for image in range(40):
+            see(miner, stream.candidates(image))
     for k in range(2):
         refs = refs_of(miner, k)
         assert refs and len(refs) == len(set(refs))
@@ -278,8 +278,8 @@ def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
     stream = Stream()
     miner = stream.miner()
     shared = 0
-    for picture in range(40):
-        see(miner, stream.candidates(picture))
+    for image in range(40):
+        see(miner, stream.candidates(image))
         a, b = (set(refs_of(miner, k)) for k in range(2))
         shared += len(a & b)
         assert len(miner.pool) == 15 + 9 + len(a | b)
@@ -288,7 +288,7 @@ def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
 
 def restored(stream: Stream, config: SvmConfig, state: dict[str, torch.Tensor]) -> Miner:
     miner = stream.miner(config)
-    again = (picked_before(state, stream.candidates(i)) for i in pictures_of(state))
+    again = (picked_before(state, stream.candidates(i)) for i in images_of(state))
     miner.restore(state, again)
     return miner
 
@@ -300,19 +300,19 @@ def test_a_restored_miner_goes_on_to_the_same_bits(
 ) -> None:
     stream = Stream()
     whole = stream.miner(config)
-    for picture in range(40):
-        see(whole, stream.candidates(picture))
+    for image in range(40):
+        see(whole, stream.candidates(image))
     whole.finish()
     first = stream.miner(config)
-    for picture in range(stop):
-        see(first, stream.candidates(picture))
+    for image in range(stop):
+        see(first, stream.candidates(image))
     write_tensors(tmp_path / "state", first.state(), made_by="x")
     state, _ = read_tensors(tmp_path / "state")
-    assert pictures_of(state) == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
+    assert images_of(state) == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
     second = restored(stream, config, state)
     assert len(second.pool) == len(first.pool)
-    for picture in range(stop, 40):
-        see(second, stream.candidates(picture))
+    for image in range(stop, 40):
+        see(second, stream.candidates(image))
     second.finish()
     assert torch.equal(second.weights, whole.weights) and torch.equal(second.biases, whole.biases)
     assert refs_of(second, 0) == refs_of(whole, 0)
@@ -330,7 +330,7 @@ def test_a_trained_class_whose_cache_was_emptied_is_restored() -> None:
     weights = miner.weights.clone()
     miner.finish()
     again = Miner(positives, ("a",), config, seed=0, device=torch.device("cpu"))
-    assert pictures_of(miner.state()) == []
+    assert images_of(miner.state()) == []
     again.restore(miner.state(), [])
     again.finish()
     assert torch.equal(again.weights, weights)

@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import log_of, pretrain_quietly, torchrun, write_classifier_settings
 
-from sppdet.artifacts import fingerprint_of, read_tensors
+from runs import log_of, pretrain_quietly, torchrun, write_classifier_settings
 from sppdet.classification.classifier import build_classifier
 from sppdet.classification.config import PretrainConfig
-from sppdet.config_file import load_settings
+from sppdet.io.settings import load_settings
+from sppdet.runs.artifacts import fingerprint_of, read_tensors
 
 
 @pytest.fixture(scope="module")
 def settings_to_share(shape_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """No BatchNorm, which sees a process's own share alone."""
+    """No BatchNorm and no dropout, which differ between processes."""
     return write_classifier_settings(
         tmp_path_factory.mktemp("pair") / "pair.yaml",
         shape_root,
         data={"root": str(shape_root), "train_per_class": 4, "val_per_class": 2},
         backbone={"name": "convnet5", "weights": "none"},
-        head={"widths": [16], "dropout": 0.5},
+        head={"widths": [16], "dropout": 0.0},
         augment={"resize": 70, "crop": 64},
         train={"sizes": [64], "epochs": 2, "batch_size": 6, "lr": 0.02},
         test={"views": ["full"], "side": 70, "crop": 64},

@@ -15,12 +15,13 @@ from torch import nn
 
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import TrainConfig
-from sppdet.classification.data import Batch
 from sppdet.classification.trainer import Trainer, batches_of_epoch, size_of_epoch
-from sppdet.distributed import Ranks
 from sppdet.errors import TrainingError
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
+from sppdet.runs.distributed import Ranks
+from sppdet.training.processes import OneProcess
+from sppdet.training.sgd import Batch, Sgd
 
 
 def small_classifier(*, dropout: float = 0.0, normalised: bool = False) -> SppClassifier:
@@ -131,6 +132,24 @@ def test_every_step_has_dropout_of_its_own() -> None:
     assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
+class SecondProcess:
+    rank, count = 1, 2
+
+
+def test_every_process_has_dropout_of_its_own() -> None:
+    def masks(processes: Any) -> list[float]:
+        sgd = copy.copy(alone)
+        sgd.processes = processes
+        with sgd.dropout_stream(3, "test", 5):
+            return torch.rand(6).tolist()
+
+    net = nn.Linear(2, 2)
+    groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.0}]
+    alone = Sgd(net, groups, momentum=0.9, mixed_precision=False, processes=OneProcess())
+    first = masks(OneProcess())
+    assert masks(SecondProcess()) != first == masks(OneProcess())
+
+
 def test_correct_answers_are_counted() -> None:
     classifier = small_classifier()
     x, _ = random_batch(0)
@@ -161,7 +180,7 @@ def test_validation_is_over_all_batches_and_changes_nothing() -> None:
     assert 0 < wrong < 11
 
 
-def test_every_picture_once_an_epoch() -> None:
+def test_every_image_once_an_epoch() -> None:
     config = TrainConfig(batch_size=10)
     orders = []
     for epoch in range(3):

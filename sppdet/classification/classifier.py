@@ -1,4 +1,4 @@
-"""Classifiers with spatial pyramid pooling, and their files."""
+"""Classifiers with spatial pyramid pooling, and reading and writing them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sppdet.classification.config import PretrainConfig
-from sppdet.config_file import load_settings
-from sppdet.errors import ArtifactError, ConfigError
-from sppdet.features.backbones import Backbone, conv_backbone, load_backbone
+from sppdet.classification.config import PretrainConfig, read_classifier_config
+from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.randomness import keeping_torch_state, torch_stream
-from sppdet.weights import class_names_in, fill, read_weights, write_weights
+from sppdet.runs.weights import class_names_in, fill, read_weights, write_weights
 
 
 class SppClassifier(nn.Module):
-    """Convolutional layers, spatial pyramid pooling, fully connected layers: any picture size.
+    """Convolutional layers, spatial pyramid pooling, fully connected layers: any image size.
 
     Attributes:
         conv: (N, 3, H, W) normalised RGB to maps (N, C, h, w).
@@ -46,7 +45,7 @@ class SppClassifier(nn.Module):
 
 
 def build_classifier(config: PretrainConfig, class_names: Sequence[str]) -> SppClassifier:
-    """The classifier that training starts from, in float32 on the CPU.
+    """Build the classifier that training starts from, in float32 on the CPU.
 
     Raises:
         ConfigError, WeightsError: see `load_backbone`.
@@ -71,7 +70,7 @@ def _linear(backbone: Backbone, levels: Sequence[int], count: int) -> nn.Linear:
 
 
 def save_classifier(path: Path, classifier: SppClassifier, *, made_by: str) -> None:
-    """Write all tensors, with what is needed to build the net again."""
+    """Write all tensors, with the net, levels and class names."""
     about = {
         "net": classifier.net,
         "levels": list(classifier.pyramid.levels),
@@ -81,10 +80,10 @@ def save_classifier(path: Path, classifier: SppClassifier, *, made_by: str) -> N
 
 
 def load_classifier(run: Path) -> SppClassifier:
-    """The best classifier of a run, ready for inference on the CPU.
+    """Read the best classifier of a run, ready for inference on the CPU.
 
     Raises:
-        ArtifactError: not the run of a classifier, or one that has no weights yet.
+        ArtifactError: not a classifier's run, or a run without weights.
     """
     config = read_classifier_config(run)
     path = run / "model" / "net.safetensors"
@@ -99,14 +98,3 @@ def load_classifier(run: Path) -> SppClassifier:
     classifier = SppClassifier(backbone, config.spp_levels, head, names)
     fill(classifier, tensors, path)
     return classifier.eval().requires_grad_(False)
-
-
-def read_classifier_config(run: Path) -> PretrainConfig:
-    """The settings of a classifier's run."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ArtifactError(f"{run}: not a run: it has no config.yaml")
-    try:
-        return load_settings(path, PretrainConfig)
-    except ConfigError as error:
-        raise ArtifactError(f"{run}: not the run of a classifier: {error}") from None

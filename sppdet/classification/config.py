@@ -7,14 +7,23 @@ otherwise.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from sppdet import plain_yaml
 from sppdet.config import BackboneConfig, HeadConfig
-from sppdet.data.headers import MAX_PIXELS
-from sppdet.setting_types import Count, Fraction, Section, Side, SppLevels, Workers, none_of
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.io.settings import read_run_settings
+from sppdet.setting_types import (
+    MAX_PIXELS,
+    Count,
+    Fraction,
+    Section,
+    Side,
+    SppLevels,
+    Workers,
+    none_of,
+)
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
 
@@ -147,11 +156,11 @@ class PretrainConfig(Section):
     tensorboard: bool = False
     """Write curves for TensorBoard, too (needs `pip install tensorboard`)."""
 
-    def to_yaml(self) -> str:
-        """The settings with every default."""
+    def to_plain(self) -> dict[str, Any]:
+        """The settings as plain data with every default."""
         raw = self.model_dump(mode="json")
         raw["head"] = raw["head"] or "none"
-        return plain_yaml.dump(raw)
+        return raw
 
 
 class ProbeDataConfig(Section):
@@ -191,7 +200,7 @@ class ProbeConfig(Section):
     layer: Literal["conv", "spp", "fc6", "fc7"] = "spp"
     """Features to classify. conv: the last convolutional map, flattened; spp: the pyramid on it; fc6,
     fc7: pre-trained fully connected layers."""
-    picture: Literal["full", "crop", "warp"] = "full"
+    image: Literal["full", "crop", "warp"] = "full"
     """Input of the network. full: the whole image, resized; crop: its centre square; warp: the whole
     image squeezed into a square."""
     side: Side = 224
@@ -202,3 +211,15 @@ class ProbeConfig(Section):
     """With format: folder, the seeds of the random splits over which the accuracy is averaged."""
     workers: Literal["auto"] | Workers = "auto"
     """Number of threads that decode images. auto: one per core. Results don't depend on it."""
+
+
+def read_classifier_config(run: Path) -> PretrainConfig:
+    """Read the settings of a classifier's run.
+
+    Raises:
+        ArtifactError: not a run, or not that of a classifier.
+    """
+    try:
+        return read_run_settings(run, PretrainConfig)
+    except ConfigError as error:
+        raise ArtifactError(f"{run}: not the run of a classifier: {error}") from None

@@ -1,4 +1,4 @@
-"""A linear probe: features of pictures from a network's layer, one linear SVM a class.
+"""Linear probe: features of images from a network's layer, one linear SVM per class.
 
 The paper's Tables 6 (VOC 2007 classification) and 7 (Caltech-101): features scaled to length 1, no
 augmentation, one-vs-rest.
@@ -15,14 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import write_json
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
-from sppdet.config import DataConfig, worker_count
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import read_image
-from sppdet.data.splits import read_split
+from sppdet.config import DataConfig
 from sppdet.errors import ConfigError, DataError, image_named
 from sppdet.evaluation.voc import (
     average_precision,
@@ -30,15 +26,21 @@ from sppdet.evaluation.voc import (
     precision_recall,
     warn_uncounted,
 )
-from sppdet.features.backbones import Backbone, load_backbone, to_input
+from sppdet.features.backbones import Backbone, to_input
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
-from sppdet.model import choose_device
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.images import read_image
+from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
-from sppdet.places import claim_folder
 from sppdet.resizing import resized_to
-from sppdet.run import Reporter
-from sppdet.types import Dataset, Picture
+from sppdet.runs.artifacts import write_json
+from sppdet.runs.environment import worker_count
+from sppdet.runs.log import LOGGER, track
+from sppdet.runs.places import claim_folder
+from sppdet.stages.model import choose_device
+from sppdet.types import Dataset, ImageArray
 
 Matrix = NDArray[np.float32]
 
@@ -50,16 +52,16 @@ class ProbeResult:
     metric: str  # accuracy, or mAP (voc07)
     values: tuple[float, ...]
     width: int  # of the features
-    per_class: dict[str, float]  # means over the splits
+    per_class: dict[str, float]  # mean over the splits
 
     @property
     def mean(self) -> float:
-        """Over the splits."""
+        """Mean over the splits."""
         return float(np.mean(self.values))
 
 
 class Features:
-    """Features of whole pictures by the settings of a probe."""
+    """Feature extractor with the settings of a probe."""
 
     def __init__(self, config: ProbeConfig, *, device: torch.device) -> None:
         self._config = config
@@ -68,15 +70,15 @@ class Features:
         self._pyramid = SpatialPyramid(config.spp_levels)
         self._device = device
         self._head = _head(config, self._backbone, device)
-        if config.layer == "conv" and config.picture == "full":
+        if config.layer == "conv" and config.image == "full":
             raise ConfigError(
-                "layer: conv has another length for every picture; expected picture: crop or warp"
+                "layer: conv has another length for every image; expected image: crop or warp"
             )
 
     @torch.inference_mode()
-    def of(self, picture: Picture) -> Matrix:
-        """(D,) of length 1."""
-        maps = self._backbone.layers(self._input(picture).to(self._device))
+    def of(self, image: ImageArray) -> Matrix:
+        """Compute the features (D,) of an image, scaled to length 1."""
+        maps = self._backbone.layers(self._input(image).to(self._device))
         if self._config.layer == "conv":
             values = maps.flatten(1)
         else:
@@ -87,23 +89,25 @@ class Features:
         vector: Matrix = torch.nn.functional.normalize(values.float(), dim=1)[0].cpu().numpy()
         return vector
 
-    def _input(self, picture: Picture) -> torch.Tensor:
-        side = self._config.side
-        if self._config.picture == "full":
-            return to_input(picture, whole_factor(picture, side))
-        if self._config.picture == "crop":
-            return to_input(centre_crop(picture, side=side, crop=side, size=side), 1.0)
-        return to_input(resized_to(picture, side, side), 1.0)
+    def _input(self, image: ImageArray) -> torch.Tensor:
+        side, factor = self._config.side, 1.0
+        if self._config.image == "full":
+            factor = whole_factor(image, side)
+        elif self._config.image == "crop":
+            image = centre_crop(image, side=side, crop=side, size=side)
+        else:
+            image = resized_to(image, side, side)
+        return to_input(image, factor)
 
-    def of_all(self, paths: Sequence[Path], *, workers: int, reporter: Reporter) -> Matrix:
-        """(N, D), a row a picture."""
+    def of_all(self, paths: Sequence[Path], *, workers: int) -> Matrix:
+        """Compute the features (N, D) of images."""
         read = partial(read_image, max_pixels=self._config.data.max_pixels)
-        pictures = ordered_map(read, paths, workers=workers)
-        tracked = reporter.track(pictures, total=len(paths), label="features")
+        images = ordered_map(read, paths, workers=workers)
+        tracked = track(images, total=len(paths), label="features")
         rows = []
-        for path, picture in zip(paths, tracked, strict=True):
+        for path, image in zip(paths, tracked, strict=True):
             with image_named(path):
-                rows.append(self.of(picture))
+                rows.append(self.of(image))
         return np.stack(rows)
 
 
@@ -126,43 +130,31 @@ def _head(config: ProbeConfig, backbone: Backbone, device: torch.device) -> Head
     return head.to(device).eval().requires_grad_(False)
 
 
-def probe(
-    config: ProbeConfig, out: Path, *, device: str = "auto", reporter: Reporter | None = None
-) -> ProbeResult:
-    """Train and test linear SVMs on features; writes `probe.json` into the folder `out`.
+def probe(config: ProbeConfig, out: Path, *, device: str = "auto") -> ProbeResult:
+    """Train and test linear SVMs on features; write `probe.json` into the folder `out`.
 
     Raises:
-        ConfigError: a layer that the network or the weights don't have.
+        ConfigError: the network or the weights don't have the layer.
         DataError: see the readers.
     """
-    reporter = reporter or Reporter()
     claim_folder(out, command="probe")
     features = Features(config, device=choose_device(device))
     if config.data.format == "voc":
-        result = _probe_voc(config, features, reporter)
+        result = _probe_voc(config, features)
     else:
-        result = _probe_folders(config, features, reporter)
+        result = _probe_folders(config, features)
     spread = float(np.std(result.values))
-    reporter.say(
-        f"{result.metric}: {result.mean:.4f} ± {spread:.4f} over {len(result.values)} splits, "
-        f"features of {result.width}"
+    LOGGER.info(
+        "%s: %.4f ± %.4f over %d splits, features of %d",
+        *(result.metric, result.mean, spread, len(result.values), result.width),
     )
-    write_json(
-        out / "probe.json",
-        {
-            "metric": result.metric,
-            "mean": result.mean,
-            "deviation": spread,
-            "values": result.values,
-            "per_class": result.per_class,
-            "width": result.width,
-            "settings": config.model_dump(mode="json"),
-        },
-    )
+    settings = config.model_dump(mode="json")
+    facts = {**vars(result), "mean": result.mean, "deviation": spread, "settings": settings}
+    write_json(out / "probe.json", facts)
     return result
 
 
-def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
+def _probe_folders(config: ProbeConfig, features: Features) -> ProbeResult:
     data = config.data
     training = read_folder(data.root / data.train)
     same = data.train == data.test
@@ -170,10 +162,10 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
         raise ConfigError("data.train_per_class: expected where train and test are the same folder")
     other = training if same else read_folder(data.root / data.test, training.class_names)
     workers = worker_count(config.workers)
-    # a picture of both folders' splits is computed once
+    # the features of an image are computed once for all splits
     paths = sorted({*training.paths, *other.paths})
     row_of = {path: row for row, path in enumerate(paths)}
-    values = features.of_all(paths, workers=workers, reporter=reporter)
+    values = features.of_all(paths, workers=workers)
     accuracies: list[float] = []
     by_class: dict[str, list[float]] = {}
     for seed in config.splits:
@@ -184,7 +176,7 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
         if not same:
             test, _ = split_classes(other, first=data.test_per_class, second=None, seed=seed)
         if len(test) == 0:
-            raise ConfigError("data.train_per_class: leaves no picture to test on")
+            raise ConfigError("data.train_per_class: leaves no image to test on")
         machine = _fit(values[[row_of[p] for p in train.paths]], train.labels, config.C)
         found = machine.predict(values[[row_of[p] for p in test.paths]])
         # the mean over classes, as Caltech-101's results are given
@@ -194,30 +186,29 @@ def _probe_folders(config: ProbeConfig, features: Features, reporter: Reporter) 
                 correct.append(float((found[test.labels == k] == k).mean()))
                 by_class.setdefault(name, []).append(correct[-1])
         accuracies.append(float(np.mean(correct)))
-        reporter.say(f"split {seed}: accuracy {accuracies[-1]:.4f} on {len(test)} pictures")
+        LOGGER.info("split %d: accuracy %.4f on %d images", seed, accuracies[-1], len(test))
     per_class = {name: float(np.mean(values_of)) for name, values_of in by_class.items()}
     return ProbeResult("accuracy", tuple(accuracies), values.shape[1], per_class)
 
 
-def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> ProbeResult:
+def _probe_voc(config: ProbeConfig, features: Features) -> ProbeResult:
     data, workers = config.data, worker_count(config.workers)
     settings = DataConfig(
         root=[data.root], train=[data.train], test=[data.test], max_pixels=data.max_pixels
     )
-    cache = PictureCache(max_pixels=data.max_pixels)
+    cache = ImageCache(max_pixels=data.max_pixels)
     train = read_split(settings, "train", None, cache, workers=workers)
     test = read_split(settings, "test", train.class_names, cache, workers=workers)
     x, y = (
-        features.of_all([i.path for i in part.images], workers=workers, reporter=reporter)
-        for part in (train, test)
+        features.of_all([i.path for i in part.images], workers=workers) for part in (train, test)
     )
-    train_truth, test_truth = (picture_labels(part) for part in (train, test))
+    train_truth, test_truth = (image_labels(part) for part in (train, test))
     per_class = {}
     for k, name in enumerate(train.class_names):
         known = train_truth[:, k] != 0
         if len(set(train_truth[known, k].tolist())) < 2:
             raise DataError(
-                f"{train.name}: class {name}: expected pictures with it and pictures without"
+                f"{train.name}: class {name}: expected images with it and images without"
             )
         if not (test_truth[:, k] > 0).any():
             per_class[name] = float("nan")
@@ -229,17 +220,17 @@ def _probe_voc(config: ProbeConfig, features: Features, reporter: Reporter) -> P
         outcomes = (test_truth[counted, k][order] > 0).astype(np.int8)
         recall, precision = precision_recall(outcomes, ground_truths=int(outcomes.sum()))
         per_class[name] = float(average_precision(recall, precision, metric="voc07"))
-        reporter.say(f"{name}: AP (voc07) {per_class[name]:.4f}")
+        LOGGER.info("%s: AP (voc07) %.4f", name, per_class[name])
     warn_uncounted([name for name, ap in per_class.items() if np.isnan(ap)], test.name)
     mean = mean_of_known(list(per_class.values()))
     known_aps = {name: ap for name, ap in per_class.items() if not np.isnan(ap)}
     return ProbeResult("mAP (voc07)", (mean,), x.shape[1], known_aps)
 
 
-def picture_labels(dataset: Dataset) -> NDArray[np.int64]:
-    """(N, K): 1 where a picture has an object of the class, -1 where not, 0 where only difficult ones.
+def image_labels(dataset: Dataset) -> NDArray[np.int64]:
+    """Label images by class (N, K): 1 with an object, -1 without, 0 with difficult objects only.
 
-    VOC's classification leaves the last kind out for that class.
+    VOC's classification task ignores an image labelled 0 for that class.
     """
     truth = np.full((len(dataset), len(dataset.class_names)), -1, dtype=np.int64)
     for row, image in enumerate(dataset.images):

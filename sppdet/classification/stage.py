@@ -1,4 +1,4 @@
-"""`sppdet pretrain`: trains a classifier in a run's folder, going on where it stopped."""
+"""`sppdet pretrain`: train a classifier in a run's folder, resuming where it stopped."""
 
 from __future__ import annotations
 
@@ -12,14 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import (
-    fingerprint,
-    fingerprint_of,
-    is_intact,
-    read_checkpoint,
-    write_tensors,
-    write_text,
-)
 from sppdet.classification.classifier import (
     SppClassifier,
     build_classifier,
@@ -27,87 +19,97 @@ from sppdet.classification.classifier import (
 )
 from sppdet.classification.config import PretrainConfig
 from sppdet.classification.data import (
-    Batch,
-    LabelledPictures,
+    LabelledImages,
     read_sets,
     training_batches,
 )
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
-from sppdet.config import worker_count
-from sppdet.data.digests import FileDigests
-from sppdet.distributed import Ranks, joined_ranks
 from sppdet.errors import TrainingError, image_named
 from sppdet.features.backbones import normalised
-from sppdet.features.source import weights_digest
-from sppdet.model import choose_device
+from sppdet.io import plain_yaml
+from sppdet.io.digests import FileDigests
 from sppdet.parallel import ordered_map
-from sppdet.run import Reporter, held_run
+from sppdet.runs.artifacts import (
+    fingerprint,
+    fingerprint_of,
+    is_intact,
+    read_checkpoint,
+    write_tensors,
+    write_text,
+)
+from sppdet.runs.distributed import Ranks, joined_ranks
+from sppdet.runs.environment import worker_count
+from sppdet.runs.lock import run_lock
+from sppdet.runs.log import LOGGER, event, log_file, timed, track
+from sppdet.stages.map_cache import weights_digest
+from sppdet.stages.model import choose_device
+from sppdet.training.sgd import Batch
 
-_VALIDATION_BATCH = 32  # pictures
+_VALIDATION_BATCH = 32  # images
 
 
-def pretrain(
-    config: PretrainConfig, run: Path, *, device: str = "auto", reporter: Reporter | None = None
-) -> None:
-    """Train a classifier in the folder `run`, going on where an earlier call stopped.
+def pretrain(config: PretrainConfig, run: Path, *, device: str = "auto") -> None:
+    """Train a classifier in the folder `run`, resuming where an earlier call stopped.
 
-    Under `torchrun` all its processes train together. The run receives `config.yaml`,
-    `model/net.safetensors` (the epoch of least validation error), `model/last.safetensors`, and
-    `log.jsonl` with a line an epoch.
+    All processes of `torchrun` train together. The run receives `config.yaml`,
+    `model/net.safetensors` (the epoch of minimum validation error), `model/last.safetensors`, and
+    `log.jsonl` with one line per epoch.
 
     Raises:
         ArtifactError: another process is training in this folder.
         DataError, TrainingError: see the stages.
     """
-    with joined_ranks(choose_device(device)) as ranks, held_run(run, ranks, reporter) as speaking:
-        _pretrain(config, run, ranks, speaking)
+    with (
+        joined_ranks(choose_device(device)) as ranks,
+        log_file(run, ranks),
+        run_lock(run, first=ranks.is_first),
+    ):
+        _pretrain(config, run, ranks)
 
 
-def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporter) -> None:
+def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks) -> None:
     training, validation = read_sets(config.data, workers=worker_count(config.workers))
     for line in training.skipped + (validation.skipped if validation else ()):
-        reporter.say(f"skipped: {line}", "skipped")
+        LOGGER.info("skipped: %s", line, extra=event("skipped"))
     held_out = f"{len(validation)} to validate on" if validation else "none to validate on"
-    reporter.say(
-        f"{len(training)} pictures of {len(training.class_names)} classes, {held_out}", "data"
-    )
+    counts = f"{len(training)} images of {len(training.class_names)} classes, {held_out}"
+    LOGGER.info(counts, extra=event("data"))
     classifier = build_classifier(config, training.class_names)
-    with ranks.first_goes_first():  # the others find what it has read in `digests.json`
+    with ranks.first_goes_first():  # the others find its digests in `digests.json`
         digests = FileDigests.load(run / "digests.json", config.data.root)
         sets = [part for part in (training, validation) if part is not None]
         data = [part.digest(digests, workers=worker_count(config.workers)) for part in sets]
         if ranks.is_first:
             digests.save(run / "digests.json")
-    # an image that changes from here on ends the training
+    # training ends with an error if an image changes from here on
     training = replace(training, contents=digests)
     validation = replace(validation, contents=digests) if validation else None
     made_by = _fingerprint(config, classifier, data)
     last, net = (run / "model" / f"{name}.safetensors" for name in ("last", "net"))
     if ranks.is_first:
-        write_text(run / "config.yaml", config.to_yaml())
+        write_text(run / "config.yaml", plain_yaml.dump(config.to_plain()))
     if all(is_intact(part, made_by) for part in (last, net)):
-        reporter.say("the classifier is there already")
+        LOGGER.info("the classifier is there already")
         return
     if last.exists():
         reason = "made by other settings or data"
         if fingerprint_of(last) in (None, made_by):
             reason = "damaged, or written by an earlier version"
-        reporter.say(f"the classifier is {reason}; done anew")
+        LOGGER.info("the classifier is %s; made again", reason)
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
     path = _state_path(run)
     checkpoint = read_checkpoint(path, made_by)
-    # from the first epoch on there is a best net, which the epochs to come may not better
+    # after the first epoch a checkpoint is of use only with the best net so far
     if checkpoint and (checkpoint[1].get("epoch") == 0 or is_intact(net, made_by)):
         trainer.restore(*checkpoint)
         p = trainer.progress
         if p.epoch < config.train.epochs:
-            reporter.say(
-                f"going on in epoch {p.epoch + 1} of {config.train.epochs}, batch {p.batch}"
-            )
+            epochs = config.train.epochs
+            LOGGER.info("going on in epoch %d of %d, batch %d", p.epoch + 1, epochs, p.batch)
     ranks.wait()
-    work = _Pretraining(config, trainer, training, validation, ranks, reporter, run, made_by)
-    with reporter.stage("pretrain"), _curves(run, config, ranks) as draw:
+    work = _Pretraining(config, trainer, training, validation, ranks, run, made_by)
+    with timed(run, "pretrain", write=ranks.is_first), _curves(run, config, ranks) as draw:
         work.go_on(draw)
     if ranks.is_first:
         save_classifier(last, trainer.classifier, made_by=made_by)
@@ -115,24 +117,23 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, reporter: Reporte
     ranks.wait()
     best = trainer.progress
     kept = best.best_epoch if validation is not None else best.epoch
-    reporter.say(f"kept epoch {kept} of {best.epoch}; the run is in {run}")
+    LOGGER.info("kept epoch %d of %d; the run is in %s", kept, best.epoch, run)
 
 
 @dataclass(frozen=True)
 class _Pretraining:
-    """The epochs that are left of a classifier's training, in one of the processes."""
+    """The remaining epochs of a classifier's training, in one of the processes."""
 
     config: PretrainConfig
     trainer: Trainer
-    training: LabelledPictures
-    validation: LabelledPictures | None
+    training: LabelledImages
+    validation: LabelledImages | None
     ranks: Ranks
-    reporter: Reporter
     run: Path
     made_by: str
 
     def go_on(self, draw: Callable[[dict[str, float]], None]) -> None:
-        """Train to the end; `draw` is given every epoch's record."""
+        """Train to the end; `draw` is called with every epoch's record."""
         saved = time.monotonic()
         p = self.trainer.progress
         while p.epoch < self.config.train.epochs:
@@ -140,7 +141,7 @@ class _Pretraining:
             size = size_of_epoch(self.config.train, p.epoch, seed=self.config.seed)
             label = f"epoch {p.epoch + 1} of {self.config.train.epochs}, {size} px"
             steps, total = self._steps_left(size)
-            for share, whole in self.reporter.track(steps, total=total, label=label):
+            for share, whole in track(steps, total=total, label=label):
                 self.trainer.step(share, whole)
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
                 if self.ranks.count == 1 and due:
@@ -151,12 +152,12 @@ class _Pretraining:
             if self.validation is not None:
                 found = self.trainer.validate(self._validation_batches(self.validation))
             record, best = self.trainer.end_epoch(found)
-            record |= {"size": float(size), "pictures_per_second": rate}
+            record |= {"size": float(size), "images_per_second": rate}
             text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            self.reporter.say(text, "epoch", **record)
+            LOGGER.info(text, extra=event("epoch", **record))
             draw(record)
             if best and self.ranks.is_first:
-                # before the state: an interruption between the two redoes the epoch to the same end
+                # before the checkpoint: an interruption between the two repeats the epoch
                 net = self.run / "model" / "net.safetensors"
                 save_classifier(net, self.trainer.classifier, made_by=self.made_by)
             self._save_state()
@@ -168,14 +169,14 @@ class _Pretraining:
             write_tensors(_state_path(self.run), state, made_by=self.made_by, about=about)
 
     def _steps_left(self, size: int) -> tuple[Iterator[tuple[Batch, int]], int]:
-        """(this process's share of a batch, the batch's size) for the rest of an epoch, and how many."""
+        """The rest of an epoch: (this process's share of a batch, size of the batch), and their number."""
         p, config, ranks = self.trainer.progress, self.config, self.ranks
         order = batches_of_epoch(len(self.training), config.train, p.epoch, seed=config.seed)
         batches = order[p.batch :]
         least = min(map(len, batches), default=ranks.count)
         if least < ranks.count:
             raise TrainingError(
-                f"batches of {least} pictures for {ranks.count} processes; expected one each"
+                f"batches of {least} images for {ranks.count} processes; expected one each"
             )
         made = training_batches(
             self.training,
@@ -187,28 +188,28 @@ class _Pretraining:
         )
         return zip(made, map(len, batches), strict=True), len(batches)
 
-    def _validation_batches(self, pictures: LabelledPictures) -> Iterator[Batch]:
-        """Centre crops of this process's share of the pictures, at the first training size."""
+    def _validation_batches(self, images: LabelledImages) -> Iterator[Batch]:
+        """Centre crops, at the first training size, of this process's share of the images."""
         config = self.config
-        rows = np.arange(len(pictures))[self.ranks.rank :: self.ranks.count]
+        rows = np.arange(len(images))[self.ranks.rank :: self.ranks.count]
 
         def make(row: int) -> NDArray[np.uint8]:
-            picture = pictures.read(row)
+            image = images.read(row)
             augment = config.augment
             size = config.train.sizes[0]
-            with image_named(pictures.paths[row]):
-                return centre_crop(picture, side=augment.resize, crop=augment.crop, size=size)
+            with image_named(images.paths[row]):
+                return centre_crop(image, side=augment.resize, crop=augment.crop, size=size)
 
         made = ordered_map(make, rows.tolist(), workers=worker_count(config.workers), ahead=64)
         for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
             if len(part):
                 crops = np.stack([next(made) for _ in part])
                 x = normalised(crops).contiguous(memory_format=torch.channels_last)
-                yield x, torch.from_numpy(pictures.labels[part])
+                yield x, torch.from_numpy(images.labels[part])
 
 
 def _state_path(run: Path) -> Path:
-    """Where an unfinished training keeps its checkpoint."""
+    """Path of the checkpoint of an unfinished training."""
     return run / "state" / "pretrain.safetensors"
 
 
@@ -230,7 +231,7 @@ def _fingerprint(config: PretrainConfig, classifier: SppClassifier, data: list[s
 def _curves(
     run: Path, config: PretrainConfig, ranks: Ranks
 ) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Yield a function that adds an epoch's record to the TensorBoard curves, where they are asked for."""
+    """Yield a function that adds an epoch's record to the TensorBoard curves, if they are enabled."""
     if not config.tensorboard or not ranks.is_first:
         yield lambda _: None
         return

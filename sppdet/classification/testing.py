@@ -1,4 +1,4 @@
-"""`sppdet pretrain-eval` and `sppdet classify`: what a trained classifier says of pictures."""
+"""`sppdet pretrain-eval` and `sppdet classify`: evaluate a classifier, and classify images."""
 
 from __future__ import annotations
 
@@ -12,50 +12,49 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.artifacts import read_json, write_json
 from sppdet.classification.classifier import (
     SppClassifier,
     load_classifier,
-    read_classifier_config,
 )
-from sppdet.classification.config import TestConfig, ViewSet
+from sppdet.classification.config import TestConfig, ViewSet, read_classifier_config
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
-from sppdet.config import available_cores, worker_count
-from sppdet.config_file import check_config
-from sppdet.data.images import find_images, read_image
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError, image_named
-from sppdet.model import choose_device
+from sppdet.io.images import find_images, read_image
+from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
-from sppdet.run import Reporter
-from sppdet.types import Picture
+from sppdet.runs.artifacts import read_json, write_json
+from sppdet.runs.environment import available_cores, worker_count
+from sppdet.runs.log import LOGGER, track
+from sppdet.stages.model import choose_device
+from sppdet.types import ImageArray
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """Accuracy of a set of views, as fractions, and its time."""
+    """Accuracies with a set of views, 0..1, and the time that they take."""
 
     views: ViewSet
     top1: float
     top5: float
-    pictures: int
-    seconds: float  # of the networks and views, a picture
+    images: int
+    seconds: float  # per image, without decoding
 
 
-def score_picture(
-    classifier: SppClassifier, picture: Picture, views: ViewSet, config: TestConfig
+def score_image(
+    classifier: SppClassifier, image: ImageArray, views: ViewSet, config: TestConfig
 ) -> torch.Tensor:
-    """(K,) mean softmax of a picture (H, W, 3) over a set of views.
+    """Mean softmax scores (K,) of an image (H, W, 3) over a set of views.
 
     Raises:
         DataError: a score isn't finite.
     """
     chosen = views_of(views, config.side)
     if views.startswith("maps"):
-        scores = score_maps(classifier, picture, chosen, crop=config.crop)
+        scores = score_maps(classifier, image, chosen, crop=config.crop)
     else:
         size = config.size or config.crop
-        scores = score_crops(classifier, picture, chosen, crop=config.crop, size=size)
+        scores = score_crops(classifier, image, chosen, crop=config.crop, size=size)
     if not bool(torch.isfinite(scores).all()):
         raise DataError("scores that aren't finite: are the classifier's weights the right ones?")
     return scores
@@ -66,14 +65,13 @@ def evaluate_classifier(
     *,
     overrides: Mapping[str, object] | None = None,
     device: str = "auto",
-    reporter: Reporter | None = None,
 ) -> list[TestResult]:
-    """Score a run's best classifier on its validation set, for every set of views of `test`.
+    """Evaluate a run's best classifier on its validation set, with every set of views of `test`.
 
     Writes `RUN/eval/classifier.json`.
 
     Args:
-        overrides: fields of the run's `test` settings.
+        overrides: fields of the run's `test` settings to replace.
 
     Raises:
         ConfigError: the run's settings name no validation set.
@@ -82,35 +80,32 @@ def evaluate_classifier(
     given = {**config.test.model_dump(), **(overrides or {})}
     test = check_config(given, "test", TestConfig)
     classifier = load_classifier(run).to(choose_device(device))
-    _, pictures = read_sets(config.data, workers=worker_count(config.workers))
-    if pictures is None:
-        raise ConfigError(f"{run}: data.val names no pictures to test on")
-    reporter = reporter or Reporter()
+    _, images = read_sets(config.data, workers=worker_count(config.workers))
+    if images is None:
+        raise ConfigError(f"{run}: data.val names no images to test on")
     results = []
     for views in test.views:
         ranks, seconds = [], 0.0
-        decoded = ordered_map(
-            pictures.read, range(len(pictures)), workers=worker_count(config.workers)
-        )
-        rows = zip(decoded, pictures.labels.tolist(), pictures.paths, strict=True)
-        for picture, label, path in reporter.track(rows, total=len(pictures), label=views):
+        decoded = ordered_map(images.read, range(len(images)), workers=worker_count(config.workers))
+        rows = zip(decoded, images.labels.tolist(), images.paths, strict=True)
+        for image, label, path in track(rows, total=len(images), label=views):
             start = time.perf_counter()
             with image_named(path):
-                scores = score_picture(classifier, picture, views, test)
-            ranks.append(int((scores > scores[label]).sum()))  # which waits for a GPU
+                scores = score_image(classifier, image, views, test)
+            ranks.append(int((scores > scores[label]).sum()))  # waits for the GPU
             seconds += time.perf_counter() - start
         found = np.array(ranks)
         result = TestResult(
             views,
             float((found < 1).mean()),
             float((found < 5).mean()),
-            len(pictures),
-            seconds / len(pictures),
+            len(images),
+            seconds / len(images),
         )
         results.append(result)
-        reporter.say(
-            f"{views}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} on {result.pictures} "
-            f"pictures, {result.seconds:.3f} s a picture"
+        LOGGER.info(
+            "%s: top-1 %.4f, top-5 %.4f on %d images, %.3f s an image",
+            *(views, result.top1, result.top5, result.images, result.seconds),
         )
     write_json(
         run / "eval" / "classifier.json",
@@ -120,10 +115,10 @@ def evaluate_classifier(
 
 
 def check_answers_file(path: Path) -> None:
-    """Refuse to overwrite what isn't a file of answers that `classify --json` has written.
+    """Refuse to overwrite a file that `classify --json` hasn't written.
 
     Raises:
-        ConfigError: something else stands there, or its folder can't be written into.
+        ConfigError: the path is something else, or its folder isn't writable.
     """
     if os.path.lexists(path):
         try:
@@ -142,7 +137,7 @@ def check_answers_file(path: Path) -> None:
         raise ConfigError(f"--json {path}: {folder} can't be written into")
 
 
-def classify_pictures(
+def classify_images(
     run: Path,
     paths: Sequence[Path],
     *,
@@ -150,10 +145,10 @@ def classify_pictures(
     top: int = 5,
     device: str = "auto",
 ) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """The most probable classes of every picture, in the order of `find_images`.
+    """Find the most probable classes of every image, in the order of `find_images`.
 
     Yields:
-        the picture and (class, probability) in descending order, or what is wrong with it.
+        the image and its (class, probability) pairs in descending order, or its error message.
     """
     config = read_classifier_config(run)
     test = check_config({**config.test.model_dump(), "views": [views]}, "test", TestConfig)
@@ -166,15 +161,13 @@ def classify_pictures(
         except ImageError as error:
             return str(error)
 
-    for path, picture in zip(
-        found, ordered_map(read, found, workers=available_cores()), strict=True
-    ):
-        if isinstance(picture, str):
-            yield path, picture
+    for path, image in zip(found, ordered_map(read, found, workers=available_cores()), strict=True):
+        if isinstance(image, str):
+            yield path, image
             continue
         try:
             with image_named(path):
-                scores = score_picture(classifier, picture, views, test)
+                scores = score_image(classifier, image, views, test)
         except ImageError as error:
             yield path, str(error)
             continue

@@ -11,44 +11,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.data.coco import to_coco
 from sppdet.errors import DataError
-from sppdet.evaluation.inputs import FlatDetections, flatten_detections
+from sppdet.evaluation.inputs import flatten_detections, flatten_ground_truth
 from sppdet.evaluation.voc import mean_of_known, warn_uncounted
-from sppdet.types import ClassResult, Dataset, Detections, EvalResult
+from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Labels
 
 COCO_NUMBERS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "APs",
-    "APm",
-    "APl",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARs",
-    "ARm",
-    "ARl",
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
 _ALL_AREAS, _AT_MOST_100 = 0, -1  # where pycocotools keeps these in `eval['precision']`
 
 
 def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> EvalResult:
-    """COCO AP of a split: the mean over classes and over IoU .50:.05:.95.
+    """Compute COCO AP of a split: the mean over classes and over IoU .50:.05:.95.
 
-    Difficult objects are handed over as crowds, the only objects that pycocotools counts neither
-    way. A detection's IoU with a crowd is intersection / area of the *detection*, a crowd matches
-    any number of detections, and only those that no other object of the class takes. So a small box
-    inside a difficult object is forgiven here and a false positive under VOC's rules.
+    Difficult objects become crowds, the only objects that pycocotools counts neither way. A
+    detection's IoU with a crowd is intersection / area of the *detection*, a crowd matches any number
+    of detections, and only those that no other object of the class takes. So a small box inside a
+    difficult object is forgiven here and a false positive under VOC's rules.
 
     Small, medium and large (under 32², under 96² and above) go by the area of the box, where COCO's
     own figures go by that of the segmentation: APs, APm, APl and the like may differ from those.
 
     Args:
         dataset: the split with its ground truth.
-        detections: by picture id; a picture that is missing has none. pycocotools takes at most 100
-            a class and picture.
+        detections: by image id; an image that is missing has none. pycocotools takes at most 100
+            a class and image.
 
     Returns:
         `mean_ap` is AP at IoU .50:.95, `ClassResult.ap` likewise; `extra` has the twelve numbers
@@ -60,13 +49,21 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
         DataError: detections that do not fit the data set, or pycocotools is not installed.
     """
     found = flatten_detections(dataset, detections)
-    evaluation = _run_pycocotools(to_coco(dataset), _coco_detections(found))
+    objects = _coco_objects(found.image_index, found.labels, found.boxes)
+    for entry, score in zip(objects, found.scores.tolist(), strict=True):
+        entry["score"] = score
+    evaluation = _run_pycocotools(to_coco(dataset), objects)
     stats = [float("nan") if value < 0 else float(value) for value in evaluation.stats]
-    counted = _count_ground_truths(dataset)
-    detected = np.bincount(found.labels, minlength=len(dataset.class_names) + 1)
+    truth = flatten_ground_truth(dataset)
+    counts = [
+        np.bincount(labels, minlength=len(dataset.class_names) + 1)[1:].tolist()
+        for labels in (truth.labels[~truth.difficult], found.labels)
+    ]
     classes = tuple(
-        _class_result(name, evaluation.eval, k, int(counted[k + 1]), int(detected[k + 1]))
-        for k, name in enumerate(dataset.class_names)
+        _class_result(name, evaluation.eval, k, ground_truths=counted, detections=detected)
+        for k, (name, counted, detected) in enumerate(
+            zip(dataset.class_names, *counts, strict=True)
+        )
     )
     warn_uncounted([c.name for c in classes if c.ground_truths == 0], dataset.name)
     return EvalResult(
@@ -80,30 +77,51 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
     )
 
 
-def _coco_detections(found: FlatDetections) -> list[dict[str, Any]]:
-    # the ids of `to_coco`: pictures 1..N in order, categories by label
-    boxes = found.boxes.astype(np.float64)
-    sizes = boxes[:, 2:] - boxes[:, :2]
+def to_coco(dataset: Dataset) -> dict[str, Any]:
+    """Convert the ground truth to a COCO dict for pycocotools.
+
+    Image ids are 1..N in the order of the data set, category ids are the labels. Each image also
+    has `sppdet_id`, the id in the data set. Difficult objects become crowds, the only ones that
+    pycocotools counts neither way; `area` is the box's.
+    """
+    images = [
+        {
+            "id": image_id,
+            "file_name": image.path.name,
+            "width": image.width,
+            "height": image.height,
+            "sppdet_id": image.id,
+        }
+        for image_id, image in enumerate(dataset.images, start=1)
+    ]
+    truth = flatten_ground_truth(dataset)
+    annotations = _coco_objects(truth.image_index, truth.labels, truth.boxes)
+    for annotation, difficult in zip(annotations, truth.difficult.tolist(), strict=True):
+        annotation["iscrowd"] = int(difficult)
+    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.class_names, start=1)]
+    return {
+        "info": {"description": dataset.name},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def _coco_objects(
+    image_index: NDArray[np.int64], labels: Labels, boxes: Boxes
+) -> list[dict[str, Any]]:
+    """COCO's entries of objects; ids count from 1, since pycocotools takes 0 for "no match"."""
+    corners = boxes.astype(np.float64)
+    sizes = corners[:, 2:] - corners[:, :2]
     rows = zip(
-        (found.image_index + 1).tolist(),
-        found.labels.tolist(),
-        np.hstack([boxes[:, :2], sizes]).tolist(),
+        (image_index + 1).tolist(),
+        labels.tolist(),
+        np.hstack([corners[:, :2], sizes]).tolist(),
         np.prod(sizes, axis=1).tolist(),
-        found.scores.tolist(),
         strict=True,
     )
-    return [
-        {
-            "id": number,
-            "image_id": image_id,
-            "category_id": label,
-            "bbox": box,
-            "area": area,
-            "score": score,
-            "iscrowd": 0,
-        }
-        for number, (image_id, label, box, area, score) in enumerate(rows, start=1)
-    ]
+    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    return [dict(zip(keys, (n, *row, 0), strict=True)) for n, row in enumerate(rows, start=1)]
 
 
 def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
@@ -130,9 +148,9 @@ def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
 
 
 def _class_result(
-    name: str, accumulated: Mapping[str, Any], k: int, ground_truths: int, detected: int
+    name: str, accumulated: Mapping[str, Any], k: int, *, ground_truths: int, detections: int
 ) -> ClassResult:
-    # precision, scores: [IoU, recall, class, area, detections a picture]; -1 where nothing counts
+    # precision, scores: [IoU, recall, class, area, detections an image]; -1 where nothing counts
     precision: NDArray[np.float64] = accumulated["precision"][:, :, k, _ALL_AREAS, _AT_MOST_100]
     scores: NDArray[np.float64] = accumulated["scores"][0, :, k, _ALL_AREAS, _AT_MOST_100]
     counts = precision[0] > -1
@@ -143,12 +161,5 @@ def _class_result(
         precision=precision[0][counts],
         scores=scores[counts],
         ground_truths=ground_truths,
-        detections=detected,
+        detections=detections,
     )
-
-
-def _count_ground_truths(dataset: Dataset) -> NDArray[np.int64]:
-    # [K + 1] objects that are not difficult, by label
-    labels = [image.gt_labels[~image.difficult] for image in dataset.images]
-    every = np.concatenate([np.zeros(0, np.int64), *labels])
-    return np.bincount(every, minlength=len(dataset.class_names) + 1).astype(np.int64)

@@ -1,9 +1,10 @@
-"""What the metrics start from: a data set's detections and ground truth in flat arrays, checked."""
+"""Inputs of the metrics: detections and ground truth of a data set in flat arrays, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,33 +16,43 @@ from sppdet.types import Boxes, Dataset, Detections, Flags, Labels, Scores
 
 @dataclass(frozen=True)
 class FlatDetections:
-    """All detections of a split, in the order of its pictures."""
+    """All detections of a split, in the order of its images."""
 
     image_index: NDArray[np.int64]  # (N,) rows of `Dataset.images`
     boxes: Boxes  # (N, 4)
     scores: Scores  # (N,)
     labels: Labels  # (N,)
 
+    def at(self, rows: NDArray[Any]) -> FlatDetections:
+        """Select rows, by number or by a mask."""
+        arrays = (self.image_index, self.boxes, self.scores, self.labels)
+        return FlatDetections(*(values[rows] for values in arrays))
+
 
 @dataclass(frozen=True)
 class FlatGroundTruth:
-    """All annotated objects of a split, in the order of its pictures."""
+    """All annotated objects of a split, in the order of its images."""
 
     image_index: NDArray[np.int64]  # (G,) rows of `Dataset.images`
     boxes: Boxes  # (G, 4)
     labels: Labels  # (G,)
     difficult: Flags  # (G,)
 
+    def at(self, rows: NDArray[Any]) -> FlatGroundTruth:
+        """Select rows, by number or by a mask."""
+        arrays = (self.image_index, self.boxes, self.labels, self.difficult)
+        return FlatGroundTruth(*(values[rows] for values in arrays))
+
 
 def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> FlatDetections:
-    """Put the detections of all pictures into one set of arrays.
+    """Concatenate the detections of all images.
 
     Args:
         dataset: the split.
-        detections: by picture id; a picture that is missing has none.
+        detections: by image id; an image that is missing has none.
 
     Raises:
-        DataError: a picture that is not in the split, a label or a list of class names that is not
+        DataError: an image that is not in the split, a label or a list of class names that is not
             the data set's, a score that is not finite.
     """
     check_detections(dataset, detections)
@@ -61,7 +72,7 @@ def flatten_detections(dataset: Dataset, detections: Mapping[str, Detections]) -
 
 
 def flatten_ground_truth(dataset: Dataset) -> FlatGroundTruth:
-    """Put the annotated objects of all pictures into one set of arrays."""
+    """Concatenate the annotated objects of all images."""
     images = dataset.images
     counts = np.array([len(image.gt_boxes) for image in images], dtype=np.int64)
     return FlatGroundTruth(
@@ -73,7 +84,7 @@ def flatten_ground_truth(dataset: Dataset) -> FlatGroundTruth:
 
 
 def check_detections(dataset: Dataset, detections: Mapping[str, Detections]) -> None:
-    """Raise DataError unless every detection is on a picture and of a class of `dataset`."""
+    """Raise DataError unless every detection is on an image and of a class of `dataset`."""
     known = {image.id for image in dataset.images}
     for image_id, found in detections.items():
         if image_id not in known:

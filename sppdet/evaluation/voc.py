@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou
-from sppdet.data.records import shorten
+from sppdet.errors import shorten
 from sppdet.evaluation.inputs import (
     FlatDetections,
     FlatGroundTruth,
@@ -33,14 +33,14 @@ def evaluate_voc(
     metric: VocMetric,
     min_iou: float = 0.5,
 ) -> EvalResult:
-    """Mean average precision over the classes of a split.
+    """Compute mean average precision over the classes of a split.
 
-    A class all of whose objects are difficult, or that has none, gets AP = NaN, a warning, and no
-    part in the mean; the mean of no class is NaN.
+    A class all of whose objects are difficult, or that has none, gets AP = NaN and a warning, and is
+    left out of the mean; the mean of no class is NaN.
 
     Args:
         dataset: the split with its ground truth.
-        detections: by picture id; a picture that is missing has none.
+        detections: by image id; an image that is missing has none.
         metric: "voc07", 11-point; "voc10", area under the monotone curve.
         min_iou: a detection matches where IoU >= min_iou; in (0, 1].
 
@@ -56,8 +56,8 @@ def evaluate_voc(
     classes = tuple(
         _evaluate_class(
             name,
-            _take(found, by_label[starts[k] : starts[k + 1]]),
-            _of_class(truth, label=k + 1),
+            found.at(by_label[starts[k] : starts[k + 1]]),
+            truth.at(truth.labels == k + 1),
             metric=metric,
             min_iou=min_iou,
         )
@@ -85,17 +85,17 @@ def match_class(
     gt_difficult: Flags,
     min_iou: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """Match the detections of one class with its ground truth over all pictures.
+    """Match the detections of one class with its ground truth over all images.
 
-    In descending score (ties in the order given), each detection takes the ground truth of greatest
-    IoU in its picture (ties: the first), difficult ones and ones already matched included. It is
+    In descending score (ties in the order given), each detection takes the ground truth of maximum
+    IoU in its image (ties: the first), difficult ones and ones already matched included. It is
 
-    - a false positive where that IoU < min_iou or its picture has no ground truth of the class,
+    - a false positive where that IoU < min_iou or its image has no ground truth of the class,
     - ignored where that ground truth is difficult,
     - a true positive where it is the first to take that ground truth, else a false positive.
 
     Args:
-        boxes: (D, 4), scores: (D,), image_index: (D,) any numbers that name the pictures.
+        boxes: (D, 4), scores: (D,), image_index: (D,) any numbers that name the images.
         gt_boxes: (G, 4), gt_image_index: (G,), gt_difficult: (G,).
         min_iou: in (0, 1].
 
@@ -124,7 +124,7 @@ def match_class(
 def precision_recall(
     outcomes: NDArray[np.int8], *, ground_truths: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Recall and precision after each detection.
+    """Compute recall and precision after each detection.
 
     Args:
         outcomes: (D,) in descending score, as from `match_class`.
@@ -144,15 +144,15 @@ def precision_recall(
 def average_precision(
     recall: NDArray[np.float64], precision: NDArray[np.float64], *, metric: VocMetric
 ) -> float:
-    """Average precision of one curve.
+    """Compute the average precision of one curve.
 
-    "voc07" is the mean over k = 0..10 of the greatest precision where recall >= k/10. The quotients
+    "voc07" is the mean over k = 0..10 of the maximum precision where recall >= k/10. The quotients
     are exact enough to compare: equal fractions round to one float64, so 9/15 reaches 6/10 (steps
     of 0.1 added up would pass it). "voc10" is the area under the curve after each precision is
-    raised to the greatest at any higher recall.
+    raised to the maximum at any higher recall.
 
     Args:
-        recall: (D,) float64, never falling; true positives / ground truths.
+        recall: (D,) float64, non-decreasing; true positives / ground truths.
         precision: (D,) float64.
 
     Returns:
@@ -171,19 +171,19 @@ def average_precision(
 
 
 def monotone(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(D,) each precision raised to the greatest at or after it."""
+    """Raise each of (D,) precisions to the maximum at or after it."""
     raised: NDArray[np.float64] = np.maximum.accumulate(precision[::-1])[::-1]
     return raised
 
 
 def mean_of_known(values: list[float]) -> float:
-    """The mean of the values that are not NaN; NaN if there are none."""
+    """Average the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def warn_uncounted(names: list[str], split: str) -> None:
-    """Say which classes have no ground truth that counts and so no part in the mean."""
+    """Warn of classes without ground truth that counts, which the mean leaves out."""
     if names:
         log.warning("%s: left out of the mean, no object that counts: %s", split, shorten(names))
 
@@ -228,7 +228,7 @@ def _nearest_gt(
     gt_boxes: Boxes,
     gt_image_index: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    # (D,) the greatest IoU and its row of gt_boxes; 0 and -1 where the picture has no ground truth
+    # (D,) the maximum IoU and its row of gt_boxes; 0 and -1 where the image has no ground truth
     iou = np.zeros(len(boxes))
     target = np.full(len(boxes), -1, dtype=np.int64)
     by_image = np.argsort(image_index, kind="stable")
@@ -246,19 +246,6 @@ def _nearest_gt(
         iou[rows] = pairs[np.arange(len(rows)), best]
         target[rows] = gt_rows[best]
     return iou, target
-
-
-def _take(found: FlatDetections, rows: NDArray[np.int64]) -> FlatDetections:
-    return FlatDetections(
-        found.image_index[rows], found.boxes[rows], found.scores[rows], found.labels[rows]
-    )
-
-
-def _of_class(truth: FlatGroundTruth, *, label: int) -> FlatGroundTruth:
-    keep = truth.labels == label
-    return FlatGroundTruth(
-        truth.image_index[keep], truth.boxes[keep], truth.labels[keep], truth.difficult[keep]
-    )
 
 
 def _check_metric(metric: str) -> None:

@@ -146,7 +146,7 @@ def _check_size(layers: nn.Module, stride: int) -> None:
             with contextlib.redirect_stderr(io.StringIO()):  # a graph that fails prints itself
                 sides.append(int(layers(x).shape[-1]))
     except RuntimeError:
-        raise ValueError("it doesn't take pictures of any size") from None
+        raise ValueError("it doesn't take images of any size") from None
     finally:
         layers.train(was_training)
     expected = (_LARGER_PROBE - _LEAST_PROBE) / stride

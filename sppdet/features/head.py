@@ -10,34 +10,10 @@ from torch import nn
 from sppdet.config import Config, HeadConfig, Layer
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
-from sppdet.features.spp import level_columns, spp_width
+from sppdet.features.levels import level_columns, spp_width
 from sppdet.randomness import keeping_torch_state, torch_stream
 
 FC8_DEVIATION = 0.01
-
-
-class SharedDropout(nn.Dropout):
-    """Dropout of a batch that processes share out: the masks are those of the whole batch.
-
-    So several processes with the same seed drop what one alone would drop.
-    """
-
-    rows: torch.Tensor | None = None  # (n,) of the batch that this process has; None: all
-    batch_size: int = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, D) → (n, D)."""
-        if self.rows is None or not self.training:
-            return super().forward(x)
-        masks: torch.Tensor = super().forward(x.new_ones((self.batch_size, *x.shape[1:])))
-        return x * masks[self.rows]
-
-
-def share_batch(net: nn.Module, rows: torch.Tensor, batch_size: int) -> None:
-    """Tell a network's dropout which rows (n,) of a batch it is about to see."""
-    for module in net.modules():
-        if isinstance(module, SharedDropout):
-            module.rows, module.batch_size = rows, batch_size
 
 
 class Head(nn.Module):
@@ -52,7 +28,7 @@ class Head(nn.Module):
         self.fc6 = nn.Linear(width_in, widths[0])
         self.fc7 = nn.Linear(widths[0], widths[1]) if len(widths) > 1 else None
         self.fc8 = nn.Linear(widths[-1], outputs)
-        self.dropout = SharedDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def features(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
         """(U, width) activations of fc6 or fc7, after the ReLU, without dropout."""

@@ -138,7 +138,7 @@ OWN_NETS: Mapping[str, Callable[[], nn.Sequential]] = {
 
 
 def problem_with_name(name: str) -> str | None:
-    """What is wrong with the name of a network; None for one of ours and torchvision's classifiers.
+    """Describe what is wrong with a network's name; None for ours and torchvision's classifiers.
 
     A network of torchvision's without a convolutional map is refused when it is built.
     """

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sppdet.features.spp import spp_width
+from sppdet.features.levels import spp_width
 
 Mode = Literal["max", "average"]
 

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from sppdet.config import FeaturesConfig, Layer
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
-from sppdet.features.spp import empty_vectors, spp_width, spp_windows
+from sppdet.features.levels import spp_width
+from sppdet.features.spp import empty_vectors, spp_windows
 from sppdet.parallel import compute_type, multiplying_in
 from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The distinct windows of a picture's proposals.
+    """The distinct windows of an image's proposals.
 
     `cells[index[p]]` is the window of proposal p.
     """
@@ -83,8 +84,8 @@ def pool_windows(
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """The features of a layer for the windows of a picture."""
+class FeatureExtractor:
+    """Computes the features of a layer for the windows of an image."""
 
     levels: tuple[int, ...]
     canonical_size: int
@@ -98,29 +99,29 @@ class Extractor:
         config: FeaturesConfig,
         head: Head | None,
         device: torch.device,
-    ) -> Extractor:
-        """As the settings say, on a device."""
+    ) -> FeatureExtractor:
+        """Build an extractor from the settings, for a device."""
         precision = compute_type(config.precision, device)
         return cls(tuple(levels), config.canonical_size, head, precision)
 
     def width(self, layer: Layer, channels: int) -> int:
-        """Length of the layer's features over maps of `channels`."""
+        """Return the length of a layer's features over maps of `channels`."""
         if layer == "pool5" or self.head is None:
             return spp_width(channels, self.levels)
         fc = self.head.fc6 if layer == "fc6" or self.head.fc7 is None else self.head.fc7
         return fc.out_features
 
     def windows(self, maps: FeatureMaps, boxes: Boxes) -> Windows:
-        """The distinct windows of boxes (P, 4), original pixels."""
+        """Find the distinct windows of boxes (P, 4), original pixels."""
         return find_windows(maps, boxes, canonical_size=self.canonical_size)
 
     def pool(self, maps: FeatureMaps, cells: NDArray[np.int64]) -> torch.Tensor:
-        """(U, D) pool5 features of windows (U, 5)."""
+        """Pool windows (U, 5); returns pool5 features (U, D)."""
         return pool_windows(maps, cells, self.levels)
 
     @torch.inference_mode()
     def layer(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
-        """(U, D') features of `layer` from pool5 features (U, D)."""
+        """Compute features (U, D') of `layer` from pool5 features (U, D)."""
         if layer == "pool5":
             return pooled
         if self.head is None:
@@ -129,7 +130,7 @@ class Extractor:
             return self.head.features(pooled, layer).float()
 
     def __call__(self, maps: FeatureMaps, boxes: Boxes, layer: Layer) -> RegionFeatures:
-        """Features of boxes (P, 4); windows that coincide are computed once."""
+        """Compute features of boxes (P, 4); windows that coincide are computed once."""
         windows = self.windows(maps, boxes)
         values = self.layer(self.pool(maps, windows.cells), layer)
         return RegionFeatures(values, windows.index)

@@ -24,24 +24,12 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import roi_pool
 
 from sppdet.compiled import compiled
+from sppdet.features.levels import level_columns, spp_width
 from sppdet.parallel import shares
 
 _log = logging.getLogger("sppdet")
 
 VERSION = 2  # raised when the same settings give other values
-
-
-def spp_width(channels: int, levels: Sequence[int]) -> int:
-    """Length of the pooled vector: channels × bins of all levels."""
-    return channels * sum(n * n for n in levels)
-
-
-def level_columns(channels: int, levels: Sequence[int], level: int) -> slice:
-    """Where a level's values stand in the pooled vector, in the order (row, column, channel)."""
-    if level not in levels:
-        raise ValueError(f"level {level}: expected one of {list(levels)}")
-    before = list(levels)[: list(levels).index(level)]
-    return slice(spp_width(channels, before), spp_width(channels, [*before, level]))
 
 
 def empty_vectors(count: int, width: int, device: torch.device) -> torch.Tensor:

@@ -17,7 +17,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
-from sppdet.features.spp import spp_width
+from sppdet.features.levels import spp_width
 
 _MOST_CHANNELS = 256  # a program's
 

@@ -1,4 +1,4 @@
-"""The colour spaces that selective search looks at a picture in."""
+"""The colour spaces that selective search looks at an image in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 
-def in_colour_space(picture: Picture, name: str) -> NDArray[np.uint8]:
-    """Convert a picture (H, W, 3).
+def in_colour_space(image: ImageArray, name: str) -> NDArray[np.uint8]:
+    """Convert an image (H, W, 3).
 
     Args:
         name: hsv, lab, rgi (normalised red and green beside the intensity), hue or grey.
@@ -20,11 +20,11 @@ def in_colour_space(picture: Picture, name: str) -> NDArray[np.uint8]:
     """
     if name in ("hsv", "lab", "hue"):
         code = cv2.COLOR_RGB2LAB if name == "lab" else cv2.COLOR_RGB2HSV
-        converted = np.asarray(cv2.cvtColor(picture, code), dtype=np.uint8)
+        converted = np.asarray(cv2.cvtColor(image, code), dtype=np.uint8)
         return np.ascontiguousarray(converted[:, :, :1]) if name == "hue" else converted
-    grey = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     if name == "grey":
         return grey[:, :, None]
-    total = np.maximum(picture.sum(axis=2, keepdims=True, dtype=np.float32), 1.0)
-    chroma = (picture[:, :, :2] / total * 255).astype(np.uint8)
+    total = np.maximum(image.sum(axis=2, keepdims=True, dtype=np.float32), 1.0)
+    chroma = (image[:, :, :2] / total * 255).astype(np.uint8)
     return np.dstack([chroma, grey])

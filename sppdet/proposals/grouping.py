@@ -1,8 +1,8 @@
 """Hierarchical grouping (Uijlings et al., IJCV 2013): the most similar touching regions merge first.
 
 The similarity of two regions is the mean of up to four, each at most 1: of colour and of texture,
-the intersection of their histograms; of size, the part of the picture outside both; of fill, the part
-of the picture outside the gaps between them and the box around both. Of equally similar pairs one is
+the intersection of their histograms; of size, the part of the image outside both; of fill, the part
+of the image outside the gaps between them and the box around both. Of equally similar pairs one is
 taken by a fixed rule.
 """
 
@@ -32,9 +32,9 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
     """Merge a segmentation's regions until one is left.
 
     Args:
-        regions: of a whole picture, so that all hang together.
+        regions: of a whole image, so that all hang together.
         grouping: letters of `MEASURES`, which weigh equally.
-        pixels: size of the picture.
+        pixels: size of the image.
     """
     count = len(regions.sizes)
     weights = [(letter in grouping) / len(grouping) for letter in MEASURES]
@@ -63,7 +63,7 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
 def _intersection(
     a: NDArray[np.float32], b: NDArray[np.float32], scale_a: np.float32, scale_b: np.float32
 ) -> float:
-    """Of two histograms, each times its scale."""
+    """Intersection of two histograms, each times its scale."""
     total = np.float32(0)
     for i in range(a.shape[0]):
         x, y = a[i] * scale_a, b[i] * scale_b
@@ -81,7 +81,7 @@ def _similarity(
     weights: NDArray[np.float32],
     pixels: int,
 ) -> float:
-    """Of two regions, whose histograms are in these rows; in [0, 1]."""
+    """Weighted similarity of two regions, whose histograms are in these rows; in [0, 1]."""
     p, q = np.float32(1 / sizes[0]), np.float32(1 / sizes[1])
     both = sizes[0] + sizes[1]
     total = weights[2] * np.float32(1 - both / pixels)
@@ -106,7 +106,7 @@ def _gaps(a: NDArray[np.int32], b: NDArray[np.int32], size: int) -> int:
 
 @compiled
 def _latest(parent: NDArray[np.int32], region: int) -> int:
-    """What a region has become part of by now, or itself."""
+    """Find the region that a region has been merged into so far, or itself."""
     while parent[region] != region:
         parent[region] = parent[parent[region]]
         region = parent[region]

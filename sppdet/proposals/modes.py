@@ -1,4 +1,4 @@
-"""What the hierarchies of a search differ in."""
+"""Modes of the search: the colour spaces, thresholds and groupings of its hierarchies."""
 
 from __future__ import annotations
 

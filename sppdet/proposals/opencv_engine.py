@@ -16,34 +16,34 @@ from numpy.typing import NDArray
 from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.modes import Mode
 from sppdet.proposals.segmentation import SIGMA
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 
-def hierarchies(picture: Picture, mode: Mode) -> list[NDArray[np.int32]]:
+def hierarchies(image: ImageArray, mode: Mode) -> list[NDArray[np.int32]]:
     """All regions' boxes of every segmentation under all groupings, from the largest on.
 
     Args:
-        picture: (H, W, 3) RGB uint8.
+        image: (H, W, 3) RGB uint8.
 
     Returns:
         One (N, 4) int32 array of distinct half-open xyxy boxes a segmentation.
     """
     found = []
     for colour in mode.colours:
-        converted = in_colour_space(picture, colour)
+        converted = in_colour_space(image, colour)
         for k in mode.ks:
-            boxes = _search(picture, converted, k, mode.groupings)
+            boxes = _search(image, converted, k, mode.groupings)
             area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             found.append(boxes[np.lexsort((*boxes.T[::-1], -area))])
     return found
 
 
 def _search(
-    picture: Picture, converted: NDArray[np.uint8], k: int, groupings: tuple[str, ...]
+    image: ImageArray, converted: NDArray[np.uint8], k: int, groupings: tuple[str, ...]
 ) -> NDArray[np.int32]:
     segmentation = cv2.ximgproc.segmentation
     search = segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(picture)
+    search.setBaseImage(image)
     search.addImage(converted)
     search.addGraphSegmentation(segmentation.createGraphSegmentation(SIGMA, float(k), k))
     for grouping in groupings:

@@ -19,18 +19,18 @@ class Coverage:
     recall_50: float  # part of the objects with a proposal of IoU >= 0.5
     recall_70: float
     best_overlap: float  # mean over objects of the best IoU ("average best overlap")
-    mean_count: float  # proposals a picture
+    mean_count: float  # proposals an image
 
     def __str__(self) -> str:
         return (
-            f"{self.mean_count:.0f} proposals a picture; of {self.objects} objects "
+            f"{self.mean_count:.0f} proposals an image; of {self.objects} objects "
             f"{self.recall_50:.1%} are covered at IoU 0.5, {self.recall_70:.1%} at 0.7; "
             f"average best overlap {self.best_overlap:.3f}"
         )
 
 
 def coverage(pairs: Iterable[tuple[AnnotatedImage, Proposals]]) -> Coverage:
-    """Measure proposals against the ground truth of their pictures."""
+    """Measure proposals against the ground truth of their images."""
     best: list[float] = []
     counts: list[int] = []
     for image, proposals in pairs:

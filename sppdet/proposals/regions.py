@@ -1,8 +1,8 @@
-"""What a segmentation's regions are like: sizes, boxes, histograms, and which of them touch.
+"""Sizes, boxes, histograms and neighbours of a segmentation's regions.
 
 A region has a colour histogram of 25 bins a channel and a texture histogram of 10 bins for each of
 8 directions of each channel: the derivatives along 0°, 45°, 90° and 135°, half-wave rectified (their
-positive and their negative parts apart). The bins are the same for every picture, and reach up to
+positive and their negative parts apart). The bins are the same for every image, and reach up to
 the derivative at an edge between black and white.
 """
 
@@ -65,7 +65,7 @@ def describe_regions(labels: NDArray[np.uint32], count: int, bins: NDArray[np.ui
 
     Args:
         labels: (H, W) in [0, count), each of them there.
-        bins: `pixel_bins` of the picture.
+        bins: `pixel_bins` of the image.
     """
     height, width = labels.shape
     channels = bins.shape[0]

@@ -1,6 +1,6 @@
-"""Graph segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) of a picture into small regions.
+"""Graph segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) of an image into small regions.
 
-The pixels of the smoothed picture are joined to their neighbours by edges that weigh as much as
+The pixels of the smoothed image are joined to their neighbours by edges that weigh as much as
 their colours differ. Edges are taken from the lightest to the heaviest; one joins two regions if it
 weighs no more than either's heaviest edge so far + k / size. Then regions below the least size are
 joined to a neighbour, again by the lightest edges first.
@@ -26,7 +26,7 @@ BLOCK = 64  # edges looked up at once
 
 @dataclass(frozen=True)
 class Edges:
-    """The edges of a picture from the lightest to the heaviest.
+    """The edges of an image from the lightest to the heaviest.
 
     Edge e joins pixel p = e // 2 (in rows) to p + 1 if e is even, else to the one below it.
     """
@@ -56,7 +56,7 @@ def weigh_edges(planes: NDArray[np.uint8]) -> Edges:
 
 
 def segment(edges: Edges, k: int) -> tuple[NDArray[np.uint32], int]:
-    """Segment a picture with threshold `k` and least size `k`.
+    """Segment an image with threshold `k` and least size `k`.
 
     Returns:
         (H, W) labels from 0 on, numbered in the order of their first pixels; how many.

@@ -1,7 +1,7 @@
 """Selective search (Uijlings et al., IJCV 2013): candidate boxes from hierarchies of regions.
 
-The boxes of each hierarchy are ranked by position × a number from a generator seeded by the picture
-itself: the same picture gives the same boxes in the same order, in any process and at any worker
+The boxes of each hierarchy are ranked by position × a number from a generator seeded by the image
+itself: the same image gives the same boxes in the same order, in any process and at any worker
 count.
 """
 
@@ -18,28 +18,28 @@ from sppdet.proposals import opencv_engine, sppdet_engine
 from sppdet.proposals.modes import MODES
 from sppdet.randomness import rng
 from sppdet.resizing import resized_to
-from sppdet.types import Picture, Proposals
+from sppdet.types import ImageArray, Proposals
 
-MAX_ASPECT = 4  # a picture taller than this × its width is shrunk to fit, or it would take too long
+MAX_ASPECT = 4  # an image taller than this × its width is shrunk to fit, or it would take too long
 VERSION = 4  # raised when the same settings give other boxes
 
 
-def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
-    """Propose boxes for one picture.
+def selective_search(image: ImageArray, config: ProposalsConfig) -> Proposals:
+    """Propose boxes for one image.
 
     Args:
-        picture: (H, W, 3) RGB uint8.
-        config: its `seed` and the picture's pixels fix the pseudo-random order. With
-            engine: stored, which has boxes for the pictures of data sets only, sppdet's searches.
+        image: (H, W, 3) RGB uint8.
+        config: its `seed` and the image's pixels fix the pseudo-random order. With
+            engine: stored, which has boxes for the images of data sets only, sppdet's searches.
 
     Returns:
         At most `config.max_boxes` distinct boxes in original pixels, none of them less than
-        `config.min_size` resized pixels wide or high. A picture of one colour has just the whole.
+        `config.min_size` resized pixels wide or high. An image of one colour has just the whole.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     factor = min(config.image_width / width, MAX_ASPECT * config.image_width / height)
     resized_size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resized = resized_to(picture, *resized_size)
+    resized = resized_to(image, *resized_size)
     engine = opencv_engine if config.engine == "opencv" else sppdet_engine
     groups = engine.hierarchies(resized, MODES[config.mode])
     drawn = rng(config.seed, "proposal ranking", _digest(resized))
@@ -49,8 +49,8 @@ def selective_search(picture: Picture, config: ProposalsConfig) -> Proposals:
     return Proposals(clip_boxes(original, width=width, height=height))
 
 
-def _digest(picture: Picture) -> int:
-    return int.from_bytes(hashlib.blake2b(picture.tobytes(), digest_size=8).digest(), "little")
+def _digest(image: ImageArray) -> int:
+    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
 
 
 def _order(

@@ -10,22 +10,22 @@ from sppdet.proposals.grouping import group
 from sppdet.proposals.modes import Mode
 from sppdet.proposals.regions import describe_regions, pixel_bins
 from sppdet.proposals.segmentation import segment, weigh_edges
-from sppdet.types import Picture
+from sppdet.types import ImageArray
 
 
-def hierarchies(picture: Picture, mode: Mode) -> list[NDArray[np.int32]]:
+def hierarchies(image: ImageArray, mode: Mode) -> list[NDArray[np.int32]]:
     """All regions' boxes of every hierarchy, from the last merge to the initial segments.
 
     Args:
-        picture: (H, W, 3) RGB uint8.
+        image: (H, W, 3) RGB uint8.
 
     Returns:
         One (N, 4) int32 array of half-open xyxy boxes a hierarchy.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     found: list[NDArray[np.int32]] = []
     for colour in mode.colours:
-        planes = np.ascontiguousarray(in_colour_space(picture, colour).transpose(2, 0, 1))
+        planes = np.ascontiguousarray(in_colour_space(image, colour).transpose(2, 0, 1))
         edges, bins = weigh_edges(planes), pixel_bins(planes)
         for k in mode.ks:
             regions = describe_regions(*segment(edges, k), bins)

@@ -185,7 +185,7 @@ class _WorkingSet:
     def descent(
         self, problem: Problem, scores: Vector, config: SvmConfig, passes: int, gap: float
     ) -> _Descent:
-        """What is to be solved, by the scores (n,) of all examples."""
+        """Set up coordinate descent from the scores (n,) of all examples."""
         signs, limits = problem.signs[self.at], _limits(problem, config)[self.at]
         duals = problem.duals[self.at]
         return _Descent(self.gram, signs, limits, duals, scores[self.at], passes, gap)
@@ -193,7 +193,7 @@ class _WorkingSet:
 
 @dataclass(frozen=True)
 class _State:
-    """What the duals amount to."""
+    """The primal solution that belongs to the duals."""
 
     weight: torch.Tensor  # (D,)
     bias: float

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.config import SvmConfig
-from sppdet.distributed import Ranks, Tensors
 from sppdet.errors import TrainingError
 from sppdet.randomness import rng
 from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
+from sppdet.training.processes import OneProcess, Processes, Tensors
 
 VERSION = 6  # raised when the same settings give other weights
 
@@ -96,7 +96,7 @@ class _Cache:
 
     problem: Problem
     refs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
-    """(n, 2) picture and row of the problem's negatives, which follow its positives."""
+    """(n, 2) image and row of the problem's negatives, which follow its positives."""
     added: int = 0  # since the last training
     trained: bool = False
 
@@ -115,17 +115,17 @@ class _Cache:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One picture's negatives: distinct windows' features and the classes they are negatives of."""
+    """One image's negatives: distinct windows' features and the classes they are negatives of."""
 
-    picture: int  # position in the data set
+    image: int  # position in the data set
     features: torch.Tensor  # (U, D) scaled, on any device
     negative: NDArray[np.bool_]  # (U, K)
 
 
 class Miner:
-    """Trains all classes' SVMs while the pictures pass by once.
+    """Trains all classes' SVMs while the images pass by once.
 
-    Memory holds the positives and the classes' caches, whatever the number of pictures; a window
+    Memory holds the positives and the classes' caches, whatever the number of images; a window
     that several classes have is there once. The dual solver keeps nothing but the duals between two
     trainings, so that what a checkpoint holds is all that the next one needs.
 
@@ -146,7 +146,7 @@ class Miner:
         *,
         seed: int,
         device: torch.device,
-        ranks: Ranks | None = None,
+        ranks: Processes | None = None,
         report: Callable[[int, LinearSvm, int, int], None] = lambda *_: None,
     ) -> None:
         for name, examples in zip(class_names, positives, strict=True):
@@ -155,7 +155,7 @@ class Miner:
         self._names = class_names
         self._config = config
         self._seed = seed
-        self._ranks = ranks or Ranks()
+        self._ranks = ranks or OneProcess()
         self._report = report
         width = positives[0].shape[1]
         self.weights = torch.zeros((len(positives), width), device=device)
@@ -163,12 +163,12 @@ class Miner:
         self.pool = Pool(width, device=device)
         self._caches = []
         for k, examples in enumerate(positives):
-            keys = [(-1 - k, i) for i in range(len(examples))]  # pictures count from 0
+            keys = [(-1 - k, i) for i in range(len(examples))]  # images count from 0
             rows = self.pool.add(torch.from_numpy(examples), keys)
             self._caches.append(_Cache(Problem.of(rows, rows[:0])))
 
     def hard_of(self, candidates: Candidates) -> Tensors:
-        """The picture's hard negatives that the caches lack, as `add` takes them.
+        """The image's hard negatives that the caches lack, as `add` takes them.
 
         A negative is hard if its score > `hard_threshold`; untrained SVMs score 0, so that at
         first every negative is.
@@ -176,15 +176,15 @@ class Miner:
         scores = (candidates.features @ self.weights.T + self.biases).cpu().numpy()
         hard = candidates.negative & (scores > self._config.hard_threshold)
         for k, cache in enumerate(self._caches):
-            known = cache.refs[cache.refs[:, 0] == candidates.picture, 1]
+            known = cache.refs[cache.refs[:, 0] == candidates.image, 1]
             hard[known, k] = False
         return _picked(candidates, hard)
 
     def add(self, hard: Tensors) -> None:
-        """Add a picture's hard negatives to the caches; retrain the classes that are due."""
-        picture = int(hard["picture"])
+        """Add an image's hard negatives to the caches; retrain the classes that are due."""
+        image = int(hard["image"])
         for cache, (rows, chosen) in zip(self._caches, self._pooled(hard), strict=True):
-            cache.add(rows, np.stack([np.full(len(chosen), picture), chosen], axis=1))
+            cache.add(rows, np.stack([np.full(len(chosen), image), chosen], axis=1))
         self._retrain(
             [k for k, c in enumerate(self._caches) if c.added >= self._config.retrain_after]
         )
@@ -194,9 +194,9 @@ class Miner:
         self._retrain([k for k, c in enumerate(self._caches) if c.added or not c.trained])
 
     def _pooled(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
-        """Per class the rows of the pool, and of the picture; the pool gets what it lacks."""
-        picture, distinct = int(hard["picture"]), hard["rows"].numpy(force=True)
-        rows = self.pool.add(hard["features"], [(picture, row) for row in distinct.tolist()])
+        """Per class the rows of the pool, and of the image; the pool gets what it lacks."""
+        image, distinct = int(hard["image"]), hard["rows"].numpy(force=True)
+        rows = self.pool.add(hard["features"], [(image, row) for row in distinct.tolist()])
         of_class = hard["of"].numpy(force=True).T
         return [(rows[chosen], distinct[chosen]) for chosen in of_class]
 
@@ -238,7 +238,7 @@ class Miner:
     # -- going on after an interruption ------------------------------------------------------------
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs: weights, duals, and the caches as references, not as features."""
+        """Tensors of a checkpoint: weights, duals, and the caches as references, not as features."""
         state = {
             "weights": self.weights,
             "biases": self.biases,
@@ -254,13 +254,13 @@ class Miner:
         """Put a checkpoint back; what is trained afterwards has the bits that it would have had.
 
         Args:
-            again: `picked_before` from the pictures that `pictures_of` the checkpoint names.
+            again: `picked_before` from the images that `images_of` the checkpoint names.
         """
         refs = [state[f"refs{k}"].numpy() for k in range(len(self._caches))]
         rows_of = [np.zeros(len(r), dtype=np.int64) for r in refs]
         for hard in again:
             for own, r, (rows, chosen) in zip(rows_of, refs, self._pooled(hard), strict=True):
-                here = np.flatnonzero(r[:, 0] == int(hard["picture"]))
+                here = np.flatnonzero(r[:, 0] == int(hard["image"]))
                 own[here] = rows[np.searchsorted(chosen, r[here, 1])]
         self.weights.copy_(state["weights"])
         self.biases.copy_(state["biases"])
@@ -272,16 +272,16 @@ class Miner:
 
 
 def picked_before(state: Tensors, candidates: Candidates) -> Tensors:
-    """The picture's negatives that a checkpoint of a `Miner` refers to, for its `restore`."""
+    """The image's negatives that a checkpoint of a `Miner` refers to, for its `restore`."""
     of_class = np.zeros_like(candidates.negative)
     for k in range(of_class.shape[1]):
         refs = state[f"refs{k}"].numpy()
-        of_class[refs[refs[:, 0] == candidates.picture, 1], k] = True
+        of_class[refs[refs[:, 0] == candidates.image, 1], k] = True
     return _picked(candidates, of_class)
 
 
-def pictures_of(state: Tensors) -> list[int]:
-    """The pictures whose negatives a checkpoint of a `Miner` refers to, ascending."""
+def images_of(state: Tensors) -> list[int]:
+    """The images whose negatives a checkpoint of a `Miner` refers to, ascending."""
     refs = [rows[:, 0] for name, rows in state.items() if name.startswith("refs")]
     found: list[int] = np.unique(torch.cat(refs).numpy()).tolist()
     return found
@@ -292,7 +292,7 @@ def _picked(candidates: Candidates, of_class: NDArray[np.bool_]) -> Tensors:
     rows = np.flatnonzero(of_class.any(axis=1))
     chosen = torch.from_numpy(rows)
     return {
-        "picture": torch.tensor(candidates.picture),
+        "image": torch.tensor(candidates.image),
         "rows": chosen,  # (n,) ascending
         "features": candidates.features[chosen.to(candidates.features.device)],
         "of": torch.from_numpy(of_class[rows]),  # (n, K)

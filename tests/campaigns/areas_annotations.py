@@ -15,12 +15,12 @@ from campaigns.areas import JSON_TOKENS, Area, all_of, json_documents, reader
 from campaigns.mutation import NUMBERS, WORDS, mutants, xml_text
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
-from sppdet.config_file import load_config
-from sppdet.data.cache import PictureCache
-from sppdet.data.dataset import load_dataset
-from sppdet.data.splits import read_split
-from sppdet.evaluation.files import read_detections
-from sppdet.evaluation.from_files import evaluate_files
+from sppdet.io.dataset import load_dataset
+from sppdet.io.detection_files import read_detections
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.settings import load_config
+from sppdet.io.splits import read_split
+from sppdet.stages.evaluate_files import evaluate_files
 from sppdet.types import Dataset
 
 _XML_TOKENS = (
@@ -61,7 +61,7 @@ _XML_TOKENS = (
 
 
 def annotation_areas(space: Workspace) -> list[Area]:
-    known = PictureCache()
+    known = ImageCache()
     xml = space.voc / "Annotations"
     ids = sorted(path.stem for path in xml.iterdir())
     sets = space.voc / "ImageSets" / "Main"
@@ -71,7 +71,7 @@ def annotation_areas(space: Workspace) -> list[Area]:
         images = space.voc / "JPEGImages"
         return load_dataset(
             format=format, roots=[root], sets=[name], images=images, class_names=None,
-            on_error=on_error, read_pictures=True, known=known,
+            on_error=on_error, read_images=True, known=known,
         )  # fmt: skip
 
     def both(format: Any, root: Path, name: str) -> Callable[[], None]:

@@ -19,8 +19,8 @@ from campaigns.areas import JSON_TOKENS, Area, reader
 from campaigns.mutation import WORDS, mutants
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
-from sppdet.features.backbones import load_backbone
-from sppdet.proposals.stored import StoredProposals
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.stored_proposals import StoredProposals
 
 
 def proposal_areas(space: Workspace) -> list[Area]:

@@ -20,9 +20,9 @@ from campaigns.mutation import WORDS
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.classification.data import read_folder
-from sppdet.data.cache import PictureCache
-from sppdet.data.images import find_images, read_image
 from sppdet.errors import SppdetError
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.images import find_images, read_image
 
 _SIZES = st.sampled_from(
     (0, 1, 2, 3, 40, 255, 4096, 20000, 65535, 65536, 10**6, 2**31 - 1, 2**32 - 1)
@@ -31,7 +31,7 @@ _SIZES = st.sampled_from(
 
 def image_area(space: Workspace) -> Area:
     path = space.root / "fuzz.jpg"
-    cache = PictureCache()
+    cache = ImageCache()
 
     def read() -> None:
         image = read_image(path)
@@ -214,7 +214,7 @@ def folder_area(space: Workspace) -> Area:
                 continue
 
         def read() -> None:
-            from sppdet.data.images import read_image
+            from sppdet.io.images import read_image
 
             for path in find_images([root]):
                 try:

@@ -12,34 +12,35 @@ from hypothesis import strategies as st
 from campaigns.areas import JSON_TOKENS, Area, all_of, json_bytes, json_documents, placed
 from campaigns.mutation import WORDS, mutants
 from campaigns.workspace import Workspace
-from sppdet.data.cache import PictureCache
-from sppdet.detection.detector import Detector
-from sppdet.detection.folder import detect_folder
-from sppdet.detection.journal import JOURNAL, Journal
-from sppdet.info import describe_run
-from sppdet.run import Reporter, run_lock
+from sppdet.cli.info import describe_run
+from sppdet.folders.folder import detect_folder
+from sppdet.folders.journal import JOURNAL, Journal
+from sppdet.io.image_cache import ImageCache
+from sppdet.runs.lock import run_lock
+from sppdet.runs.log import timed
+from sppdet.stages.detector import Detector
 
 
 def file_areas(space: Workspace) -> list[Area]:
     run, image = space.run, sorted((space.voc / "fresh").iterdir())[0]
-    pictures = run / "pictures.json"
+    images = run / "images.json"
     timings, sealed = run / "timings.json", run / "model" / "trained.json"
     (metrics,) = run.glob("eval/**/metrics.json")
     scores = space.classifier / "eval" / "classifier.json"
     results = {
         "test": {},
-        "results": [{"views": "full", "top1": 0.5, "top5": 1.0, "pictures": 4, "seconds": 0.1}],
+        "results": [{"views": "full", "top1": 0.5, "top5": 1.0, "images": 4, "seconds": 0.1}],
     }
     scores.parent.mkdir(exist_ok=True)
     scores.write_text(json.dumps(results))
 
     def look() -> None:
-        cache = PictureCache.load(pictures)
+        cache = ImageCache.load(images)
         cache.look(image)
-        cache.save(run / "pictures-again.json")
+        cache.save(run / "images-again.json")
 
     def time_a_stage() -> None:
-        with Reporter(run, quiet=True).stage("svm"):
+        with timed(run, "svm"):
             pass
         describe_run(run)
 
@@ -56,7 +57,7 @@ def file_areas(space: Workspace) -> list[Area]:
 
     config = run / "config.yaml"
     return [
-        area(pictures, placed(pictures, look)),
+        area(images, placed(images, look)),
         area(timings, placed(timings, time_a_stage, name="")),
         area(metrics, placed(metrics, lambda: describe_run(run))),
         area(scores, placed(scores, lambda: describe_run(space.classifier))),
@@ -77,7 +78,7 @@ def journal_area(space: Workspace) -> Area:
     out = space.root / "fuzz-results"
     detect_folder(
         Detector.load(space.run), [space.voc / "fresh"], out, min_score=-1.5,
-        formats=("json", "voc"), workers=1, reporter=Reporter(quiet=True),
+        formats=("json", "voc"), workers=1,
     )  # fmt: skip
     path = out / JOURNAL
     lines = path.read_bytes().splitlines()

@@ -15,7 +15,7 @@ from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.config import Config
-from sppdet.config_file import load_settings
+from sppdet.io.settings import load_settings
 from sppdet.setting_types import Section
 
 _YAML_TOKENS = (

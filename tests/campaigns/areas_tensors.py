@@ -15,15 +15,15 @@ from campaigns.areas import JSON_TOKENS, Area, all_of, placed
 from campaigns.areas_arrays import tensor_documents
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
-from sppdet.artifacts import fingerprint_of, read_tensors, write_tensors
-from sppdet.data.cache import PictureCache
-from sppdet.data.splits import read_split
-from sppdet.detection.detector import Detector
-from sppdet.features.backbones import load_backbone
-from sppdet.features.source import MapSource
-from sppdet.info import describe_run
-from sppdet.model import ModelFiles, read_run_config
-from sppdet.proposals.stage import Proposer
+from sppdet.cli.info import describe_run
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.splits import read_split
+from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
+from sppdet.stages.detector import Detector
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.model_files import ModelFiles, read_run_config
+from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage
 
 
@@ -144,20 +144,20 @@ def _changed_tensors(
 def store_areas(space: Workspace) -> list[Area]:
     run = space.run
     config = read_run_config(run)
-    pictures = PictureCache.load(run / "pictures.json")
-    dataset = read_split(config.data, "train", None, pictures, workers=1)
+    images = ImageCache.load(run / "images.json")
+    dataset = read_split(config.data, "train", None, images, workers=1)
     proposer = Proposer(config.proposals, run / "store")
     backbone = load_backbone(config.backbone.name, "none", seed=config.seed)
-    maps = MapSource(backbone, config.scales, config.features, pictures, run / "store")
+    maps = MapCache(backbone, config.scales, config.features, images, run / "store")
     by_file = {}
     for image in dataset.images:  # a stored item's name tells nothing of its image
-        digest = pictures.digest(image.path)
+        digest = images.digest(image.path)
         for kind, store in (("proposals", proposer.store), ("maps", maps.store)):
             assert store is not None
             by_file[kind] = (store.path(image.id, digest), image)
 
     def propose(image: AnnotatedImage) -> None:
-        boxes = proposer.of_image(image, pictures).boxes
+        boxes = proposer.of_image(image, images).boxes
         if boxes.dtype != np.float32 or boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
             raise ValueError(f"proposals {boxes.dtype} {boxes.shape}")
 

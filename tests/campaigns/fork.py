@@ -25,10 +25,10 @@ def warm_up() -> None:
     import sppdet.classification.probe
     import sppdet.classification.stage
     import sppdet.classification.testing
-    import sppdet.cli
-    import sppdet.demo
-    import sppdet.info
-    import sppdet.pipeline  # noqa: F401
+    import sppdet.cli.info
+    import sppdet.cli.main
+    import sppdet.demo.run
+    import sppdet.stages.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -201,7 +201,7 @@ def command(arguments: Sequence[str]) -> Callable[[], None]:
     """The command line with these arguments, as `start` takes it."""
 
     def work() -> None:
-        from sppdet.cli import main
+        from sppdet.cli.main import main
 
         sys.argv = ["sppdet", *arguments]
         main()

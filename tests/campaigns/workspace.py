@@ -14,17 +14,17 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from pictures import shape_sets
+from images import shape_sets
+
 from runs import (
     pretrain_quietly,
     train_quietly,
     write_classifier_settings,
     write_settings,
 )
-
-from sppdet.data.coco import to_coco
-from sppdet.data.dataset import load_dataset
-from sppdet.data.demo_set import make_demo_set
+from sppdet.demo.set import make_demo_set
+from sppdet.evaluation.coco import to_coco
+from sppdet.io.dataset import load_dataset
 
 # less than the tests' settings: a whole training in about two seconds
 QUICK = {
@@ -97,7 +97,7 @@ def make_workspace(root: Path) -> Workspace:
     for name in ("trainval", "test"):
         dataset = load_dataset(
             format="voc", roots=[space.voc], sets=[name], images=None, class_names=None,
-            on_error="stop", read_pictures=True, known=None,
+            on_error="stop", read_images=True, known=None,
         )  # fmt: skip
         path = space.coco / "annotations" / f"instances_{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,162 @@
+"""Commands of the detector: train, eval, detect, propose."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sppdet.cli.options import (
+    MAX_THREADS,
+    ConfigArgument,
+    DeviceOption,
+    PathsArgument,
+    RunArgument,
+    RunOption,
+    SetOption,
+    default_run,
+)
+from sppdet.cli.process import start_libraries, state
+from sppdet.errors import ConfigError, SppdetError, printable
+
+StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
+MetricName = Literal["voc07", "voc10", "coco"]
+
+
+def train(
+    config: ConfigArgument,
+    run: RunOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    until: Annotated[StageName, typer.Option(help="Stop after this stage.")] = "evaluate",
+) -> None:
+    """Train a detector; an interrupted run goes on where it stopped."""
+    from sppdet.io.settings import load_config
+
+    settings = load_config(config, overrides or ())
+    start_libraries()
+    from sppdet.stages.pipeline import train as run_stages
+
+    run_stages(settings, run or default_run(config), device=device, until=until)
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a run.")] = None,
+    split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
+    metric: Annotated[
+        MetricName | None, typer.Option(help="Default: the one in the settings.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="With --detections: settings with a data section.")
+    ] = None,
+    detections: Annotated[
+        Path | None,
+        typer.Option(
+            help="Detections by any detector: folder of comp4 files, COCO results or a"
+            " detections.json."
+        ),
+    ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stem|position|FILE.json",
+            help="With --detections: meaning of image numbers. stem: the file's name; position: in"
+            " the set, from 1; or the COCO annotations that they come from. Default: what is certain.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --detections: folder for the reports.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run on a split, or detections made by any detector."""
+    if run is not None and not (config or detections or out or ids):
+        start_libraries()
+        from sppdet.stages.evaluate import evaluate_run
+
+        evaluate_run(run, split, metric=metric, device=device)
+        return
+    if run is not None or not (config and detections and out):
+        raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
+    start_libraries()
+    from sppdet.stages.evaluate_files import evaluate_files
+
+    state.command = "eval --detections"
+    evaluate_files(config, detections, out, split=split, metric=metric, ids=ids)
+    print(printable(f"reports are in {out}"))
+
+
+def detect(
+    run: RunArgument,
+    paths: PathsArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    score: Annotated[float, typer.Option(help="Minimum score (an SVM margin).")] = 0.0,
+    save: Annotated[
+        str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
+    ] = "images,json",
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="Default: one per core.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Detect in images and folders of images."""
+    start_libraries()
+    from sppdet.folders.folder import detect_folder
+    from sppdet.folders.planning import parse_formats
+    from sppdet.runs.environment import available_cores
+    from sppdet.runs.log import LOGGER
+    from sppdet.stages.detector import Detector
+
+    formats = parse_formats(save)
+    if not math.isfinite(score):
+        raise ConfigError(f"--score {score}: expected a number")
+    detector = Detector.load(run, device=device)
+    if score < detector.config.min_score:
+        minimum = detector.config.min_score
+        LOGGER.info("--score %s: the run's detect.min_score is %s", score, minimum)
+    result = detect_folder(
+        detector,
+        paths,
+        out,
+        min_score=score,
+        formats=formats,
+        workers=workers or available_cores(),
+    )
+    counts = f"{result.detections} detections in {result.detected} images"
+    LOGGER.info("%s; see %s", counts, out)
+    if result.failed:
+        raise SppdetError(
+            f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
+        )
+
+
+def propose(
+    config: ConfigArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for one .npz file per image, too.")
+    ] = None,
+    run: RunOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Compute the proposals of the training and test set and measure their recall."""
+    from sppdet.io.settings import load_config
+
+    settings = load_config(config, overrides or ())
+    start_libraries()
+    from sppdet.runs.distributed import process_count
+    from sppdet.runs.log import LOGGER
+    from sppdet.runs.places import claim_folder
+    from sppdet.stages.export_proposals import export_proposals
+    from sppdet.stages.pipeline import train as run_stages
+
+    if process_count() > 1:
+        raise ConfigError("propose: runs in one process; expected `train --until proposals`")
+    folder = run or default_run(config)
+    if out is not None:
+        claim_folder(out, command="propose")
+    run_stages(settings, folder, device="cpu", until="proposals")
+    if out is not None:
+        export_proposals(settings, folder, out)
+        LOGGER.info("boxes (xyxy, 0-based, half-open) are in %s", out)

@@ -1,1 +1,0 @@
-"""Readers and writers of pictures and annotations: VOC, COCO, plain folders."""

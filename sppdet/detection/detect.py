@@ -1,0 +1,130 @@
+"""From an image's feature maps and proposals to detections: scores, NMS, box regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
+from sppdet.config import DetectConfig, Layer
+from sppdet.errors import DataError
+from sppdet.features.regions import FeatureExtractor
+from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
+
+VERSION = 1  # raised when the same model gives other detections
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """All classes' SVMs on the features of one layer, for features as they come from it."""
+
+    layer: Layer
+    weights: torch.Tensor  # (K, D) float32
+    biases: torch.Tensor  # (K,) float32
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """(U, K) SVM margins of features (U, D)."""
+        return features @ self.weights.T + self.biases
+
+
+@dataclass(frozen=True)
+class Regressors:
+    """All classes' box regressors on the features of one layer, for features as they come from it."""
+
+    layer: Layer
+    weights: torch.Tensor  # (K, D, 4) float32
+    biases: torch.Tensor  # (K, 4) float32
+
+    def deltas(self, features: torch.Tensor, label: int) -> torch.Tensor:
+        """(N, 4) box deltas of class `label` from features (N, D)."""
+        return features @ self.weights[label - 1] + self.biases[label - 1]
+
+
+@dataclass(frozen=True)
+class DetectionParts:
+    """The trained parts that score, choose and move windows."""
+
+    class_names: tuple[str, ...]
+    extractor: FeatureExtractor
+    classifiers: Classifiers
+    regressors: Regressors | None
+    config: DetectConfig
+
+
+@torch.inference_mode()
+def detect(
+    parts: DetectionParts, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int
+) -> Detections:
+    """Score every window for every class, keep the best by NMS, move and clip them.
+
+    Args:
+        maps: of the image, on the device of the parts.
+        proposals: in original pixels.
+        width, height: of the image in original pixels.
+
+    Returns:
+        Detections in descending score; none for no proposals.
+
+    Raises:
+        DataError: a score isn't finite.
+    """
+    if len(proposals) == 0:
+        none = np.zeros(0, dtype=np.int64)
+        return Detections(empty_boxes(), none.astype(np.float32), none, parts.class_names)
+    windows = parts.extractor.windows(maps, proposals.boxes)
+    pooled = parts.extractor.pool(maps, windows.cells)
+    features = parts.extractor.layer(pooled, parts.classifiers.layer)
+    scores = parts.classifiers.scores(features).cpu().numpy()[windows.index]  # [P, K]
+    if not np.isfinite(scores).all():
+        raise DataError("scores that aren't finite: are the model's weights the right ones?")
+    classes = range(len(parts.class_names))
+    chosen = [_choose(proposals.boxes, scores[:, k], parts.config) for k in classes]
+    counts = [len(rows) for rows in chosen]
+    rows = np.concatenate(chosen)
+    labels = np.repeat(np.arange(1, len(chosen) + 1), counts)
+    kept = proposals.boxes[rows]
+    if parts.regressors is not None and len(rows):
+        used = torch.from_numpy(windows.index[rows]).to(pooled.device)
+        deltas = _deltas(parts.extractor, parts.regressors, pooled, used.split(counts))
+        with np.errstate(over="ignore"):  # a box beyond float32 stays where it was
+            moved = decode_deltas(kept, deltas)
+        kept = _clip_or_keep(moved, kept, width=width, height=height)
+    kept_scores = scores[rows, labels - 1]
+    order = np.argsort(-kept_scores, kind="stable")
+    return Detections(kept[order], kept_scores[order], labels[order], parts.class_names)
+
+
+def _deltas(
+    extractor: FeatureExtractor,
+    regressors: Regressors,
+    pooled: torch.Tensor,
+    used: Sequence[torch.Tensor],
+) -> NDArray[np.float32]:
+    """(N, 4) box deltas of the rows of `pooled` (U, D) that each class uses, one after another."""
+    # class by class, which needs little memory, but fetched at once: a GPU is waited for once
+    parts = [
+        regressors.deltas(extractor.layer(pooled[rows], regressors.layer), label)
+        for label, rows in enumerate(used, start=1)
+        if len(rows)
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _choose(boxes: Boxes, scores: Scores, config: DetectConfig) -> NDArray[np.int64]:
+    """Rows of one class's detections, in descending score."""
+    rows = np.flatnonzero(scores >= config.min_score)
+    kept = nms(boxes[rows], scores[rows], max_iou=config.nms, max_boxes=config.max_per_class)
+    return rows[kept]
+
+
+def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:
+    """The regressed boxes cut to the image; one that leaves it stays where it was."""
+    clipped = clip_boxes(moved, width=width, height=height)
+    # also one whose deltas aren't finite
+    lost = ~((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
+    clipped[lost] = before[lost]
+    return clipped

@@ -1,0 +1,238 @@
+"""Run the detector on files and folders of images.
+
+Results are stored as soon as an image is done (see `journal`), the files about all images are
+written at the end, and a repeated call does only what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
+from sppdet.features.backbones import ScaledImage
+from sppdet.folders.drawing import draw_detections
+from sppdet.folders.joint import JointFiles
+from sppdet.folders.journal import JournalError
+from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
+from sppdet.folders.planning import IMAGE_FILES, FolderPlan, Format, Item, plan_images
+from sppdet.io.files import read_bytes
+from sppdet.io.names import escape_name
+from sppdet.io.voc import write_voc_annotation
+from sppdet.parallel import detection_threads, ordered_map
+from sppdet.runs.artifacts import fingerprint
+from sppdet.runs.log import LOGGER, event, track
+from sppdet.stages.detector import Detector
+from sppdet.types import Detections, ImageArray, Proposals
+
+VERSION = 1  # incremented when the same detections give other files
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """Numbers of images, of those with results and of detections; a line per image that failed.
+
+    An image whose detections were found, but not all of its files written, has results and failed.
+    """
+
+    images: int
+    detected: int
+    detections: int
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An image whose results were there already."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    made_by: str
+    image: ImageArray
+    proposals: Proposals
+    scaled: ScaledImage
+
+
+@dataclass(frozen=True)
+class _Found:
+    made_by: str
+    image: ImageArray
+    detections: Detections
+
+
+def detect_folder(
+    detector: Detector,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    min_score: float,
+    formats: Sequence[Format],
+    workers: int,
+) -> FolderResult:
+    """Detect in images and folders of images and write the results into `out`.
+
+    An image that can't be read, or whose files can't be written, is listed in the result and doesn't
+    end the call. Results are kept whatever ends it, and a call with the same images, model and
+    settings doesn't repeat them.
+
+    Args:
+        min_score: detections with a score >= this are kept.
+        workers: threads that decode and resize images and search for proposals.
+
+    Raises:
+        ImageError: a path doesn't exist, or there is no image.
+        ConfigError: `out` is searched for images, or something that sppdet hasn't written stands
+            where a result would be.
+        ArtifactError: results can't be written, for another reason than their names.
+    """
+    # lower scores don't influence NMS, so nothing is computed for them
+    least = max(min_score, detector.config.min_score)
+    settings = detector.config.model_copy(update={"min_score": least})
+    plan = plan_images(paths)
+    if plan.left_out:
+        LOGGER.info("left out: %d images that detect has written", plan.left_out)
+    with open_outputs(out, plan, formats) as outputs:
+        work = _Work(replace(detector, config=settings), plan, outputs, formats)
+        return work.run(workers)
+
+
+@dataclass
+class _Work:
+    detector: Detector
+    plan: FolderPlan
+    outputs: Outputs
+    formats: Sequence[Format]
+    failed: list[str] = field(default_factory=list)
+
+    def run(self, workers: int) -> FolderResult:
+        """Detect in all images; report and collect failures."""
+        items, journal = self.plan.items, self.outputs.journal
+        with_results: list[Item] = []
+        kept = 0
+        work = zip(items, self._detected(workers), strict=True)
+        for item, found in track(work, total=len(items), label="detecting"):
+            if isinstance(found, _Failed):
+                self._fail(found.problem)
+                continue
+            if isinstance(found, _Found):
+                self._write(item, found)
+            kept += isinstance(found, _Kept)
+            with_results.append(item)
+        if kept:
+            LOGGER.info("%d of %d images were done already", kept, len(items))
+        JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
+        names = [item.name for item in with_results]
+        journal.compact(names)
+        detections = sum(entry.count for entry in map(journal.entry, names) if entry)
+        return FolderResult(len(items), len(with_results), detections, tuple(self.failed))
+
+    def _detected(self, workers: int) -> Iterator[_Kept | _Found | _Failed]:
+        """Yield the outcome of every item, in order; memory holds a few of them."""
+        prepared = ordered_map(self._prepare, self.plan.items, workers=workers)
+        due = zip(self.plan.items, prepared, strict=True)
+        return ordered_map(self._detect, due, workers=detection_threads(self.detector.maps.device))
+
+    def _prepare(self, item: Item) -> _Kept | _Prepared | _Failed:
+        try:
+            made_by = self._made_by(item)
+            if self.detector.made_by and self.outputs.is_done(item, made_by):
+                return _Kept()
+            image = self.detector.read(item.path)
+            proposals = self.detector.proposer.of(image)
+            return _Prepared(made_by, image, proposals, self.detector.maps.scaled(image))
+        except Exception as error:  # one image's failure must not end the others
+            return _Failed(_describe(item, error))
+
+    def _made_by(self, item: Item) -> str:
+        """Fingerprint the inputs of an image's results: its bytes, the model, the settings."""
+        digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
+        config = self.detector.config.model_dump()
+        return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
+
+    def _detect(self, due: tuple[Item, _Kept | _Prepared | _Failed]) -> _Kept | _Found | _Failed:
+        item, prepared = due
+        if not isinstance(prepared, _Prepared):
+            return prepared
+        try:
+            maps = self.detector.maps.compute(prepared.scaled)
+            found = self.detector.detect(maps, prepared.proposals, prepared.image)
+            return _Found(prepared.made_by, prepared.image, found)
+        except Exception as error:  # as above
+            return _Failed(_describe(item, error))
+
+    def _write(self, item: Item, found: _Found) -> None:
+        """Write an image's files, then its line in the journal, which vouches for them."""
+        files: dict[str, str] = {}
+        problems: list[str] = []
+        for kind in (kind for kind in self.formats if kind in IMAGE_FILES):
+            file = item.file(kind)
+            try:
+                with self.outputs.writing(file) as temporary:
+                    if kind == "images":
+                        _write_drawing(temporary, found)
+                    else:
+                        _write_annotation(temporary, item, found)
+                files[file] = self.outputs.digest(file)
+            except JournalError:
+                raise
+            except (ArtifactError, DataError) as error:
+                if isinstance(error, ArtifactError) and not is_of_one_file(error):
+                    raise
+                problems.append(str(error))
+        if problems:
+            self._fail(one_line(f"{item.path}: {'; '.join(problems)}"))
+        height, width = found.image.shape[:2]
+        self.outputs.journal.add(
+            item.name, found.detections,
+            width=width, height=height, made_by=found.made_by, files=files,
+        )  # fmt: skip
+
+    def _fail(self, problem: str) -> None:
+        self.failed.append(problem)
+        LOGGER.info("failed: %s", problem, extra=event("failed"))
+
+
+def _describe(item: Item, error: Exception) -> str:
+    """One line that names the image."""
+    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        text = "not enough memory"
+    path = str(item.path)
+    return one_line(text if text.startswith(path) else f"{path}: {text}")
+
+
+def _write_drawing(path: Path, found: _Found) -> None:
+    height, width = found.image.shape[:2]
+    try:
+        drawn = draw_detections(found.image, found.detections)
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    except (cv2.error, MemoryError):
+        done = False
+    if not done:
+        raise DataError(
+            f"{width}x{height} pixels can't be encoded as JPEG, expected 65500 a side at most"
+        )
+    path.write_bytes(np.asarray(data).tobytes())
+
+
+def _write_annotation(path: Path, item: Item, found: _Found) -> None:
+    height, width = found.image.shape[:2]
+    write_voc_annotation(
+        path,
+        filename=PurePosixPath(item.name).name,
+        width=width,
+        height=height,
+        boxes=found.detections.boxes,
+        names=[escape_name(name) for name in found.detections.names()],
+    )

@@ -1,0 +1,170 @@
+"""Initial weights of a backbone: torchvision's, a file's, or those of a classifier's run."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.models as tv
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from sppdet.errors import ArtifactError, ConfigError, WeightsError
+from sppdet.features.backbones import Backbone, FcLayers, backbone_of, filled_linear, random_model
+from sppdet.features.levels import spp_width
+from sppdet.features.nets import OWN_NETS, problem_with_name
+from sppdet.randomness import torch_stream
+from sppdet.runs.artifacts import read_tensors
+from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
+
+
+def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False) -> Backbone:
+    """Build a backbone with the weights of `backbone.weights`.
+
+    Args:
+        name: one for which `problem_with_name` is None.
+        weights: imagenet (torchvision's own, fetched on first use), none (random from `seed`), a
+            file of tensors (the whole torchvision model's or the convolutional layers' alone), or
+            the folder of a `sppdet pretrain` run.
+        whole: build all layers up to the last pooling, for a classifier; otherwise a ResNet ends at
+            stride 16.
+
+    Raises:
+        ConfigError: an unknown name, or a network without a convolutional map.
+        WeightsError: no such file, not a file of tensors, tensors that don't fit, no download.
+    """
+    problem = problem_with_name(name)
+    if problem:
+        raise ConfigError(f"backbone.name: {problem}")
+    with torch_stream(seed, "initial convolutional layers"):
+        if weights == "imagenet":
+            return backbone_of(name, _imagenet_model(name), whole=whole, with_fc=True)
+        model = random_model(name)
+    if weights == "none":
+        return backbone_of(name, model, whole=whole, with_fc=False)
+    path = Path(weights)
+    if path.is_dir():
+        backbone = backbone_of(name, model, whole=whole, with_fc=False)
+        return replace(backbone, fc=_load_run(backbone, path))
+    return backbone_of(name, model, whole=whole, with_fc=_load_weights(model, path, name))
+
+
+def _imagenet_model(name: str) -> nn.Module:
+    if name in OWN_NETS:
+        raise WeightsError(
+            f"backbone.weights: there are no imagenet weights for {name}; expected a file, the run "
+            "of a classifier, or none"
+        )
+    weights = tv.get_model_weights(name).DEFAULT
+    for entry in tv.get_model_weights(name):
+        if entry.name == "IMAGENET1K_V1":  # the plain recipe, the nearest to the paper's
+            weights = entry
+    try:
+        model: nn.Module = tv.get_model(name, weights=weights)
+    except Exception as error:  # the network's and the hub's errors have no common base
+        raise WeightsError(
+            f"backbone.weights: imagenet weights of {name} can't be fetched from {weights.url}: {error}"
+        ) from None
+    return model
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a `.safetensors` file or of a torch state dict without running code."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(str(path))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle protocol, before the error
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: can't be read: {error}") from None
+    except Exception:  # what torch raises depends on where the file goes wrong
+        raise WeightsError(f"{path}: not a plain file of tensors") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: expected a state dict of tensors")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
+    """Load a file into the model; returns True if its fc6 and fc7 were loaded, too."""
+    state = read_state_dict(path)
+    # the classification layer isn't used: it may be missing, or have other classes
+    last = "classifier.6." if name.startswith(("alexnet", "vgg")) else "classifier."
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith((last, "fc."))}
+    for key, tensor in state.items():
+        if key in own and own[key].shape != tensor.shape:
+            raise WeightsError(
+                f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(own[key].shape)} for {name}"
+            )
+    if broken := not_finite({key: tensor for key, tensor in state.items() if key in own}):
+        raise WeightsError(f"{path}: {broken} has values that aren't finite")
+    # a file may hold the convolutional layers alone; BatchNorm's counter isn't used
+    absent = [key for key in own if key not in state and "num_batches" not in key]
+    missing = [key for key in absent if not key.startswith("classifier.")]
+    if missing:
+        raise WeightsError(
+            f"{path}: has no {missing[0]}; expected the tensors of {name} ({len(missing)} missing)"
+        )
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    return not absent
+
+
+def _load_run(backbone: Backbone, run: Path) -> FcLayers | None:
+    """Load the layers from a run of `sppdet pretrain`; returns its fc6 and fc7, if any.
+
+    Layers that a ResNet's classifier has beyond the backbone's are ignored, and its fully connected
+    ones with them.
+    """
+    path = run / "model" / "net.safetensors"
+    try:
+        tensors, about = read_tensors(path)
+    except ArtifactError as error:
+        raise WeightsError(f"backbone.weights: {run} isn't a classifier's run: {error}") from None
+    if about.get("net") != backbone.name:
+        raise WeightsError(
+            f"backbone.weights: {run} has a {about.get('net')}, expected a {backbone.name}"
+        )
+    if broken := not_finite(tensors):
+        raise WeightsError(f"{path}: tensor {broken} has values that aren't finite")
+    conv = {k.removeprefix("conv."): v for k, v in tensors.items() if k.startswith("conv.")}
+    own = backbone.layers.state_dict()
+    found = types_of({key: tensor for key, tensor in conv.items() if key in own})
+    if problem := misfit(found, types_of(own)):
+        raise WeightsError(f"{path}: doesn't fit {backbone.name}: {problem}")
+    backbone.layers.load_state_dict({key: conv[key] for key in own})
+    return None if len(conv) > len(own) else _fc_of_run(tensors, about, backbone, path)
+
+
+def _fc_of_run(
+    tensors: dict[str, torch.Tensor], about: dict[str, Any], backbone: Backbone, path: Path
+) -> FcLayers | None:
+    """Build fc6 and fc7 from a classifier's file, if it has them."""
+    if "head.fc6.weight" not in tensors:
+        return None
+    levels = about.get("levels")
+    if not isinstance(levels, list) or not all(type(n) is int and n > 0 for n in levels):
+        raise WeightsError(f"{path}: damaged: expected the pyramid's levels in its header")
+    fc: list[nn.Linear] = []
+    width = spp_width(backbone.channels, levels)
+    for name in ("head.fc6", "head.fc7"):
+        own = {k: t for k, t in tensors.items() if k in (f"{name}.weight", f"{name}.bias")}
+        if own or not fc:
+            units = own[f"{name}.weight"].shape[0] if f"{name}.weight" in own else None
+            expected = {
+                f"{name}.weight": TensorType(torch.float32, (units, width)),
+                f"{name}.bias": TensorType(torch.float32, (units,)),
+            }
+            if problem := misfit(types_of(own), expected):
+                raise WeightsError(f"{path}: {problem}")
+            fc.append(filled_linear(own[f"{name}.weight"], own[f"{name}.bias"]))
+            width = fc[-1].out_features
+    return FcLayers(tuple(levels), fc[0], fc[1] if len(fc) > 1 else None)

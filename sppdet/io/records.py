@@ -1,0 +1,106 @@
+"""Records of annotated images, common to all annotation formats."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sppdet.errors import AnnotationError, DataError
+
+FAR_PX = 1e9  # a coordinate that is not nearer to 0 can't be meant
+_NUMBER = re.compile(
+    r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf)", re.IGNORECASE
+)
+_FLAG_TEXTS = {"0": False, "false": False, "1": True, "true": True}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """One annotated object as in its file, not yet clipped to the image.
+
+    `box` is xyxy, 0-based, half-open. Where `problem` is not empty the box can't be used and the
+    text says why. `number` is the object's position in a VOC file, from 1, or its id in COCO's.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+    truncated: bool
+    number: int | str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image and its objects; `where` begins messages: "000012.xml, object".
+
+    `stated` is the (width, height) that the annotation gives the image; None where it gives none.
+    """
+
+    id: str
+    path: Path
+    objects: tuple[ObjectRecord, ...]
+    where: str
+    stated: tuple[int, int] | None = None
+
+    def error(self, item: ObjectRecord, problem: str) -> AnnotationError:
+        """Build the error "000012.xml, object 3: <problem>"."""
+        return AnnotationError(f"{self.where} {item.number}: {problem}")
+
+
+class Skips:
+    """Policy for data that can't be used: stop at it, or leave it out and list it."""
+
+    def __init__(self, *, stop: bool) -> None:
+        self.stop = stop
+        self.lines: list[str] = []
+
+    def report(self, error: DataError) -> None:
+        """Raise `error`, or add its line to `lines`."""
+        if self.stop:
+            raise error
+        self.lines.append(str(error))
+
+
+def read_number(text: str) -> float:
+    """Read a number in a file: decimal digits, where Python would also take 1_000 and other scripts'.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text!r:.40} is not a number")
+    return float(text)
+
+
+def stated_size(width: object, height: object) -> tuple[int, int] | None:
+    """Read a size in an annotation, numbers or text; None unless both are integers > 0."""
+    sides = []
+    for value in (width, height):
+        try:
+            if isinstance(value, str):
+                side = read_number(value)
+            else:
+                side = float(value) if isinstance(value, int | float) else 0.0
+        except (ValueError, OverflowError):
+            return None
+        if not 0 < side < FAR_PX or side != int(side):
+            return None
+        sides.append(int(side))
+    return sides[0], sides[1]
+
+
+def read_flag(value: object, key: str) -> bool:
+    """Read a flag: 0, 1, true, false, each also as text, or None for false.
+
+    Raises:
+        ValueError: anything else, such as 2, 0.5 or "yes"; `key` begins the message.
+    """
+    if value is None:
+        return False
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in _FLAG_TEXTS:
+        return _FLAG_TEXTS[value.strip().lower()]
+    raise ValueError(f"{key} {value!r:.40}, expected 0 or 1")

@@ -1,0 +1,283 @@
+"""Reading of settings: YAML files with optional bases, overrides, and errors of one line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from sppdet.config import Config
+from sppdet.errors import ArtifactError, ConfigError, one_line
+from sppdet.io import plain_yaml
+from sppdet.io.files import name_problem, read_text
+from sppdet.io.packaged_configs import find_config
+from sppdet.setting_types import Section
+
+PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
+WEIGHT_NAMES = ("imagenet", "none")
+MAX_BYTES = 1_000_000
+MAX_FILES = 20  # that build on each other
+MAX_SHOWN = 60  # characters of a wrong value in a message
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a detector's settings; see `load_settings`."""
+    return load_settings(path, Config, overrides)
+
+
+def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> S:
+    """Read a YAML file, its `base` files and the `overrides` ("svm.C=0.01"), and check them.
+
+    Args:
+        path: a file, or the name of a packaged config; see `find_config`.
+        model: the type of the settings.
+        overrides: paths in them are relative to the working folder, those in a file to that file.
+
+    Raises:
+        ConfigError: one line with file, key and the expected value.
+    """
+    file, folder = find_config(Path(path))
+    raw = read_with_bases(file, folder)
+    known_from = str(path)
+    for item in overrides:
+        _apply_override(raw, item)
+        known_from = f"{path} with --set"
+    return check_config(raw, known_from, model)
+
+
+def read_run_settings(run: Path, model: type[S]) -> S:
+    """Read the `config.yaml` of a run.
+
+    The name of its network was checked when the run began: this needs no torch.
+
+    Raises:
+        ArtifactError: the folder has no `config.yaml`.
+        ConfigError: see `load_settings`.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ArtifactError(f"{run}: not a run: it has no config.yaml")
+    return validate(read_with_bases(path), str(path), model)
+
+
+def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
+    """Validate plain data and the name of the network; `where` starts the message of an error."""
+    from sppdet.features.nets import problem_with_name  # imports torchvision
+
+    settings = validate(raw, where, model)
+    backbone = getattr(settings, "backbone", None)
+    if backbone is not None and (problem := problem_with_name(backbone.name)):
+        raise ConfigError(f"{where}: backbone.name: {problem}")
+    return settings
+
+
+def validate(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
+    """Validate plain data, except for the name of the network, which would need torch."""
+    problem = _unknown_key(raw, model, ()) or _unusable_text(raw, (), plain_yaml.MAX_DEPTH)
+    if problem:
+        raise ConfigError(f"{where}: {problem}")
+    try:
+        return model.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
+
+
+def read_with_bases(path: Path, folder: Path | None = None) -> dict[str, Any]:
+    """Merge the settings of a file over those of the files that it builds on.
+
+    Args:
+        folder: where relative paths start; None: the folder of the file that has them.
+    """
+    chain: list[dict[str, Any]] = []
+    seen: list[str] = []
+    base: Any = path.name
+    while base is not None:
+        raw = read_yaml(path)
+        seen.append(os.path.realpath(path))
+        base = raw.pop("base", None)
+        _resolve_paths(raw, folder or Path(seen[-1]).parent, str(path))
+        chain.append(raw)
+        if base is not None:
+            path = _base_path(path, base, seen)
+    merged: dict[str, Any] = {}
+    for raw in reversed(chain):
+        merged = _merge(merged, raw)
+    return merged
+
+
+def _base_path(path: Path, base: Any, seen: list[str]) -> Path:
+    """Path of the base of `path`, after the files `seen`."""
+    if not isinstance(base, str) or not base or name_problem(base):
+        raise ConfigError(f"{path}: base: expected the name of a YAML file")
+    if os.path.realpath(path.parent / base) in seen:
+        raise ConfigError(f"{path}: base: the files build on each other in a circle")
+    if len(seen) == MAX_FILES:
+        raise ConfigError(f"{path}: base: more than {MAX_FILES} files build on each other")
+    return path.parent / base
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, as plain data.
+
+    Raises:
+        ConfigError: no regular file, more than `MAX_BYTES`, not UTF-8, refused by
+            `plain_yaml.parse`, or no mapping.
+    """
+    text = read_text(path, ConfigError, max_bytes=MAX_BYTES)
+    try:
+        raw = plain_yaml.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
+    return raw
+
+
+def _resolve_paths(raw: dict[str, Any], folder: Path, where: str) -> None:
+    for *sections, key in (*PATH_KEYS, ("backbone", "weights")):
+        holder: Any = raw
+        for section in sections:
+            holder = holder.get(section) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict):
+            continue
+        value = holder.get(key)
+        if key == "weights" and value in WEIGHT_NAMES:
+            continue
+        name = f"{where}: {'.'.join((*sections, key))}"
+        if isinstance(value, str):
+            holder[key] = _absolute(value, folder, name)
+        elif isinstance(value, list):
+            holder[key] = [_absolute(v, folder, name) if isinstance(v, str) else v for v in value]
+
+
+def _absolute(path: str, folder: Path, name: str) -> str:
+    if not path:
+        raise ConfigError(f"{name}: expected a path, got an empty string")
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except (RuntimeError, ValueError):  # ValueError: a NUL byte in the name
+        user = one_line(path.split("/")[0], MAX_SHOWN)
+        raise ConfigError(f"{name}: {user}: no such user's home") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(raw: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    where = f"--set {one_line(item, MAX_SHOWN)}"
+    *sections, last = parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"{where}: expected key=value, such as svm.C=0.01")
+    if len(parts) > plain_yaml.MAX_DEPTH:
+        raise ConfigError(f"{where}: no setting's name has {len(parts):,} parts")
+    if parts == ["base"]:
+        raise ConfigError(f"{where}: base has a meaning in files alone")
+    try:
+        value = plain_yaml.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    patch: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        patch = {section: patch}
+    _resolve_paths(patch, Path.cwd(), where)
+    merged = _merge(raw, patch)
+    raw.clear()
+    raw.update(merged)
+
+
+def _unusable_text(raw: Any, at: tuple[str, ...], levels: int) -> str | None:
+    """Find a string with a NUL byte or a lone surrogate, which no path and no file may hold."""
+    if isinstance(raw, (Mapping, list)):
+        if levels == 0:
+            return f"{'.'.join(at[:3])}: nested too deeply"
+        items = raw.items() if isinstance(raw, Mapping) else enumerate(raw)
+        found = (_unusable_text(v, (*at, str(k)), levels - 1) for k, v in items)
+        return next((problem for problem in found if problem), None)
+    problem = name_problem(raw) if isinstance(raw, str) else ""
+    if problem:
+        return f"{one_line('.'.join(at), MAX_SHOWN)}: {_shown(raw)} {problem}"
+    return None
+
+
+def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | None:
+    if not isinstance(raw, Mapping):
+        return None
+    for key, value in raw.items():
+        name = ".".join((*at, str(key)))
+        field = model.model_fields.get(str(key))
+        if field is None:
+            known = {field.lower(): field for field in model.model_fields}
+            close = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.5)
+            near = [known[field] for field in close]
+            hint = (
+                f"; did you mean {'.'.join((*at, near[0]))}?"
+                if near
+                else (f"; known here: {', '.join(model.model_fields)}")
+            )
+            return f"{one_line(name, MAX_SHOWN) or repr(name)}: unknown{hint}"
+        section = section_of(field.annotation)
+        if section is not None:
+            problem = _unknown_key(value, section, (*at, str(key)))
+            if problem:
+                return problem
+    return None
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field may hold, such as HeadConfig of `HeadConfig | None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((s for a in get_args(annotation) if (s := section_of(a))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """Describe the first setting that is wrong; what the types that it may have expect."""
+    keyed = [(_key_of(problem["loc"], model), problem) for problem in error.errors()]
+    key, first = keyed[0]
+    same = [problem for k, problem in keyed if k == key or k.startswith(f"{key}.")]
+    others = {k for k, _ in keyed if k != key and not k.startswith(f"{key}.")}
+    message = " or ".join(dict.fromkeys(map(_expected, same)))
+    given = "" if first["type"] in ("missing", "value_error") else f", got {_shown(first['input'])}"
+    also = f" (and {len(others)} more)" if others else ""
+    return f"{key}: {message}{given}{also}" if key else f"{message}{also}"
+
+
+def _key_of(location: Sequence[int | str], model: type[BaseModel] | None) -> str:
+    """Name a setting; of an error's location the branches of unions are no keys."""
+    keys = []
+    for part in location:
+        if isinstance(part, int):
+            keys.append(str(part))
+        elif model is not None and part in model.model_fields:
+            keys.append(part)
+            model = section_of(model.model_fields[part].annotation)
+    return ".".join(keys)
+
+
+def _expected(problem: Any) -> str:
+    message: str = problem["msg"]
+    if problem["type"] == "string_type" and isinstance(problem["input"], (bool, int, float)):
+        message += " (in quotes)"
+    message = message.replace("a valid boolean", "true or false")
+    return one_line(message.removeprefix("Value error, ").replace("Input should", "should"), 160)
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), MAX_SHOWN)

@@ -1,0 +1,43 @@
+"""Reading of the splits that the settings name."""
+
+from __future__ import annotations
+
+from sppdet.config import DataConfig
+from sppdet.io.dataset import load_dataset
+from sppdet.io.image_cache import ImageCache
+from sppdet.types import Dataset
+
+
+def read_split(
+    config: DataConfig,
+    split: str,
+    class_names: tuple[str, ...] | None,
+    cache: ImageCache | None,
+    *,
+    workers: int,
+) -> Dataset:
+    """Read a split by its name: train, test, or any other set in the folders.
+
+    With `data.repair_sizes` images are always read, since boxes are moved into them.
+
+    Args:
+        class_names: the labels; None takes `data.classes`.
+        cache: of the images; None reads annotations alone.
+        workers: threads that decode.
+    """
+    if class_names is None and config.classes != "auto":
+        class_names = tuple(config.classes)
+    if cache is None and config.repair_sizes:
+        cache = ImageCache(max_pixels=config.max_pixels)
+    return load_dataset(
+        format=config.format,
+        roots=config.root,
+        sets=config.sets_of(split),
+        images=config.images,
+        class_names=class_names,
+        on_error=config.on_error,
+        read_images=cache is not None,
+        workers=workers,
+        known=cache,
+        repair_sizes=config.repair_sizes,
+    )

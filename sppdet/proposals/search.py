@@ -1,0 +1,44 @@
+"""Selective search as a function of an image, for use on its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from sppdet.config import ProposalsConfig
+from sppdet.proposals.selective_search import selective_search as search
+from sppdet.types import Boxes, ImageArray
+
+
+def selective_search(
+    image: ImageArray,
+    mode: Literal["fast", "quality"] = "fast",
+    *,
+    max_boxes: int = 2000,
+    min_size: int = 20,
+    image_width: int = 500,
+    seed: int = 0,
+) -> Boxes:
+    """Run selective search on an image (Uijlings et al., IJCV 2013).
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        mode: fast builds 8 hierarchies of regions, about 2,000 boxes; quality builds 80.
+        max_boxes: maximum number of boxes.
+        min_size: minimum width and height of a box, in pixels of the resized image.
+        image_width: width in pixels to which the image is resized for the search.
+        seed: seed of the pseudo-random ranking; the same image and seed give the same boxes.
+
+    Returns:
+        (P, 4) float32 distinct boxes, xyxy in original pixels, half-open, the most promising first.
+
+    Raises:
+        ValueError: `image` isn't an (H, W, 3) uint8 array with pixels, or a setting is impossible.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+    config = ProposalsConfig(
+        mode=mode, max_boxes=max_boxes, min_size=min_size, image_width=image_width, seed=seed
+    )
+    return search(image, config).boxes

@@ -1,0 +1,58 @@
+"""The lock that keeps a second process out of a folder, and the folder of a run at work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sppdet.errors import ArtifactError
+from sppdet.runs.artifacts import remove_leftovers
+from sppdet.runs.places import check_run_folder
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, *, name: str = ".lock", doing: str = "training") -> Iterator[None]:
+    """Hold the lock file `name` in `folder`; the system frees it when this process ends.
+
+    Raises:
+        ArtifactError: another process holds it, or the folder can't be written.
+    """
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(
+            f"{folder}: another process is {doing} here; wait until it has ended"
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: can't be locked: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held, so that no other process can hold it
+        lock.release()
+
+
+@contextlib.contextmanager
+def run_lock(run: Path, *, first: bool = True) -> Iterator[None]:
+    """Hold a run's folder to train in, and remove what killed processes left there.
+
+    Args:
+        first: whether this is the first of several processes, which holds the folder for all.
+
+    Raises:
+        ArtifactError: another process is training in this folder, or it has other files than a run's.
+    """
+    if not first:
+        yield
+        return
+    check_run_folder(run)
+    with folder_lock(run):
+        remove_leftovers(run)
+        yield

@@ -1,0 +1,187 @@
+"""Messages, progress bars and timings of a run, by the standard library's logging.
+
+Every module logs to the logger "sppdet". The command line shows its messages by `ConsoleHandler`, a
+run's folder keeps them in `log.jsonl`; programs that use the library add handlers of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sppdet.errors import ArtifactError, one_line
+from sppdet.runs.artifacts import read_json, write_json
+
+if TYPE_CHECKING:  # light commands log without waiting for torch
+    from sppdet.runs.distributed import Ranks
+
+T = TypeVar("T")
+LOGGER = logging.getLogger("sppdet")
+
+
+def event(name: str, **facts: Any) -> dict[str, Any]:
+    """Build the `extra` of a log call: the event's name, and facts for `log.jsonl`."""
+    return {"event": name, "facts": facts}
+
+
+class ConsoleHandler(logging.Handler):
+    """Print messages of level INFO on a console, one escaped and shortened line each.
+
+    rich's own handler breaks lines at 80 columns where the output is no terminal. Warnings are left
+    to the handlers of the root logger, which write to standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(logging.INFO)
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record."""
+        if record.levelno == logging.INFO:
+            self.console.print(one_line(record.getMessage()), markup=False)
+
+
+class JsonLinesHandler(logging.Handler):
+    """Append every record to a file as one line of strict JSON."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.DEBUG)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
+        usual = "warning" if record.levelno >= logging.WARNING else "message"
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "event": getattr(record, "event", usual),
+            "text": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        text = json.dumps({key: _finite_or_none(value) for key, value in line.items()}, default=str)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(text + "\n")
+        except OSError as error:
+            raise ArtifactError(f"{self._path}: can't be written: {error.strerror}") from None
+
+
+def _finite_or_none(value: Any) -> Any:
+    # JSON has no NaN and no infinity
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def handler_added(handler: logging.Handler) -> Iterator[None]:
+    """Add a handler to the logger "sppdet" within a block, and let messages of its level pass."""
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(min(handler.level, LOGGER.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def log_to_console() -> None:
+    """Print the messages of this process from now on, as the command line does."""
+    LOGGER.handlers = [h for h in LOGGER.handlers if not isinstance(h, ConsoleHandler)]
+    LOGGER.addHandler(ConsoleHandler())
+    LOGGER.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def log_file(run: Path, ranks: Ranks) -> Iterator[None]:
+    """Append the messages of a block to `log.jsonl` in a run's folder; the first process does."""
+    if not ranks.is_first:
+        yield
+        return
+    with handler_added(JsonLinesHandler(run / "log.jsonl")):
+        yield
+
+
+def consoles() -> list[Console]:
+    """List the consoles that messages are printed on."""
+    if not LOGGER.isEnabledFor(logging.INFO):  # a process beside the one that reports
+        return []
+    return [h.console for h in LOGGER.handlers if isinstance(h, ConsoleHandler)]
+
+
+def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
+    """Iterate over items with a progress bar where messages go to a terminal."""
+    terminals = [console for console in consoles() if console.is_terminal]
+    if not terminals:
+        yield from items
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),  # names may have brackets
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=terminals[0], transient=True) as progress:
+        yield from progress.track(items, total=total, description=label)
+
+
+# -- timings ---------------------------------------------------------------------------------------
+
+
+class Timing:
+    """The timing of a stage; `cached` if all its results were there already."""
+
+    cached = False
+
+
+@contextlib.contextmanager
+def timed(run: Path, stage: str, *, write: bool = True) -> Iterator[Timing]:
+    """Time a stage; `timings.json` has its seconds of the last time that it wasn't cached.
+
+    A stage that was interrupted has the seconds since it was resumed.
+
+    Args:
+        write: whether this process writes the run's files.
+    """
+    timing, start = Timing(), time.perf_counter()
+    LOGGER.debug("%s started", stage, extra=event("stage started", stage=stage))
+    yield timing
+    seconds = round(time.perf_counter() - start, 3)
+    facts = event("stage ended", stage=stage, seconds=seconds, idle=timing.cached)
+    LOGGER.debug("%s ended after %.3f s", stage, seconds, extra=facts)
+    if write:
+        path = run / "timings.json"
+        timings = read_timings(path)
+        if not (timing.cached and stage in timings):
+            write_json(path, {**timings, stage: seconds})
+
+
+def read_timings(path: Path) -> dict[str, float]:
+    """Read the seconds of every stage; empty, with a warning, if the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path)
+    except ArtifactError as error:
+        LOGGER.warning("%s; it is begun again", error)
+        return {}
+    if not isinstance(found, dict) or not all(map(_is_seconds, found.values())):
+        LOGGER.warning("%s: expected seconds by stage; it is begun again", path)
+        return {}
+    return found
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12

@@ -1,0 +1,69 @@
+"""Folders that commands write into: files of others are never overwritten."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+
+from sppdet.errors import ArtifactError
+from sppdet.runs.artifacts import write_text
+
+_WRITTEN = {
+    "eval": ("voc07", "voc10", "coco", "comp4_det_*.txt", "coco_results.json"),
+    "propose": ("*.npz",),
+    "probe": ("probe.json",),
+}
+_FILES_OF_A_RUN = (
+    *("log.jsonl", "config.yaml", "images.json", "timings.json"),
+    *(f"model/{name}.safetensors" for name in ("backbone", "head", "svm", "bbox", "net", "last")),
+)
+
+
+def claim_folder(folder: Path, *, command: str) -> None:
+    """Mark a folder as one that a command's files go to.
+
+    Args:
+        command: eval, propose or probe.
+
+    Raises:
+        ArtifactError: it has no mark, but a file of a name that the command would write; or it can't
+            be read.
+    """
+    mark = folder / f".sppdet-{command}"
+    if mark.exists():
+        return
+    try:
+        there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise ArtifactError(f"{folder}: can't be used: {error.strerror}") from None
+    for name in there:
+        if any(fnmatch(name, pattern) for pattern in _WRITTEN[command]):
+            raise ArtifactError(
+                f"{folder}: has a {name} that `sppdet {command}` hasn't written; expected another folder"
+            )
+    write_text(mark, "")
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a folder whose files a run would overwrite though no run has written them.
+
+    Raises:
+        ArtifactError: it has a file of a run's name, but not the log of a run.
+    """
+    there = [name for name in _FILES_OF_A_RUN if (folder / name).exists()]
+    if there and not _is_log(folder / "log.jsonl"):
+        raise ArtifactError(
+            f"{folder}: has a {there[0]} that no run has written; expected a run's folder or a new one"
+        )
+
+
+def _is_log(path: Path) -> bool:
+    if not path.is_file():  # reading a FIFO would never end
+        return False
+    try:
+        with path.open("rb") as handle:
+            record = json.loads(handle.readline(1_000_000))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"time", "event"} <= record.keys()

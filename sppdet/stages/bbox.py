@@ -1,0 +1,198 @@
+"""The box regression stage: class by class, so that memory holds the examples of one class."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.boxes import box_iou, encode_deltas
+from sppdet.config import BboxConfig, SvmConfig
+from sppdet.detection.detect import Regressors
+from sppdet.io.dataset_digest import dataset_digest
+from sppdet.randomness import rng
+from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
+from sppdet.runs.log import LOGGER, event, track
+from sppdet.stages.context import Context
+from sppdet.stages.model import save_regressors
+from sppdet.stages.training_data import TrainingData, feature_scale
+from sppdet.training.bbox import fit_box_regressor
+from sppdet.training.processes import Tensors
+from sppdet.types import Boxes
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Proposals of one image that regress to objects of one class."""
+
+    position: int
+    boxes: Boxes
+    targets: Boxes
+
+
+def train_regressors(context: Context) -> bool:
+    """Fit the box regressors that are due, then mark the model as trained.
+
+    Returns:
+        False if the regressors were there already.
+    """
+    trained = _train_and_save(context)
+    context.training_data.maps.keep_in_memory(None)
+    if context.ranks.is_first:
+        digest = dataset_digest(context.training_set, context.images)
+        arithmetic = context.training_data.maps.arithmetic
+        context.files.seal(context.config, training_data=digest, arithmetic=arithmetic)
+        shutil.rmtree(context.run / "state", ignore_errors=True)  # no stage is unfinished any more
+    context.ranks.wait()  # the others evaluate what is sealed
+    return trained
+
+
+def _train_and_save(context: Context) -> bool:
+    config, path = context.config, context.files.bbox
+    if config.bbox is None:
+        if context.ranks.is_first:
+            path.unlink(missing_ok=True)
+        return True
+    if not context.is_due("bbox"):
+        return False
+    made_by, data = context.plan.made_by["bbox"], context.training_data
+    width = data.extractor.width(config.bbox.layer, data.maps.channels)
+    regressors = train_box_regressors(data, config.bbox, config.svm, width=width, made_by=made_by)
+    if context.ranks.is_first:
+        save_regressors(path, regressors, made_by=made_by)
+    return True
+
+
+def train_box_regressors(
+    data: TrainingData, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
+) -> Regressors:
+    """Fit one regressor per class.
+
+    Args:
+        svm: its `target_norm` and sample sizes scale the features here too.
+        width: D of the features.
+        made_by: fingerprint under which finished classes' results are kept and found.
+    """
+    scale = feature_scale(data, config.layer, svm)
+    names = data.dataset.class_names
+    weights = torch.zeros((len(names), width, 4))
+    biases = torch.zeros((len(names), 4))
+    found = _find_examples(data, config)
+    there = [n for k, n in enumerate(names) if is_intact(_path(data, k), made_by)]
+    if there:
+        LOGGER.info("bbox: going on after %s", ", ".join(there))
+    own = data.ranks.share(range(len(names)))
+    fitted = (_fitted(data, k, found[k], config, scale, width, made_by) for k in own)
+    results = data.ranks.in_turn(fitted, len(names), lambda made: made)
+    for k, (name, made) in enumerate(zip(names, results, strict=True)):
+        examples, left = made["facts"].tolist()
+        if not examples:
+            LOGGER.info("bbox: %s: no example; its boxes stay as proposed", name)
+            continue
+        weights[k], biases[k] = made["weight"], made["bias"]
+        text = f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left"
+        extra = event("bbox trained", class_name=name, examples=int(examples))
+        LOGGER.info("%s", text, extra=extra)
+    device = data.maps.device
+    return Regressors(config.layer, weights.to(device), biases.to(device))
+
+
+def _find_examples(data: TrainingData, config: BboxConfig) -> list[list[_Examples]]:
+    """Find for each class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
+    found: list[list[_Examples]] = [[] for _ in data.dataset.class_names]
+    for position, image in enumerate(data.dataset.images):
+        boxes = data.proposals(position).boxes
+        if len(image.gt_boxes) == 0 or len(boxes) == 0:
+            continue
+        iou = box_iou(boxes, image.gt_boxes)
+        nearest = iou.argmax(axis=1)
+        usable = (iou.max(axis=1) >= config.min_iou) & ~image.difficult[nearest]
+        labels = image.gt_labels[nearest]
+        for label in np.unique(labels[usable]).tolist():
+            rows = np.flatnonzero(usable & (labels == label))
+            targets = image.gt_boxes[nearest[rows]]
+            found[label - 1].append(_Examples(position, boxes[rows], targets))
+    return found
+
+
+def _limit(
+    examples: list[_Examples], config: BboxConfig, *, rng: np.random.Generator
+) -> list[_Examples]:
+    """Draw at most `max_examples` of them."""
+    total = sum(len(e.boxes) for e in examples)
+    if total <= config.max_examples:
+        return examples
+    keep = np.zeros(total, dtype=np.bool_)
+    keep[rng.permutation(total)[: config.max_examples]] = True
+    limited, start = [], 0
+    for e in examples:
+        rows: NDArray[np.bool_] = keep[start : start + len(e.boxes)]
+        start += len(e.boxes)
+        if rows.any():
+            limited.append(_Examples(e.position, e.boxes[rows], e.targets[rows]))
+    return limited
+
+
+def _path(data: TrainingData, k: int) -> Path:
+    """Return the checkpoint of class k's regressor, which exists until the stage is finished."""
+    return data.state_path(f"bbox-{k + 1}")
+
+
+def _fitted(
+    data: TrainingData,
+    k: int,
+    found: list[_Examples],
+    config: BboxConfig,
+    scale: float,
+    width: int,
+    made_by: str,
+) -> Tensors:
+    """Load the regressor of class k from its checkpoint, or fit it.
+
+    Its facts are the number of examples and the part of the squared deltas that it leaves.
+    """
+    path = _path(data, k)
+    if checkpoint := read_checkpoint(path, made_by):
+        return checkpoint[0]
+    if not found:
+        return {"facts": torch.zeros(2, dtype=torch.float64)}
+    examples = _limit(found, config, rng=rng(data.seed, "box regression examples", k))
+    x = _features(data, data.dataset.class_names[k], examples, config, scale, width)
+    targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
+    regressor = fit_box_regressor(x, targets, config)
+    predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
+    left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
+    made = {
+        "weight": torch.from_numpy(regressor.weight) * scale,
+        "bias": torch.from_numpy(regressor.bias),
+        "facts": torch.tensor([len(x), left], dtype=torch.float64),
+    }
+    write_tensors(path, made, made_by=made_by)
+    return made
+
+
+def _features(
+    data: TrainingData,
+    name: str,
+    examples: list[_Examples],
+    config: BboxConfig,
+    scale: float,
+    width: int,
+) -> torch.Tensor:
+    """Compute the scaled features (N, width) of the examples."""
+    samples = track(
+        data.samples([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
+    )
+    count, device = sum(len(e.boxes) for e in examples), data.maps.device
+    x = torch.empty((count, width), device=device)  # filled in place: it may take half the memory
+    start = 0
+    for example, sample in zip(examples, samples, strict=True):
+        features = data.extractor(sample.maps, example.boxes, config.layer)
+        rows = features.values[torch.from_numpy(features.index).to(device)]
+        torch.mul(rows, scale, out=x[start : start + len(rows)])
+        start += len(rows)
+    return x

@@ -1,0 +1,232 @@
+"""The evaluate stage: detect image by image, then compute the metric."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sppdet.config import Config, DataConfig
+from sppdet.detection.detect import VERSION as DETECTION_VERSION
+from sppdet.evaluation.coco import evaluate_coco
+from sppdet.evaluation.voc import evaluate_voc
+from sppdet.features.backbones import ScaledImage
+from sppdet.io.coco_results import write_coco_results
+from sppdet.io.comp4 import write_comp4
+from sppdet.io.dataset_digest import dataset_digest
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.image_ids import ids_to_write, tables_of_split
+from sppdet.io.names import safe_id
+from sppdet.io.splits import read_split
+from sppdet.parallel import detection_threads, ordered_map
+from sppdet.runs.artifacts import fingerprint
+from sppdet.runs.distributed import Ranks, joined_ranks
+from sppdet.runs.environment import worker_count
+from sppdet.runs.items import ItemStore
+from sppdet.runs.log import LOGGER, consoles, event, log_file, timed, track
+from sppdet.stages.context import Context
+from sppdet.stages.data import log_skipped
+from sppdet.stages.detector import Detector
+from sppdet.stages.model import choose_device
+from sppdet.stages.model_files import ModelFiles, read_run_config, signature
+from sppdet.stages.proposer import Proposer
+from sppdet.stages.report import print_table, write_curves, write_metrics
+from sppdet.tensor_types import TensorType, Types
+from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
+
+Metric = Literal["voc07", "voc10", "coco"]
+
+
+def evaluate_run(
+    run: Path,
+    split: str,
+    *,
+    metric: Metric | None = None,
+    device: str = "auto",
+) -> EvalResult:
+    """Detect in every image of a split and score the detections into `run/eval/<split>/<metric>`.
+
+    Detections are kept, so that another metric needs no second detection. Under `torchrun` all
+    processes detect, each in its share of the images; the first one writes the scores.
+    """
+    with joined_ranks(choose_device(device)) as ranks:
+        read_run_config(run)  # before anything is logged into a folder that is no run
+        with log_file(run, ranks), timed(run, "evaluate", write=ranks.is_first) as timing:
+            result, timing.cached = evaluate_split(run, split, metric=metric, ranks=ranks)
+        return result
+
+
+def evaluate_split(
+    run: Path, split: str, *, metric: Metric | None = None, ranks: Ranks
+) -> tuple[EvalResult, bool]:
+    """Evaluate as `evaluate_run` does, among processes that have joined.
+
+    Returns:
+        The result, and whether all detections were there already.
+    """
+    config = read_run_config(run)
+    folder = run / "eval" / safe_id(split)
+    detector = Detector.load(run, device=ranks.device)
+    with ranks.first_goes_first():
+        images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
+        names, workers = detector.class_names, worker_count(config.workers)
+        dataset = read_split(config.data, split, names, images, workers=workers)
+        if ranks.is_first:
+            images.save(run / "images.json")
+    detections, new = _detect_all(run, config, detector, dataset, images, ranks)
+    result = score(dataset, detections, metric=metric or config.eval.metric)
+    if ranks.is_first:
+        train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
+        write_scores(
+            result,
+            config.data,
+            dataset,
+            detections,
+            folder,
+            signature=signature(config, train=train, test=test),
+            split=split,
+        )
+    LOGGER.info("reports are in %s", folder)
+    return result, new == 0
+
+
+def evaluate(context: Context) -> bool:
+    """Evaluate the test set; returns False if all detections were there already."""
+    result, cached = evaluate_split(context.run, "test", ranks=context.ranks)
+    context.result = result
+    log_skipped((context.training_set, context.test_set))
+    return not cached
+
+
+def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:
+    """Score the detections of a data set."""
+    if metric == "coco":
+        return evaluate_coco(dataset, detections)
+    return evaluate_voc(dataset, detections, metric=metric)
+
+
+def write_scores(
+    result: EvalResult,
+    data: DataConfig,
+    dataset: Dataset,
+    detections: dict[str, Detections],
+    folder: Path,
+    *,
+    signature: str,
+    split: str,
+) -> None:
+    """Print the table and write all reports of a split's scores.
+
+    The table comes first, then `metrics.json`: whatever can't be written, the number is there. The
+    detections go into `folder`, the reports of a metric into its subfolder.
+    """
+    for console in consoles():
+        print_table(result, console, signature=signature)
+    own = folder / result.metric
+    write_metrics(result, own, signature=signature)
+    facts = event("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
+    LOGGER.debug("evaluated %s", split, extra=facts)
+    image_ids, category_ids = ids_to_write(tables_of_split(data, split), dataset)
+    write_coco_results(
+        folder / "coco_results.json",
+        dataset,
+        detections,
+        image_ids=image_ids,
+        category_ids=category_ids,
+    )
+    # the devkit's files are named by the set alone
+    set_name = "+".join(dict.fromkeys(Path(name).stem for name in data.sets_of(split) if name))
+    write_comp4(folder, replace(dataset, name=set_name), detections)
+    write_curves(result, own)
+
+
+def _detect_all(
+    run: Path,
+    config: Config,
+    detector: Detector,
+    dataset: Dataset,
+    images: ImageCache,
+    ranks: Ranks,
+) -> tuple[dict[str, Detections], float]:
+    """Detect in every image that isn't in the run's store.
+
+    Returns:
+        All detections by the image's id, and the number of images that all processes detected in.
+    """
+    proposer = Proposer(config.proposals, config.store or run / "store")
+    made_by = fingerprint(
+        "detections",
+        DETECTION_VERSION,
+        ModelFiles(run).fingerprint(),
+        proposer.fingerprint,
+        detector.maps.fingerprint,
+        config.spp_levels,
+        config.features.canonical_size,
+        config.detect.model_dump(),
+    )
+    store = ItemStore(run / "store", "detections", made_by, _expected)
+    names = detector.class_names
+
+    def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledImage] | None:
+        digest = images.digest(image.path)
+        if _stored(store, image, digest, names) is not None:
+            return None
+        pixels = images.read(image.path)
+        return proposer.of_image(image, images), detector.maps.scaled(pixels)
+
+    def found_in(image: AnnotatedImage, proposals: Proposals, maps: FeatureMaps) -> Detections:
+        found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
+        _store(store, image, images.digest(image.path), found)
+        return found
+
+    def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledImage] | None]) -> bool:
+        image, prepared = due
+        if prepared is None:
+            return False
+        proposals, scaled = prepared
+        found_in(image, proposals, detector.maps.compute(scaled))
+        return True
+
+    own = ranks.share(dataset.images)
+    prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
+    due = zip(own, prepared, strict=True)
+    done = ordered_map(detect, due, workers=detection_threads(detector.maps.device))
+    new = sum(track(done, total=len(own), label=f"detecting, {dataset.name}"))
+    detections = {}
+    for image in dataset.images:
+        found = _stored(store, image, images.digest(image.path), names)
+        if found is None:  # damaged since it was written
+            maps = detector.maps.compute(detector.maps.scaled(images.read(image.path)))
+            found = found_in(image, proposer.of_image(image, images), maps)
+        detections[image.id] = found
+    return detections, ranks.sums([new])[0]
+
+
+def _expected(found: Types) -> Types:
+    """Return the expected types of an item's tensors: as many scores and labels as boxes."""
+    boxes = found.get("boxes", TensorType(None, ())).shape
+    count = boxes[0] if boxes else None
+    return {
+        "boxes": TensorType(torch.float32, (count, 4)),
+        "scores": TensorType(torch.float32, (count,)),
+        "labels": TensorType(torch.int64, (count,)),
+    }
+
+
+def _store(store: ItemStore, image: AnnotatedImage, digest: str, found: Detections) -> None:
+    arrays = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+    store.write(image.id, digest, tensors)
+
+
+def _stored(
+    store: ItemStore, image: AnnotatedImage, digest: str, names: tuple[str, ...]
+) -> Detections | None:
+    def build(tensors: dict[str, torch.Tensor]) -> Detections:
+        boxes, scores, labels = (tensors[k].numpy() for k in ("boxes", "scores", "labels"))
+        return Detections(boxes, scores, labels, names, str(image.path))
+
+    return store.get(image.id, digest, build)

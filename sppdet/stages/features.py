@@ -1,0 +1,59 @@
+"""The features stage: compute the maps that later stages need."""
+
+from __future__ import annotations
+
+from sppdet.features.head import build_head
+from sppdet.features.regions import FeatureExtractor
+from sppdet.runs.environment import worker_count
+from sppdet.stages.context import Context, Stage
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.map_memory import MapMemory
+from sppdet.stages.plan import Part, TrainingPlan
+from sppdet.stages.training_data import TrainingData
+
+
+def compute_maps(context: Context) -> bool:
+    """Plan what must be trained and store its feature maps; returns False if none were computed."""
+    config, ranks = context.config, context.ranks
+    maps = MapCache(context.backbone, config.scales, config.features, context.images, context.store)
+    context.files.check_arithmetic(config, maps.arithmetic)
+    context.training_data = TrainingData(
+        dataset=context.training_set,
+        images=context.images,
+        proposer=context.proposer,
+        maps=maps,
+        extractor=FeatureExtractor.by(config.spp_levels, config.features, None, ranks.device),
+        folder=context.run,
+        seed=config.seed,
+        checkpoint_seconds=60 * config.checkpoint_minutes,
+        ranks=ranks,
+    )
+    if config.head is not None:
+        outputs = len(context.training_set.class_names) + 1
+        context.initial_head = build_head(
+            context.backbone, config.spp_levels, config.head, outputs=outputs, seed=config.seed
+        )
+    context.plan = TrainingPlan.of(
+        config, context.training_data, context.initial_head, context.files
+    )
+    return ranks.sums([_fill(context, maps)])[0] > 0
+
+
+def _fill(context: Context, maps: MapCache) -> int:
+    """Store the maps of what is due; all maps, and on disk, where this is the last stage."""
+    config, alone = context.config, context.last_stage == "features"
+    stages: dict[Part, Stage] = {"head": "finetune", "svm": "svm", "bbox": "bbox"}
+    due = {part for part, stage in stages.items() if alone or context.reaches(stage)}
+    if not alone:
+        due &= context.plan.due
+    if "head" not in context.plan.made_by or config.finetune is None:
+        due.discard("head")  # which takes no maps
+    if not due:
+        return 0
+    if not alone:
+        maps.keep_in_memory(MapMemory.by_what_is_free(maps.device))
+    return maps.fill(
+        context.ranks.share(context.training_set.images),
+        mirrored="head" in due and config.finetune is not None and config.finetune.flip,
+        workers=worker_count(config.workers),
+    )

@@ -1,0 +1,96 @@
+"""A run's trained parts on disk: safetensors under `model/`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from sppdet.config import Config, Layer
+from sppdet.detection.detect import Classifiers, Regressors
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.features.backbones import Backbone, conv_backbone
+from sppdet.features.head import Head, empty_head
+from sppdet.runs.weights import check_types, class_names_in, fill, read_weights, write_weights
+from sppdet.tensor_types import TensorType
+
+
+def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
+    """Write the convolutional layers' tensors."""
+    write_weights(path, backbone.layers.state_dict(), made_by=made_by)
+
+
+def read_backbone(path: Path, config: Config) -> Backbone:
+    """Read the run's convolutional layers."""
+    backbone = conv_backbone(config.backbone.name)
+    fill(backbone.layers, read_weights(path)[0], path)
+    return backbone
+
+
+def save_head(path: Path, head: Head, *, made_by: str) -> None:
+    """Write fc6, fc7 and fc8."""
+    write_weights(path, head.state_dict(), made_by=made_by)
+
+
+def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -> Head:
+    """Read the run's fully connected layers."""
+    if config.head is None:
+        raise ConfigError("head: none")
+    head = empty_head(backbone, config.spp_levels, config.head, classes + 1)
+    fill(head, read_weights(path)[0], path)
+    return head.eval().requires_grad_(False)
+
+
+def save_classifiers(
+    path: Path, classifiers: Classifiers, class_names: tuple[str, ...], *, made_by: str
+) -> None:
+    """Write the SVMs with the names of their classes."""
+    about = {"layer": classifiers.layer, "class_names": list(class_names)}
+    tensors = {"weights": classifiers.weights, "biases": classifiers.biases}
+    write_weights(path, tensors, made_by=made_by, about=about)
+
+
+def read_classifiers(path: Path) -> tuple[Classifiers, tuple[str, ...]]:
+    """Read the SVMs and the names of their classes."""
+    tensors, about = read_weights(path)
+    names = class_names_in(about, path)
+    float32 = partial(TensorType, torch.float32)
+    expected = {"weights": float32((len(names), None)), "biases": float32((len(names),))}
+    check_types(tensors, expected, path)
+    return Classifiers(_layer(about, path), tensors["weights"], tensors["biases"]), names
+
+
+def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None:
+    """Write the box regressors."""
+    tensors = {"weights": regressors.weights, "biases": regressors.biases}
+    write_weights(path, tensors, made_by=made_by, about={"layer": regressors.layer})
+
+
+def read_regressors(path: Path, *, classes: int) -> Regressors:
+    """Read the box regressors."""
+    tensors, about = read_weights(path)
+    float32 = partial(TensorType, torch.float32)
+    expected = {"weights": float32((classes, None, 4)), "biases": float32((classes, 4))}
+    check_types(tensors, expected, path)
+    return Regressors(_layer(about, path), tensors["weights"], tensors["biases"])
+
+
+def _layer(about: dict[str, Any], path: Path) -> Layer:
+    for layer in get_args(Layer):
+        if about.get("layer") == layer:
+            found: Layer = layer
+            return found
+    raise ArtifactError(f"{path}: damaged: expected the name of a layer in its header")
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve a device; auto takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here; expected cpu or auto")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: expected auto, cpu or cuda")
+    return torch.device(name)

@@ -1,0 +1,150 @@
+"""The files of a trained detector in its run, and the marker that the training is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from sppdet.config import Config
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.io import plain_yaml
+from sppdet.io.settings import read_run_settings
+from sppdet.runs.artifacts import fingerprint, read_header, read_json, write_json, write_text
+from sppdet.version import __version__
+
+
+class ModelFiles:
+    """The files of a run's model; each has the fingerprint of its inputs."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.config = run / "config.yaml"
+        self.backbone = run / "model" / "backbone.safetensors"
+        self.head = run / "model" / "head.safetensors"
+        self.svm = run / "model" / "svm.safetensors"
+        self.bbox = run / "model" / "bbox.safetensors"
+        self.sealed = run / "model" / "trained.json"
+
+    def of(self, part: Literal["head", "svm", "bbox"]) -> Path:
+        """Return the path of a trained part."""
+        return {"head": self.head, "svm": self.svm, "bbox": self.bbox}[part]
+
+    def fingerprint(self) -> list[str | None]:
+        """Read the fingerprint and checksum of every part; None for one that is missing or damaged."""
+        headers = map(read_header, (self.backbone, self.head, self.svm, self.bbox))
+        return [f"{h.fingerprint}-{h.checksum}" if h else None for h in headers]
+
+    def seal(self, config: Config, *, training_data: str, arithmetic: str) -> None:
+        """Write the completion marker: all parts are trained, by these settings, on this data.
+
+        Args:
+            training_data: digest of the training set.
+            arithmetic: what the networks multiplied in, see `sppdet.parallel.arithmetic`.
+        """
+        text = plain_yaml.dump(config.to_plain())
+        if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
+            write_text(self.config, text)
+        seal = {**self._seal(config), "training_data": training_data, "arithmetic": arithmetic}
+        if self._sealed() != seal:
+            write_json(self.sealed, seal)
+
+    def check_sealed(self, config: Config) -> None:
+        """Refuse a model whose parts or settings aren't those of one finished training."""
+        if not self.sealed.is_file():
+            raise ArtifactError(f"{self.run}: isn't trained to the end; go on with `sppdet train`")
+        for path in (self.backbone, self.head, self.svm, self.bbox):
+            if path.is_file() and read_header(path) is None:
+                raise ArtifactError(
+                    f"{path}: damaged, or written by an earlier version of sppdet; `sppdet train` "
+                    "with the run's settings makes it again"
+                )
+        sealed, wanted = self._sealed(), self._seal(config)
+        if {key: sealed.get(key) for key in wanted} != wanted:
+            raise ArtifactError(
+                f"{self.run}: its parts or its config.yaml have changed since it was trained; "
+                "go on with `sppdet train`"
+            )
+
+    def check_arithmetic(self, config: Config, arithmetic: str) -> None:
+        """Refuse to train a finished model again only because this device computes in another precision.
+
+        Raises:
+            ConfigError: the model was trained by these settings in other arithmetic.
+        """
+        sealed = self._sealed()
+        before = sealed.get("arithmetic")
+        if sealed.get("settings") != _trained_by(config) or before in (None, arithmetic):
+            return
+        raise ConfigError(
+            f"features.precision: {config.features.precision} is {arithmetic} on this device, but "
+            f"{self.run} was trained in {before}; train on such a device, or into another --run"
+        )
+
+    def training_data(self) -> str | None:
+        """Read the digest of the training set; None where training isn't finished or didn't record it."""
+        digest = self._sealed().get("training_data")
+        return digest if isinstance(digest, str) else None
+
+    def _seal(self, config: Config) -> dict[str, Any]:
+        return {"parts": self.fingerprint(), "settings": _trained_by(config)}
+
+    def _sealed(self) -> dict[str, Any]:
+        """Read the completion marker; empty if it is missing or damaged."""
+        try:
+            sealed = read_json(self.sealed)
+        except ArtifactError:
+            return {}
+        return sealed if isinstance(sealed, dict) else {}
+
+
+def _trained_by(config: Config) -> str:
+    """Hash the settings that training depends on; the others may be edited in a run."""
+    aside = {"data", "detect", "eval", "workers", "store", "checkpoint_minutes"}
+    raw = config.model_dump(mode="json", exclude=aside)
+    raw["features"].pop("store")
+    raw["proposals"].pop("path")  # what matters is what is in them
+    raw["backbone"].pop("weights")  # the run has its own copy
+    raw["svm"]["layer"] = config.svm_layer()
+    raw["finetune"] = raw["finetune"] if config.head else None
+    return fingerprint(raw)
+
+
+def read_run_config(run: Path) -> Config:
+    """Read the resolved settings of a run."""
+    return read_run_settings(run, Config)
+
+
+def signature(config: Config, *, train: str | None, test: str | None = None) -> str:
+    """Build the short line that names the settings and the data behind a score.
+
+    Args:
+        train: digest of the training set, None where it isn't known.
+        test: digest of the set that is scored, None where there is no score.
+    """
+    levels = "+".join(map(str, config.spp_levels))
+    scales = "+".join(map(str, config.scales))
+    parts = [
+        f"net:{config.backbone.name}",
+        f"scales:{scales}",
+        f"spp:{levels}",
+        f"svm:{config.svm_layer()}",
+        f"ft:{'yes' if config.head and config.finetune else 'no'}",
+        f"bb:{'yes' if config.bbox else 'no'}",
+        f"prop:{config.proposals.engine}.{config.proposals.mode}",
+        f"seed:{config.seed}",
+        f"settings:{_settings_fingerprint(config)}",
+        f"train:{train[:8] if train else 'unknown'}",
+        *([f"test:{test[:8]}"] if test else []),
+        f"sppdet:{__version__}",
+    ]
+    return "|".join(parts)
+
+
+def _settings_fingerprint(config: Config) -> str:
+    """Hash the settings that can change the result: not folders, threads or how often work is saved."""
+    aside = {"store", "workers", "checkpoint_minutes"}
+    raw = config.model_dump(mode="json", exclude=aside)
+    raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
+    raw["features"].pop("store")
+    raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
+    return fingerprint(raw)[:8]

@@ -1,0 +1,72 @@
+"""The stages of a training in their order.
+
+Each stage finds by its fingerprint what is there already, so that a run that was interrupted, or
+whose settings have changed, makes only what it must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sppdet.config import Config
+from sppdet.runs.distributed import joined_ranks
+from sppdet.runs.lock import run_lock
+from sppdet.runs.log import LOGGER, event, log_file, timed
+from sppdet.stages.bbox import train_regressors
+from sppdet.stages.context import Context, Stage
+from sppdet.stages.data import read_data
+from sppdet.stages.evaluate import evaluate
+from sppdet.stages.features import compute_maps
+from sppdet.stages.finetune import train_head
+from sppdet.stages.model import choose_device
+from sppdet.stages.proposals import propose
+from sppdet.stages.svm import train_classifiers
+from sppdet.types import EvalResult
+
+FUNCTIONS: dict[Stage, Callable[[Context], bool]] = {
+    "data": read_data,
+    "proposals": propose,
+    "features": compute_maps,
+    "finetune": train_head,
+    "svm": train_classifiers,
+    "bbox": train_regressors,
+    "evaluate": evaluate,
+}
+"""The stages; each returns False if all of its results were there already."""
+
+
+def train(
+    config: Config, run: Path, *, device: str = "auto", until: Stage = "evaluate"
+) -> EvalResult | None:
+    """Train a detector in the folder `run`, going on where an earlier call stopped.
+
+    Under `torchrun` all its processes train together, each with a share of the images and of the
+    classes; the folder, and the store where one is named, must be the same for all of them.
+
+    Returns:
+        The evaluation on the test set, where one is named and `until` reaches so far.
+
+    Raises:
+        ArtifactError: another process is training in this folder.
+        ConfigError: no training set is named.
+    """
+    config.data.sets_of("train")  # checks that one is named
+    with (
+        joined_ranks(choose_device(device)) as ranks,
+        log_file(run, ranks),
+        run_lock(run, first=ranks.is_first),
+    ):
+        settings = config.model_dump(mode="json")
+        facts = event("run started", config=settings, until=until, processes=ranks.count)
+        LOGGER.debug("training in %s", run, extra=facts)
+        context = Context(config, run, ranks, until)
+        for stage, function in FUNCTIONS.items():
+            if stage == "evaluate" and context.test_set is None:
+                break
+            with timed(run, stage, write=ranks.is_first) as timing:
+                timing.cached = not function(context)
+            if stage == until:
+                break
+        LOGGER.info("the run is in %s", run)
+        return context.result

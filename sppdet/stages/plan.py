@@ -1,0 +1,78 @@
+"""Fingerprints of a model's parts, known before any of them is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sppdet.config import Config, Layer
+from sppdet.features.head import Head
+from sppdet.features.spp import VERSION as SPP_VERSION
+from sppdet.runs.artifacts import fingerprint, is_intact
+from sppdet.stages.map_cache import weights_digest
+from sppdet.stages.model_files import ModelFiles
+from sppdet.stages.training_data import TrainingData
+from sppdet.training.bbox import VERSION as BBOX_VERSION
+from sppdet.training.finetune import VERSION as FINETUNE_VERSION
+from sppdet.training.svm import VERSION as SVM_VERSION
+
+Part = Literal["head", "svm", "bbox"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The parts of the model that the settings ask for, by the fingerprint of their inputs."""
+
+    made_by: Mapping[Part, str]
+    due: frozenset[Part]  # missing, damaged, or made from something else
+
+    @classmethod
+    def of(
+        cls, config: Config, data: TrainingData, initial_head: Head | None, files: ModelFiles
+    ) -> TrainingPlan:
+        """Plan by the settings, the training data and the head before fine-tuning."""
+        inputs = data.fingerprint()
+        made_by: dict[Part, str] = {}
+        if initial_head is not None:
+            made_by["head"] = _head(config, inputs, initial_head)
+
+        def below(layer: Layer) -> str:
+            return "" if layer == "pool5" else made_by.get("head", "")
+
+        made_by["svm"] = fingerprint(
+            "svm",
+            SVM_VERSION,
+            SPP_VERSION,
+            config.svm.model_dump(exclude={"layer"}),
+            config.svm_layer(),
+            below(config.svm_layer()),
+            inputs,
+        )
+        if config.bbox is not None:
+            made_by["bbox"] = fingerprint(
+                "bbox",
+                BBOX_VERSION,
+                SPP_VERSION,
+                config.bbox.model_dump(),
+                config.svm.model_dump(include={"target_norm", "norm_images", "norm_windows"}),
+                below(config.bbox.layer),
+                inputs,
+            )
+        due = (part for part, digest in made_by.items() if not is_intact(files.of(part), digest))
+        return cls(made_by, frozenset(due))
+
+
+def _head(config: Config, inputs: str, initial: Head) -> str:
+    assert config.head is not None
+    if config.finetune is None:
+        return fingerprint("head", weights_digest(initial))
+    return fingerprint(
+        "finetune",
+        FINETUNE_VERSION,
+        SPP_VERSION,
+        config.finetune.model_dump(),
+        config.head.model_dump(),
+        weights_digest(initial),
+        inputs,
+    )

@@ -1,0 +1,198 @@
+"""Reports of an evaluation: metrics.json, curves as images and CSV, a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sppdet.errors import printable
+from sppdet.evaluation.voc import monotone
+from sppdet.io.detection_files import write_curve_csv
+from sppdet.io.names import class_file_names
+from sppdet.runs.artifacts import atomic_path, write_text
+from sppdet.types import ClassResult, EvalResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+# the metrics, not the set that they are taken on: 11-point is VOC 2007's, the area later years'
+_METRIC_NAMES = {
+    "voc07": "11-point",
+    "voc10": "area under the curve",
+    "coco": "COCO IoU .50:.95",
+}
+_MOST_PANELS = 100  # of the overview
+
+
+def metric_title(result: EvalResult) -> str:
+    """Return the number's full name: "mAP (11-point, test)"; an IoU other than 0.5 is named."""
+    name = _METRIC_NAMES.get(result.metric, result.metric)
+    iou = "" if result.min_iou == 0.5 else f" at IoU {result.min_iou:g}"
+    return f"mAP ({name}{iou}, {result.split})"
+
+
+def write_metrics(result: EvalResult, folder: Path, *, signature: str) -> None:
+    """Write `metrics.json`; the same result gives the same bytes.
+
+    Args:
+        folder: made if it is not there.
+        signature: a short text that names the settings and data behind the numbers.
+
+    Raises:
+        ArtifactError: the file can't be written.
+    """
+    text = json.dumps(metrics(result, signature=signature), indent=1, sort_keys=True)
+    write_text(folder / "metrics.json", text + "\n")
+
+
+def write_curves(result: EvalResult, folder: Path, *, detections_csv: bool = True) -> None:
+    """Write `pr_curves.png`, and `pr_<class>.png` and `pr_<class>.csv` for each class.
+
+    Each file is atomic, and the same result gives the same bytes.
+
+    Args:
+        folder: made if it is not there.
+        detections_csv: whether to write the CSVs, which have a line for every detection.
+
+    Raises:
+        ArtifactError: a file can't be written.
+    """
+    _save_overview(result, folder / "pr_curves.png")
+    names = class_file_names([c.name for c in result.classes])
+    for name, one in zip(names, result.classes, strict=True):
+        # "pr_class_curves" and not "pr_curves" for a class that is called "curves"
+        stem = "pr_class_curves" if name.casefold() == "curves" else f"pr_{name}"
+        _save_curve(one, result, folder / f"{stem}.png")
+        if detections_csv:
+            write_curve_csv(folder / f"{stem}.csv", one, result.image_ids)
+
+
+def metrics(result: EvalResult, *, signature: str) -> dict[str, Any]:
+    """Collect the numbers for JSON: fractions, not per cent; null for NaN.
+
+    Keys: mAP, AP (by class), extra, metric, min_iou, split, images, ground_truths (that count),
+    detections, signature.
+    """
+    return {
+        "mAP": _or_none(result.mean_ap),
+        "AP": {one.name: _or_none(one.ap) for one in result.classes},
+        "extra": {name: _or_none(value) for name, value in result.extra.items()},
+        "metric": result.metric,
+        "min_iou": result.min_iou if result.metric != "coco" else None,
+        "split": result.split,
+        "images": result.images,
+        "ground_truths": sum(one.ground_truths for one in result.classes),
+        "detections": sum(one.detections for one in result.classes),
+        "signature": signature,
+    }
+
+
+def print_table(result: EvalResult, console: Console, *, signature: str = "") -> None:
+    """Print AP in per cent by class, further numbers of the metric, and the mAP with its name."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("class", header_style="bold")
+    for heading in ("AP %", "objects", "detections"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in result.classes:
+        counts = (str(one.ground_truths), str(one.detections))
+        table.add_row(
+            Text(printable(one.name)), _percent(one.ap), *counts
+        )  # Text: no markup in names
+    console.print(table)
+    if result.extra:
+        numbers = Table("COCO", header_style="bold")
+        numbers.add_column("%", justify="right", no_wrap=True)
+        for name, value in result.extra.items():
+            numbers.add_row(Text(name), _percent(value))
+        console.print(numbers)
+    headline = f"{metric_title(result)}: {_percent(result.mean_ap)} %"
+    console.print(Text(headline, style="bold"), soft_wrap=True)
+    if signature:
+        console.print(Text(printable(signature)), soft_wrap=True)
+
+
+def _percent(fraction: float) -> str:
+    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _save_curve(one: ClassResult, result: EvalResult, path: Path) -> None:
+    figure = _figure(width=5.0, height=4.5)
+    axes = figure.add_subplot()
+    _draw_curve(axes, one)
+    axes.set_xlabel("recall")
+    axes.set_ylabel(_precision_label(result))
+    title = metric_title(result).removeprefix("m")
+    axes.set_title(f"{one.name}: {title} {_percent(one.ap)} %", parse_math=False, fontsize=9)
+    _save(figure, path)
+
+
+def _save_overview(result: EvalResult, path: Path) -> None:
+    # a grid of small panels: twenty curves in one are not to be told apart
+    shown = result.classes[:_MOST_PANELS]
+    columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = _figure(width=max(2.0 * columns, 5.0), height=2.0 * rows + 0.6)
+    title = f"{metric_title(result)} {_percent(result.mean_ap)} %"
+    rest = len(result.classes) - len(shown)
+    more = f"; {rest} more classes not shown" if rest else ""
+    figure.suptitle(title + more, parse_math=False, fontsize=10)
+    for position, one in enumerate(shown, start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        _draw_curve(axes, one)
+        axes.tick_params(labelsize=6)
+        axes.set_title(f"{one.name} {_percent(one.ap)}", parse_math=False, fontsize=8)
+    figure.supxlabel("recall", fontsize=9)
+    figure.supylabel(_precision_label(result), fontsize=9)
+    _save(figure, path)
+
+
+def _precision_label(result: EvalResult) -> str:
+    # COCO's AP is the mean over ten IoUs, its curve is that of one
+    return "precision at IoU 0.5" if result.metric == "coco" else "precision"
+
+
+def _draw_curve(axes: Axes, one: ClassResult) -> None:
+    axes.set_xlim(0.0, 1.02)
+    axes.set_ylim(0.0, 1.02)
+    axes.grid(alpha=0.3)
+    if len(one.recall):
+        corners = _corners(one.recall)
+        axes.plot(one.recall[corners], one.precision[corners], linewidth=1.2)
+        raised = monotone(one.precision)[corners]
+        axes.plot(one.recall[corners], raised, linewidth=0.8, linestyle="--", color="gray")
+
+
+def _corners(recall: NDArray[np.float64]) -> NDArray[np.int64]:
+    # the points where recall rises and those just before; between, precision falls straight down
+    rises = np.flatnonzero(np.diff(recall, prepend=-1.0) > 0)
+    corners: NDArray[np.int64] = np.union1d(np.append(rises, len(recall) - 1), rises[1:] - 1)
+    return corners
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    # without pyplot, whose state is shared by all threads
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Software: it would name the version of matplotlib
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})

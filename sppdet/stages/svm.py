@@ -1,0 +1,149 @@
+"""The SVM stage: positives, one pass of hard-negative mining over the images, a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+import torch
+
+from sppdet.config import Layer, SvmConfig
+from sppdet.detection.detect import Classifiers
+from sppdet.runs.artifacts import read_checkpoint, write_tensors
+from sppdet.runs.log import LOGGER, event
+from sppdet.stages.context import Context
+from sppdet.stages.model import save_classifiers
+from sppdet.stages.training_data import Sample, TrainingData, feature_scale
+from sppdet.training.dual import LinearSvm
+from sppdet.training.pool import Matrix
+from sppdet.training.processes import Tensors
+from sppdet.training.sampling import negatives_of_class, thin_out
+from sppdet.training.svm import Candidates, Miner, images_of, picked_before
+
+
+def train_classifiers(context: Context) -> bool:
+    """Train the SVMs that are due; returns False if they were there already."""
+    if not context.is_due("svm"):
+        return False
+    config, made_by = context.config, context.plan.made_by["svm"]
+    classifiers = train_svms(context.training_data, config.svm_layer(), config.svm, made_by=made_by)
+    if context.ranks.is_first:
+        names = context.training_set.class_names
+        save_classifiers(context.files.svm, classifiers, names, made_by=made_by)
+    return True
+
+
+def train_svms(data: TrainingData, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
+    """Train one SVM per class on the features of `layer`.
+
+    Args:
+        made_by: fingerprint under which an unfinished stage's checkpoint is kept and found.
+    """
+    scale = feature_scale(data, layer, config)
+    positives = _positives(data, layer, scale)
+    names = data.dataset.class_names
+    counts = ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True))
+    text = f"svm: {layer} features × {scale:.4g}; positives: {counts}"
+    LOGGER.info("%s", text, extra=event("svm positives", scale=scale))
+
+    def report(k: int, svm: LinearSvm, cached: int, evicted: int) -> None:
+        remark = "" if svm.converged else "; stopped at svm.max_iterations"
+        text = f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
+        facts = {"objective": svm.objective, "negatives": cached, "evicted": evicted}
+        extra = event("svm trained", class_name=names[k], **facts)
+        LOGGER.info("%s", f"{text}{evicted} evicted{remark}", extra=extra)
+
+    miner = Miner(
+        positives,
+        names,
+        config,
+        seed=data.seed,
+        ranks=data.ranks,
+        device=data.maps.device,
+        report=report,
+    )
+    _mine(data, miner, layer, config, scale, made_by=made_by)
+    # the scale goes into the weights, so that detection takes the features as they come
+    return Classifiers(layer, miner.weights * scale, miner.biases)
+
+
+def _positives(data: TrainingData, layer: Layer, scale: float) -> list[Matrix]:
+    """Compute for each class the features (P, D) of its ground-truth boxes, difficult ones left out."""
+    images = data.dataset.images
+    with_objects = [i for i, image in enumerate(images) if (~image.difficult).any()]
+
+    def of_objects(sample: Sample) -> Tensors:
+        keep = ~sample.image.difficult
+        features = data.extractor(sample.maps, sample.image.gt_boxes[keep], layer)
+        rows = torch.from_numpy(features.index).to(features.values.device)
+        labels = torch.from_numpy(sample.image.gt_labels[keep])
+        return {"values": (features.values * scale)[rows], "labels": labels}
+
+    found: list[list[Matrix]] = [[] for _ in data.dataset.class_names]
+    for made in data.gather(with_objects, of_objects, lambda made: made, label="positives"):
+        values = made["values"].cpu().numpy()
+        for row, label in zip(values, made["labels"].tolist(), strict=True):
+            found[label - 1].append(row)
+    return [np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32) for rows in found]
+
+
+def _mine(
+    data: TrainingData,
+    miner: Miner,
+    layer: Layer,
+    config: SvmConfig,
+    scale: float,
+    *,
+    made_by: str,
+) -> None:
+    def candidates(sample: Sample) -> Candidates:
+        return _candidates(data, sample, layer, config, scale)
+
+    count = len(data.dataset) * config.passes
+    path = data.state_path("svm")
+    done = 0
+    if checkpoint := read_checkpoint(path, made_by):
+        state, about = checkpoint
+        done = int(about["done"])
+        LOGGER.info("svm: going on after image %d of %d", done, count, extra=event("svm resumed"))
+        again = data.gather(
+            images_of(state),
+            candidates,
+            partial(picked_before, state),
+            label="hard negatives of before",
+        )
+        miner.restore(state, again)
+    data.ranks.wait()  # all have read the checkpoint before the first writes the next
+    saved = time.monotonic()
+    positions = [i % len(data.dataset) for i in range(done, count)]
+    for hard in data.gather(positions, candidates, miner.hard_of, label="hard negatives"):
+        miner.add(hard)
+        done += 1
+        if data.ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
+            write_tensors(path, miner.state(), made_by=made_by, about={"done": done})
+            saved = time.monotonic()
+    miner.finish()
+
+
+def _candidates(
+    data: TrainingData, sample: Sample, layer: Layer, config: SvmConfig, scale: float
+) -> Candidates:
+    """Select an image's negatives of all classes; windows that coincide count once.
+
+    A window is a negative of a class if all its proposals are.
+    """
+    boxes, image = sample.proposals.boxes, sample.image
+    classes = len(data.dataset.class_names)
+    windows = data.extractor.windows(sample.maps, boxes)
+    negative = np.zeros((len(windows), classes), dtype=np.bool_)
+    everywhere = thin_out(boxes, np.ones(len(boxes), dtype=np.bool_), max_iou=config.negative_nms)
+    for k in range(classes):
+        far = negatives_of_class(boxes, image, k + 1, max_iou=config.negative_iou)
+        thinned = everywhere if far.all() else thin_out(boxes, far, max_iou=config.negative_nms)
+        negative[windows.index[thinned], k] = True
+        negative[windows.index[~far], k] = False
+    rows = np.flatnonzero(negative.any(axis=1))
+    pooled = data.extractor.pool(sample.maps, windows.cells[rows])
+    features = data.extractor.layer(pooled, layer) * scale
+    return Candidates(sample.position, features, negative[rows])

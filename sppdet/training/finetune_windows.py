@@ -1,0 +1,160 @@
+"""Windows that fine-tuning learns from: drawn from images, joined into pools, cut into batches.
+
+Windows of `pool_images` images are pooled and shuffled together and batches are cut from that pool:
+every batch has windows of many images, while each image's maps are read once a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.config import FinetuneConfig
+from sppdet.features.regions import FeatureExtractor, find_windows
+from sppdet.randomness import rng
+from sppdet.training.sampling import IGNORED, draw, label_boxes
+from sppdet.training.sgd import Batch
+from sppdet.types import AnnotatedImage, Boxes, FeatureMaps, Labels
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Windows of several images; this process has the features of some of them.
+
+    features: (n, D) float32. labels: (N,) of all windows, 0 for background, on the CPU.
+    rows: (n,) ascending; which of the N windows the features belong to.
+    """
+
+    features: torch.Tensor
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def batch(self, chosen: NDArray[np.int64]) -> Batch:
+        """Features and labels of those of the chosen windows (M,) that this process has."""
+        place = np.full(len(self.labels), -1, dtype=np.int64)
+        place[self.rows] = np.arange(len(self.rows))
+        here = chosen[place[chosen] >= 0]
+        # a blocking copy would wait for the steps that a GPU has yet to do
+        places, labels = (
+            torch.from_numpy(part).to(self.features.device, non_blocking=True)
+            for part in (place[here], self.labels[here])
+        )
+        return self.features[places], labels
+
+    def own_batches(self, size: int) -> Iterator[Batch]:
+        """All windows that this process has, in order."""
+        labels = torch.from_numpy(self.labels[self.rows])
+        return zip(self.features.split(size), labels.split(size), strict=True)
+
+
+def join_windows(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
+    """Join images' windows into a pool.
+
+    Args:
+        features: per image (n, D), or (0, D) if another process has them.
+        labels: per image (n,), none of them `IGNORED`.
+    """
+    joined = np.concatenate(labels)
+    if (joined == IGNORED).any():
+        raise ValueError("labels: an ignored window has no place in a pool")
+    here = [np.full(len(part), len(x) > 0) for x, part in zip(features, labels, strict=True)]
+    return Pool(torch.cat(features), joined, np.flatnonzero(np.concatenate(here)))
+
+
+def split_images(
+    count: int, *, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw the positions of training and validation images; no validation if `count` < 5."""
+    order = rng(seed, "held-out images").permutation(count)
+    held_out = max(1, round(count * fraction)) if fraction > 0 and count >= 5 else 0
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def draw_pool_images(
+    training: NDArray[np.int64], number: int, *, config: FinetuneConfig, seed: int
+) -> list[tuple[int, bool]]:
+    """Draw the (image, mirrored) pairs of pool `number`: epochs of all images in random order.
+
+    A function of its arguments alone, so that training can be resumed at any pool.
+    """
+    size = min(config.pool_images, len(training))
+    start = number * size
+    chosen: list[tuple[int, bool]] = []
+    while len(chosen) < size:
+        epoch, within = divmod(start + len(chosen), len(training))
+        drawn = rng(seed, "fine-tuning epoch", epoch)
+        order = drawn.permutation(training)
+        mirrored = drawn.random(len(training)) < (0.5 if config.flip else 0.0)
+        take = slice(within, within + size - len(chosen))
+        pairs = zip(order[take].tolist(), mirrored[take].tolist(), strict=True)
+        chosen.extend((image, bool(flip)) for image, flip in pairs)
+    return chosen
+
+
+def label_windows(
+    proposals: Boxes, image: AnnotatedImage, config: FinetuneConfig
+) -> tuple[Boxes, Labels]:
+    """Label an image's proposals and ground-truth boxes; ignored ones are left out.
+
+    Returns:
+        boxes (n, 4) and labels (n,), 0 for background.
+    """
+    boxes = np.concatenate([proposals, image.gt_boxes])
+    low, high = config.negative_iou
+    labels = label_boxes(boxes, image, positive_iou=config.positive_iou, negative_iou=(low, high))
+    used = labels != IGNORED
+    return boxes[used], labels[used]
+
+
+def draw_windows(
+    labels: Labels, config: FinetuneConfig, *, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw the windows of one image for a pool, at most `positive_fraction` of them positives."""
+    wanted = max(1, round(config.pool_windows * config.positive_fraction))
+    positives = draw(np.flatnonzero(labels > 0), wanted, rng=rng)
+    negatives = draw(np.flatnonzero(labels == 0), config.pool_windows - wanted, rng=rng)
+    return np.concatenate([positives, negatives])
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def pool_windows(
+    maps: FeatureMaps,
+    boxes: Boxes,
+    extractor: FeatureExtractor,
+    *,
+    scales: NDArray[np.int64] | None,
+) -> torch.Tensor:
+    """Pool boxes (n, 4) into pool5 features (n, D) that a network can be trained on.
+
+    Args:
+        scales: (n,) indices of the image scales; None chooses the best one for each box.
+    """
+    windows = find_windows(maps, boxes, canonical_size=extractor.canonical_size, scale_index=scales)
+    pooled = extractor.pool(maps, windows.cells)
+    return pooled[torch.from_numpy(windows.index).to(pooled.device, non_blocking=True)]
+
+
+def batches(
+    labels: NDArray[np.int64], config: FinetuneConfig, *, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Cut a pool into batches of its rows, with the fraction of positives of the settings.
+
+    Each row is used at most once, except where the pool is too small for a single batch.
+    """
+    want_positive = max(1, round(config.batch_size * config.positive_fraction))
+    wanted = (want_positive, config.batch_size - want_positive)
+    kinds = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
+    if not all(map(len, kinds)):
+        return
+    shuffled = [rng.permutation(rows) for rows in kinds]
+    count = min(len(rows) // want for rows, want in zip(shuffled, wanted, strict=True))
+    if count == 0:
+        yield np.concatenate([np.resize(*pair) for pair in zip(shuffled, wanted, strict=True)])
+    for i in range(count):
+        parts = zip(shuffled, wanted, strict=True)
+        yield np.concatenate([rows[i * want : (i + 1) * want] for rows, want in parts])

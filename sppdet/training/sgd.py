@@ -1,0 +1,132 @@
+"""Stochastic gradient descent on cross-entropy, for fine-tuning and for classifiers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sppdet.errors import TrainingError
+from sppdet.parallel import has_bfloat16
+from sppdet.randomness import torch_stream
+from sppdet.training.processes import Processes
+
+DROP_FACTOR = 0.1  # of the learning rate at each drop
+Batch = tuple[torch.Tensor, torch.Tensor]  # (N, ...) inputs, (N,) labels
+
+
+class Sgd:
+    """SGD with momentum on a network; every process has its share of each batch.
+
+    The gradient is that of the mean cross-entropy over the whole batch, however it is shared out.
+    Dropout differs from process to process.
+
+    Args:
+        net: (N, ...) inputs to (N, K) scores, on the device to train on.
+        groups: parameter groups of `torch.optim.SGD`, each with its `lr` and `weight_decay`.
+        mixed_precision: compute in bfloat16 on GPUs that support it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        *,
+        momentum: float,
+        mixed_precision: bool,
+        processes: Processes,
+    ) -> None:
+        self.net = net
+        self.device = next(net.parameters()).device
+        self.processes = processes
+        self._shared = net
+        if processes.count > 1:
+            if self.device.type == "cuda":
+                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            self._shared = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+        self._autocast = mixed_precision and has_bfloat16(self.device)
+        fused = self.device.type == "cuda"  # one pass over the weights instead of several
+        self._optimizer = torch.optim.SGD(groups, momentum=momentum, fused=fused)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+
+    def dropout_stream(
+        self, seed: int, purpose: str, *numbers: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Draw dropout masks from a named random stream, a different one in each process."""
+        rank = self.processes.rank
+        return torch_stream(seed, purpose, *numbers, *((rank,) if rank else ()), device=self.device)
+
+    def backward(self, batch: Batch, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradient of this process's share of a batch; the share may be empty.
+
+        Args:
+            batch_size: examples of the whole batch.
+
+        Returns:
+            the summed loss () and the scores (n, K) of the share.
+        """
+        x, labels = (part.to(self.device, non_blocking=True) for part in batch)
+        self._shared.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            scores = self._shared(x)
+        loss = F.cross_entropy(scores.float(), labels, reduction="sum")
+        self._optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel averages the processes' gradients; this makes it a batch mean
+        (loss * (self.processes.count / batch_size)).backward()
+        return loss.detach(), scores.detach()
+
+    def update(self, *, rate_factor: float) -> None:
+        """Take a step along the gradient, with every group's learning rate times `rate_factor`."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * rate_factor
+        self._optimizer.step()
+
+    @torch.inference_mode()
+    def validate(self, batches: Iterable[Batch]) -> tuple[float, float]:
+        """Mean cross-entropy and fraction of wrong answers over all processes' batches."""
+        self.net.eval()
+        totals = [0.0, 0.0, 0.0]
+        for x, labels in batches:
+            labels = labels.to(self.device)
+            scores = self.net(x.to(self.device)).float()
+            totals[0] += float(F.cross_entropy(scores, labels, reduction="sum"))
+            totals[1] += float((scores.argmax(dim=1) != labels).sum())
+            totals[2] += len(labels)
+        loss, wrong, count = self.processes.sums(totals)
+        return loss / max(1, count), wrong / max(1, count)
+
+    def state(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Weights, as `prefix` and their names, and momentum, for a checkpoint."""
+        state = {f"{prefix}{k}": v for k, v in self.net.state_dict().items()}
+        for i, parameter in enumerate(self.net.parameters()):
+            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                state[f"momentum.{i}"] = buffer
+        return state
+
+    def restore(self, state: Mapping[str, torch.Tensor], prefix: str) -> None:
+        """Load what `state` returned."""
+        self.net.load_state_dict(with_prefix(state, prefix))
+        for i, parameter in enumerate(self.net.parameters()):
+            if f"momentum.{i}" in state:
+                # with the strides that the optimizer would have given it, for the same bits
+                buffer = torch.empty_like(parameter).copy_(state[f"momentum.{i}"])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def with_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Select the tensors whose names start with `prefix`, and strip it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def check_finite(loss: float, where: str, *, setting: str) -> None:
+    """Raise TrainingError if the loss isn't finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} {where}; expected a finite one, try a smaller {setting}"
+        )
