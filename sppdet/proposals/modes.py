@@ -1,4 +1,4 @@
-"""What the hierarchies of a search differ in."""
+"""Modes of selective search: the hierarchies that it builds."""
 
 from __future__ import annotations
 
