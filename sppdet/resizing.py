@@ -32,10 +32,10 @@ def resized(image: ImageArray, factor: float) -> ImageArray:
     source = np.ascontiguousarray(image)
     # passing a size instead of the factors would stretch the image to it
     try:
-        made = cv2.resize(source, None, fx=factor, fy=factor, interpolation=kind)
+        out = cv2.resize(source, None, fx=factor, fy=factor, interpolation=kind)
     except cv2.error:
         raise ImageError(f"{width}x{height} pixels can't be resized by {factor:g}") from None
-    return np.asarray(made, dtype=np.uint8)
+    return np.asarray(out, dtype=np.uint8)
 
 
 def resized_to(image: ImageArray, width: int, height: int) -> ImageArray:
@@ -49,10 +49,10 @@ def _to_size(image: ImageArray, size: tuple[int, int], kind: int) -> ImageArray:
     if size == (image.shape[1], image.shape[0]):
         return image
     try:
-        made = cv2.resize(np.ascontiguousarray(image), size, interpolation=kind)
+        out = cv2.resize(np.ascontiguousarray(image), size, interpolation=kind)
     except cv2.error:
         height, width = image.shape[:2]
         raise ImageError(
             f"{width}x{height} pixels can't be resized to {size[0]}x{size[1]}"
         ) from None
-    return np.asarray(made, dtype=np.uint8)
+    return np.asarray(out, dtype=np.uint8)
