@@ -75,7 +75,9 @@ def build_head(
 
 def pretrained_fc(backbone: Backbone, config: HeadConfig) -> FcLayers | None:
     """Return the pre-trained fc6 and fc7 if their widths match the settings, else None."""
-    return backbone.fc if backbone.fc is not None and _fits(backbone.fc, config) else None
+    layers = (backbone.fc.fc6, backbone.fc.fc7) if backbone.fc is not None else ()
+    widths = [layer.out_features for layer in layers if layer is not None]
+    return backbone.fc if config.widths == widths[: len(config.widths)] else None
 
 
 @torch.no_grad()
@@ -160,11 +162,6 @@ def _initialise(head: Head) -> None:
             nn.init.zeros_(layer.bias)
     nn.init.normal_(head.fc8.weight, std=FC8_DEVIATION)
     nn.init.zeros_(head.fc8.bias)
-
-
-def _fits(fc: FcLayers, config: HeadConfig) -> bool:
-    widths = [layer.out_features for layer in (fc.fc6, fc.fc7) if layer is not None]
-    return config.widths == widths[: len(config.widths)]
 
 
 @torch.no_grad()

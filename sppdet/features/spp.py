@@ -169,10 +169,7 @@ class _WindowPooling(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(feature_map)
         ctx.windows, ctx.levels = windows, levels
-        width = spp_width(feature_map.shape[0], levels)
-        out = empty_vectors(len(windows), width, feature_map.device)
-        _pool_into(out.numpy(), feature_map, windows, levels)
-        return out
+        return spp_windows(feature_map, windows, levels)  # gradients are disabled here
 
     @staticmethod
     @once_differentiable

@@ -92,15 +92,7 @@ def pool_into(
     levels: Sequence[int],
 ) -> None:
     """Pool windows of a map (C, H, W) into out (U, D) float32, like `spp_windows`."""
-    channels_last, cells, bins = _arguments(feature_map, windows, levels)
-    _, width, channels = channels_last.shape
-    if len(windows):
-        block = min(_MAX_CHANNELS, triton.next_power_of_2(channels))
-        grid = (len(windows), len(bins), triton.cdiv(channels, block))
-        with _on(feature_map.device):
-            _pool_kernel[grid](
-                *(channels_last, cells, bins, out, width, channels, len(bins)), BLOCK=block
-            )
+    _launch(_pool_kernel, feature_map, windows, levels, out)
 
 
 class WindowPooling(torch.autograd.Function):
@@ -121,37 +113,35 @@ class WindowPooling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (feature_map,) = ctx.saved_tensors
-        channels_last, cells, bins = _arguments(feature_map, ctx.windows, ctx.levels)
-        height, width, channels = channels_last.shape
-        result = torch.zeros(
-            (height, width, channels), dtype=torch.float32, device=feature_map.device
-        )
-        if len(ctx.windows):
-            block = min(_MAX_CHANNELS, triton.next_power_of_2(channels))
-            grid = (len(ctx.windows), len(bins), triton.cdiv(channels, block))
-            with _on(feature_map.device):
-                _spread_kernel[grid](
-                    *(channels_last, cells, bins, gradients[0].float().contiguous(), result),
-                    *(width, channels, len(bins)),
-                    BLOCK=block,
-                )
+        channels, height, width = feature_map.shape
+        result = torch.zeros((height, width, channels), device=feature_map.device)
+        gradient = gradients[0].float().contiguous()
+        _launch(_spread_kernel, feature_map, ctx.windows, ctx.levels, gradient, result)
         return result.permute(2, 0, 1).to(feature_map.dtype), None, None
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Make this GPU current: Triton launches on the thread's current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _arguments(
-    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the map as (H, W, C), the windows and the bins (B, 3) of all levels, on its device."""
-    return (
-        feature_map.permute(1, 2, 0).contiguous(),
-        torch.from_numpy(windows.astype(np.int32)).to(feature_map.device, non_blocking=True),
-        _bins(tuple(levels), feature_map.device),
-    )
+def _launch(
+    kernel: Any,
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+    *tensors: torch.Tensor,
+) -> None:
+    """Run a program for every window, bin and block of channels."""
+    if len(windows) == 0:
+        return
+    device = feature_map.device
+    channels_last = feature_map.permute(1, 2, 0).contiguous()
+    cells = torch.from_numpy(windows.astype(np.int32)).to(device, non_blocking=True)
+    bins = _bins(tuple(levels), device)
+    _, width, channels = channels_last.shape
+    block = min(_MAX_CHANNELS, triton.next_power_of_2(channels))
+    grid = (len(windows), len(bins), triton.cdiv(channels, block))
+    # Triton launches on the thread's current GPU, which may be another
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](
+            *(channels_last, cells, bins, *tensors, width, channels, len(bins)), BLOCK=block
+        )
 
 
 @functools.lru_cache(maxsize=16)
