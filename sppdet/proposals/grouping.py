@@ -31,12 +31,12 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
     """Merge a segmentation's regions until one is left.
 
     Args:
-        regions: of a whole image, so that they are connected.
+        regions: regions of a whole image, which are connected.
         grouping: letters of `MEASURES`, with equal weights.
         pixels: number of pixels of the image.
     """
     count = len(regions.sizes)
-    weights = [(letter in grouping) / len(grouping) for letter in MEASURES]
+    weights = np.array([(letter in grouping) / len(grouping) for letter in MEASURES], np.float32)
     boxes = np.empty((2 * count - 1, 4), np.int32)
     boxes[:count] = regions.boxes
     size = np.zeros(2 * count - 1, np.int64)
@@ -45,16 +45,7 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
     # merged in place; histograms without weight are dropped
     colours = regions.colours[:, : None if "c" in grouping else 0].copy()
     textures = regions.textures[:, : None if "t" in grouping else 0].copy()
-    _merge_all(
-        boxes,
-        size,
-        colours,
-        textures,
-        regions.pairs,
-        np.array(weights, np.float32),
-        pixels,
-        parts,
-    )
+    _merge_all(boxes, size, colours, textures, regions.pairs, weights, pixels, parts)
     return Hierarchy(boxes, parts)
 
 
@@ -231,15 +222,8 @@ def _merge_all(
                 met_by[other] = new
                 ends[link, 0], ends[link, 1] = new, other
                 gaps = _gaps(box, boxes[other], size[new] + size[other])
-                value[0] = _similarity(
-                    colours,
-                    textures,
-                    (row[new], row[other]),
-                    (size[new], size[other]),
-                    gaps,
-                    weights,
-                    pixels,
-                )
+                rows, sizes = (row[new], row[other]), (size[new], size[other])
+                value[0] = _similarity(colours, textures, rows, sizes, gaps, weights, pixels)
                 current[link] = bits[0]
                 if length == heap.shape[0]:
                     length = _drop_stale(heap, current, ends, parent)

@@ -40,7 +40,7 @@ def coverage(pairs: Iterable[tuple[AnnotatedImage, Proposals]]) -> Coverage:
             best.extend(box_iou(targets, proposals.boxes).max(axis=1).tolist())
         else:
             best.extend([0.0] * len(targets))
-    iou = np.array(best) if best else np.array([np.nan])
+    iou = np.array(best or [np.nan])
     missing = np.nan if not best else 1.0
     return Coverage(
         objects=len(best),

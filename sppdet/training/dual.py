@@ -110,7 +110,11 @@ def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: i
             if lowest is None or state.objective < lowest.objective:
                 best[i] = lowest = state
             if converged or left[i] == 0:
-                fits[i] = _fit_of(state if converged else lowest, converged=converged)
+                final = state if converged else lowest
+                weight = np.asarray(final.weight.cpu().numpy())
+                fits[i] = Fit(
+                    LinearSvm(weight, final.bias, final.objective, converged), final.scores
+                )
                 working[i] = _WorkingSet()  # frees the memory
                 continue
             new = _joining(problems[i], working[i], state.scores, config)
@@ -199,11 +203,6 @@ class _State:
     scores: Vector
     objective: float
     gap: float  # ≥ objective − optimum
-
-
-def _fit_of(state: _State, *, converged: bool) -> Fit:
-    weight = np.asarray(state.weight.cpu().numpy())
-    return Fit(LinearSvm(weight, state.bias, state.objective, converged), state.scores)
 
 
 def _evaluate(pool: Pool, problems: Sequence[Problem], config: SvmConfig) -> list[_State]:

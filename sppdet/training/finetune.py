@@ -67,16 +67,13 @@ class FineTuner:
         self._seed = seed
         # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
         others = [p for p in head.parameters() if p is not head.fc6.weight]
+        groups = [
+            {"params": p, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
+            for p, unit in (([head.fc6.weight], mean_square), (others, 1.0))
+        ]
         self._sgd = Sgd(
             head,
-            [
-                {
-                    "params": params,
-                    "lr": config.lr / unit,
-                    "weight_decay": config.weight_decay * unit,
-                }
-                for params, unit in (([head.fc6.weight], mean_square), (others, 1.0))
-            ],
+            groups,
             momentum=config.momentum,
             mixed_precision=config.mixed_precision,
             processes=processes or OneProcess(),
