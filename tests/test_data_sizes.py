@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from samples import random_boxes
 
+from samples import random_boxes
 from sppdet.config import DataConfig
 from sppdet.io.dataset import load_dataset
 from sppdet.io.images import turn

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_samples import random_split
 from rich.console import Console
 
+from evaluation_samples import random_split
 from runs import printed_to
 from sppdet.config import DataConfig
 from sppdet.errors import ArtifactError

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from images import painted, save_image
 from numpy.typing import NDArray
-from samples import random_image
 from sklearn.svm import LinearSVC
 
+from images import painted, save_image
 from runs import CLASSES, CommandLine
+from samples import random_image
 from sppdet.classification import probe as probing
 from sppdet.classification.classifier import load_classifier
 from sppdet.classification.config import ProbeConfig
