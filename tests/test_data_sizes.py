@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from samples import random_boxes
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.io.dataset import load_dataset
 from sppdet.io.images import turn
 from sppdet.io.records import stated_size

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from samples import random_image
-from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
+from sppdet.config import BackboneConfig, Config, FeaturesConfig, HeadConfig, Layer
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, to_input
 from sppdet.features.head import (

@@ -23,7 +23,7 @@ from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import LabelledImages, split_classes
 from sppdet.classification.probe import Features, image_labels, probe
 from sppdet.classification.views import centre_crop
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.features.backbones import to_input
 from sppdet.io.backbone_weights import load_backbone
