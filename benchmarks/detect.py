@@ -25,13 +25,8 @@ from typing import ParamSpec, TypeVar
 import before_torch  # noqa: F401
 import torch
 
-from sppdet.config import (
-    Config,
-    DataConfig,
-    FeaturesConfig,
-    HeadConfig,
-    ProposalsConfig,
-)
+from sppdet.config import Config, FeaturesConfig, HeadConfig, ProposalsConfig
+from sppdet.data_config import DataConfig
 from sppdet.demo.set import make_demo_set
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.features.head import build_head

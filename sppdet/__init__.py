@@ -3,9 +3,9 @@
 detector = sppdet.Detector.load("runs/mine")
 detections = detector("image.jpg")
 
-The names in `__all__` are loaded when they are first used: `import sppdet` is fast, and the command
-line can set environment variables before torch is imported. Importing any module of this package
-changes no state of the process: no environment variable and no library's number of threads.
+The names in `__all__` are loaded on first use: `import sppdet` is fast, and the command line can set
+environment variables before torch is imported. Importing any module of this package leaves the state
+of the process alone: environment variables and the libraries' numbers of threads.
 """
 
 from __future__ import annotations

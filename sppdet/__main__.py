@@ -1,4 +1,4 @@
-"""The command line as a program: `sppdet` and `python -m sppdet`."""
+"""Entry point of the command line: `sppdet` and `python -m sppdet`."""
 
 from sppdet.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Boxes: IoU, clipping, deltas, flips and NMS, all on float32 `xyxy`, 0-based, half-open."""
+"""Operations on boxes (IoU, clipping, flips, deltas, NMS): float32 `xyxy`, 0-based, half-open."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sppdet.types import Boxes, Scores
 
 
 def empty_boxes() -> Boxes:
-    """A (0, 4) float32 array."""
+    """Return a (0, 4) float32 array."""
     return np.zeros((0, 4), dtype=np.float32)
 
 
 def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
-    """IoU of every box of `a` with every box of `b`.
+    """Compute the IoU of every box of `a` with every box of `b`.
 
-    On half-open boxes this equals the VOC devkit's IoU with its "+1" on inclusive ones.
+    On half-open boxes this equals the VOC devkit's IoU with its "+1" on inclusive boxes.
 
     Args:
         a: (N, 4), b: (M, 4), in the same frame.
 
     Returns:
-        (N, M) float64 in [0, 1]; boxes that only touch give 0. Float64, so that an IoU of exactly
-        0.5 on whole pixels is 0.5.
+        (N, M) float64 in [0, 1]; 0 for boxes that only touch. In float64 an IoU of exactly 0.5 on
+        whole pixels is 0.5.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
     low = np.maximum(x[:, None, :2], y[None, :, :2])  # [N, M, 2]
@@ -39,14 +39,14 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
 
 
 def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
-    """The boxes cut to the image; a box wholly outside ends without area."""
+    """Clip boxes (N, 4) to the image; a box outside the image is left without area."""
     limit = np.array([width, height, width, height], dtype=np.float32)
     clipped: Boxes = np.clip(boxes, np.float32(0), limit)
     return clipped
 
 
 def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:
-    """The boxes in the image mirrored left to right."""
+    """Mirror boxes (N, 4) left to right with their image."""
     flipped: Boxes = boxes.copy()
     flipped[:, 0] = width - boxes[:, 2]
     flipped[:, 2] = width - boxes[:, 0]
@@ -54,10 +54,10 @@ def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:
 
 
 def encode_deltas(proposals: Boxes, targets: Boxes) -> NDArray[np.float32]:
-    """Box deltas (dx, dy, dw, dh) that take each proposal to its target.
+    """Compute the box deltas (dx, dy, dw, dh) that map each proposal to its target.
 
-    dx, dy are the centre's shift over the proposal's width and height; dw, dh are the logarithms
-    of the size ratios (Girshick et al., R-CNN, appendix C).
+    dx, dy are the shift of the centre divided by the proposal's width and height; dw, dh are the
+    logarithms of the size ratios (Girshick et al., R-CNN, appendix C).
 
     Args:
         proposals: (N, 4), targets: (N, 4), row by row, all with area.
@@ -73,9 +73,9 @@ def encode_deltas(proposals: Boxes, targets: Boxes) -> NDArray[np.float32]:
 
 
 def decode_deltas(proposals: Boxes, deltas: NDArray[np.float32]) -> Boxes:
-    """The boxes that `deltas` make of `proposals`: the inverse of `encode_deltas`.
+    """Apply box deltas (N, 4) to proposals (N, 4); inverse of `encode_deltas`.
 
-    dw, dh are bounded to a factor of 1000 either way, so that a wild prediction stays finite.
+    dw, dh are clamped to a factor of 1000 either way, so that an extreme prediction stays finite.
     """
     p, d = proposals.astype(np.float64), deltas.astype(np.float64)
     size = p[:, 2:] - p[:, :2]
@@ -88,9 +88,9 @@ def decode_deltas(proposals: Boxes, deltas: NDArray[np.float32]) -> Boxes:
 def nms(
     boxes: Boxes, scores: Scores, *, max_iou: float, max_boxes: int | None = None
 ) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression by torchvision.
+    """Run greedy non-maximum suppression (torchvision's).
 
-    A box goes if its IoU with a kept box of higher score is > `max_iou`.
+    A box is dropped if its IoU with a kept box of higher score is > `max_iou`.
 
     Args:
         max_boxes: maximum number of boxes to keep.
@@ -100,16 +100,16 @@ def nms(
     """
     if len(boxes) == 0:
         return np.zeros(0, dtype=np.int64)
-    # torchvision's sort need not be stable: hand the boxes over in a stable order and map back
+    # torchvision's sort may be unstable: pass the boxes in a stable order and map the rows back
     order = np.argsort(-scores, kind="stable")
-    # torchvision compares float32 IoUs: 3/10 there is more than 0.3, but not than float32 0.3
-    bound = float(np.float32(max_iou))
-    # what is kept among the best doesn't depend on the rest, which is looked at only if it must be
-    tried = len(order) if max_boxes is None else _TRIED * max_boxes
+    # torchvision compares in float32, where 3/10 exceeds float64 0.3 but not float32 0.3
+    max_iou32 = float(np.float32(max_iou))
+    # boxes of lower score never affect those of higher score, so try the best first
+    tried = len(order) if max_boxes is None else _CANDIDATES_PER_BOX * max_boxes
     while True:
         best = order[:tried]
         rank = torch.arange(len(best), 0, -1, dtype=torch.float32)
-        kept = _nms(torch.from_numpy(boxes[best]), rank, bound).numpy()[:max_boxes]
+        kept = _nms(torch.from_numpy(boxes[best]), rank, max_iou32).numpy()[:max_boxes]
         if tried >= len(order) or len(kept) == max_boxes:
             break
         tried *= 2
@@ -117,4 +117,4 @@ def nms(
     return rows
 
 
-_TRIED = 4  # candidates that NMS looks at first, for each box that it may keep
+_CANDIDATES_PER_BOX = 4  # that NMS tries first

@@ -1,4 +1,4 @@
-"""Numba, as every compiled loop of the package uses it."""
+"""Numba decorators of the compiled loops."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Compiled on its first call, without the GIL, and kept on disk where there is a folder for it."""
+    """Compile a function on its first call; it releases the GIL and is cached on disk if possible."""
     return _compile(function, set())
 
 
 def compiled_sum(function: F) -> F:
-    """Compile like `compiled`, but let sums of floats be reordered, for vector instructions.
+    """Compile like `compiled`, but let sums of floats be reordered for vector instructions.
 
-    On one machine they come out the same every time.
+    Results are reproducible on one machine.
     """
     return _compile(function, {"reassoc", "nsz"})
 
@@ -26,5 +26,5 @@ def compiled_sum(function: F) -> F:
 def _compile(function: F, fastmath: set[str]) -> F:
     try:
         return cast(F, njit(nogil=True, cache=True, fastmath=fastmath)(function))
-    except RuntimeError:  # neither the package's folder nor the user's can be written
+    except RuntimeError:  # no folder for the cache is writable
         return cast(F, njit(nogil=True, fastmath=fastmath)(function))

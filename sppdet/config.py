@@ -1,7 +1,7 @@
-"""The settings of a run: one YAML file, checked against the types below.
+"""Settings of a run: one YAML file, validated against the types below.
 
 Every default is the paper's value (He et al., arXiv 1406.4729v4) unless its line says otherwise.
-A stage is handed its own section, never the whole. `config_file` reads them.
+A stage gets its own section only. `sppdet.io.settings` reads the file.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from sppdet.errors import ConfigError
+from sppdet.data_config import DataConfig
 from sppdet.setting_types import (
-    MAX_PIXELS,
-    ClassName,
     Count,
     Fraction,
     Section,
@@ -29,54 +27,6 @@ from sppdet.setting_types import (
 )
 
 Layer = Literal["pool5", "fc6", "fc7"]
-
-
-class DataConfig(Section):
-    """Images and annotations."""
-
-    format: Literal["voc", "coco"] = "voc"
-    """Layout of the data set. voc: `Annotations`, `ImageSets/Main` and `JPEGImages`; coco: JSON files in
-    the format of COCO's instances."""
-    root: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)]
-    """Folder of the data set, or a list of folders that are used together (such as VOC2007 and
-    VOC2012)."""
-    images: Path | None = None
-    """Folder of the images. null: the layout's own, `JPEGImages` for VOC, `root` for COCO."""
-    train: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
-    """Training set: name of an image set (VOC) or annotation file (COCO). A list names one for each root;
-    null leaves out that root. Required for training."""
-    test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
-    """Test set, named like `train`. null: no test set, training ends without an evaluation."""
-    classes: Literal["auto"] | Annotated[list[ClassName], Field(min_length=1)] = "auto"
-    """Class names, in the order of their labels. Objects of other classes are ignored. auto: all classes
-    of the training annotations, sorted by name."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """Handling of an image that can't be decoded and of an invalid annotation. stop: end with an error;
-    skip: leave it out and list it."""
-    repair_sizes: bool = False
-    """Whether to move boxes into the image where an annotation states another size than the image has and
-    the cause is certain: sides swapped by an EXIF turn, or both sides scaled by one factor. false: boxes
-    are taken as they are, and such images are counted in a warning."""
-    max_pixels: Count = MAX_PIXELS
-    """Maximum number of pixels of an image; a larger one is refused before it is decoded. Each of the
-    `workers` needs up to 6 bytes of memory per pixel."""
-
-    @model_validator(mode="after")
-    def _sets_match_roots(self) -> DataConfig:
-        for key, sets in (("train", self.train), ("test", self.test)):
-            if sets is not None and len(sets) not in (1, len(self.root)):
-                raise ValueError(f"{key} names {len(sets)} sets for {len(self.root)} roots")
-        if self.classes != "auto" and len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: a name stands twice")
-        return self
-
-    def sets_of(self, split: str) -> list[str | None]:
-        """One set name per root: of train or test, or `split` itself as the name of a set."""
-        names = {"train": self.train, "test": self.test}.get(split, [split])
-        if names is None:
-            purpose = "train on" if split == "train" else "evaluate on"
-            raise ConfigError(f"data.{split}: no set is named; expected one to {purpose}")
-        return names if len(names) == len(self.root) else names * len(self.root)
 
 
 class ProposalsConfig(Section):
@@ -114,7 +64,7 @@ class ProposalsConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The convolutional layers."""
+    """Convolutional layers."""
 
     name: str = "alexnet"
     """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a
@@ -125,7 +75,7 @@ class BackboneConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """Feature maps, and the choice of the image scale for each window."""
+    """Feature maps and the choice of an image scale for each window."""
 
     store: Literal["auto", "overflow"] | bool = "auto"
     """Feature maps of training images to write to disk, as float16. true: all; false: none, they are
@@ -137,18 +87,18 @@ class FeaturesConfig(Section):
     classifiers."""
     max_side: Side = 2400
     """Maximum longer side of a resized image, in pixels; bounds the memory for panoramas (not in the
-    paper). Scales that it makes equal count once."""
+    paper). Scales that coincide under it count once."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Floating-point type of the networks, fine-tuning excepted. auto: float16 on a GPU, float32 on a
     CPU."""
 
 
 class HeadConfig(Section):
-    """The fully connected layers fc6 and fc7 (one width: fc6 alone)."""
+    """Fully connected layers fc6 and fc7 (one width: fc6 alone)."""
 
     widths: Annotated[list[Width], Field(min_length=1, max_length=2)] = [4096, 4096]
     """Widths of the fully connected layers: two for fc6 and fc7, one for fc6 alone. Pre-trained layers
-    are used where the widths are theirs."""
+    are used if they have these widths."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout probability after each fully connected layer during training."""
 
@@ -260,7 +210,7 @@ class BboxConfig(Section):
 
 
 class DetectConfig(Section):
-    """From scores to detections. Applies to the evaluation and to `sppdet detect`."""
+    """Post-processing of scores into detections, for the evaluation and `sppdet detect`."""
 
     nms: Fraction = 0.3
     """IoU above which a detection suppresses those of lower score in the same class and image."""
@@ -337,18 +287,19 @@ class Config(Section):
         return self
 
     def layers(self) -> list[Layer]:
-        """The layers whose features exist, in order."""
+        """List the layers that have features, in order."""
         fc: list[Layer] = ["fc6", "fc7"]
         return ["pool5", *fc[: len(self.head.widths) if self.head else 0]]
 
     def svm_layer(self) -> Layer:
-        """`svm.layer`, with auto resolved."""
+        """Resolve `svm.layer`."""
         return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
 
     def to_plain(self) -> dict[str, Any]:
-        """The settings as plain data: every default, `svm.layer` resolved, no fine-tuning without a head.
+        """Convert to plain data with every default.
 
-        Reading them again gives a Config that equals this one but for what was resolved.
+        `svm.layer` is resolved, and without a head fine-tuning is "none"; otherwise a Config built
+        from the result equals this one.
         """
         raw = self.model_dump(mode="json")
         for key in ("head", "finetune", "bbox"):

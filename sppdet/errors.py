@@ -1,16 +1,16 @@
-"""Every error that sppdet raises on purpose.
+"""Errors that sppdet raises on purpose.
 
     SppdetError
     ├── ConfigError        a setting: unknown, of the wrong type, impossible
     ├── DataError          images and annotations
     │   ├── AnnotationError
     │   └── ImageError
-    ├── ArtifactError      a file of a run: missing, damaged, made by other settings
+    ├── ArtifactError      a file of a run: missing, damaged, made with other settings
     ├── WeightsError       pre-trained weights: missing, of another network
-    └── TrainingError      a stage that cannot go on: a class without a positive, a loss that is not finite
+    └── TrainingError      a stage that cannot continue: no positives of a class, a loss that is not finite
 
-The message says where, what and what was expected. It may hold foreign text (names, paths, what was
-read): the command line prints it through `one_line` and exits with status 1.
+A message says where, what and what was expected. It may contain foreign text (names, paths, file
+contents): the command line prints it through `one_line` and exits with status 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class SppdetError(Exception):
-    """Base of all errors with a message meant for the user."""
+    """Base of all errors whose message is meant for the user."""
 
 
 class ConfigError(SppdetError):
@@ -52,7 +52,7 @@ def image_named(path: object) -> Iterator[None]:
 
 
 class ArtifactError(SppdetError):
-    """A file of a run is missing, damaged or made by other settings."""
+    """A file of a run is missing, damaged or made with other settings."""
 
 
 class WeightsError(SppdetError):
@@ -60,25 +60,25 @@ class WeightsError(SppdetError):
 
 
 class TrainingError(SppdetError):
-    """A training stage can't go on."""
+    """A training stage can't continue."""
 
 
 def printable(text: str) -> str:
-    r"""Escape every character that a terminal doesn't show as itself, as `repr` does.
+    r"""Escape every character that a terminal doesn't print as it is, like `repr`.
 
-    Control characters, line breaks, characters that turn the writing direction and lone surrogates
+    Control characters, line breaks, bidirectional controls and lone surrogates
     become `\n`, `\x1b`, `\u202e`, ...; a backslash stays as it is.
     """
     return "".join(map(_escaped, text))
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Make a message one line of at most `limit` characters, escaped by `printable`.
+    """Format a message as one line of at most `limit` characters, escaped by `printable`.
 
-    The middle of a longer one gives way to an ellipsis: where the fault is stands at the beginning,
-    what was expected near the end.
+    In a longer message an ellipsis replaces the middle: the beginning says where the fault is, the
+    end what was expected.
     """
-    if len(text) > 2 * limit:  # no character becomes shorter: this part can't survive
+    if len(text) > 2 * limit:  # escaping never shortens, so the middle is dropped anyway
         text = text[:limit] + text[-limit:]
     pieces = [_escaped(character) for character in text]
     if sum(map(len, pieces)) <= limit:
@@ -89,7 +89,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def shorten(names: Sequence[str], *, limit: int = 20) -> str:
-    """The names in one line, at most `limit` of them: "a, b and 7 more"."""
+    """Join names in one line, at most `limit` of them: "a, b and 7 more"."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
 
@@ -100,12 +100,12 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _leading(pieces: list[str], room: int) -> list[str]:
-    """The first pieces that fit into `room` characters; no escape is cut in two."""
+def _leading(pieces: list[str], limit: int) -> list[str]:
+    """Take the first pieces that fit into `limit` characters; no escape is cut in two."""
     taken = []
     for piece in pieces:
-        room -= len(piece)
-        if room < 0:
+        limit -= len(piece)
+        if limit < 0:
             break
         taken.append(piece)
     return taken

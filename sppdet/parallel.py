@@ -1,4 +1,4 @@
-"""Numeric types by device, and an ordered map in threads with a bounded look-ahead."""
+"""Numeric types by device, and an ordered map over threads with a bounded look-ahead."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-_STEP_S = 0.5
-_GRACE_S = 2.0  # for tasks at work to end in order; most take less
+_POLL_S = 0.5
+_GRACE_S = 2.0  # for running tasks to finish; most take less
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether it is a GPU that computes in bfloat16."""
+    """Check whether a device is a GPU that supports bfloat16."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """Resolve the type that networks multiply in on a device; auto: float16 on a GPU, else float32."""
+    """Resolve the dtype of matrix products on a device; auto: float16 on a GPU, else float32."""
     if precision == "auto":
         precision = "float16" if device.type == "cuda" else "float32"
     found = getattr(torch, precision)
@@ -31,10 +31,9 @@ def compute_type(precision: str, device: torch.device) -> torch.dtype:
 
 
 def arithmetic(precision: str, device: torch.device) -> str:
-    """Name the type that a network multiplies in, which decides its results beyond its weights.
+    """Name the arithmetic of a network's products, on which its results depend besides its weights.
 
-    `auto` is named as the type that it comes to. A GPU's float32 has a name of its own where its
-    convolutions round their input to TF32.
+    `auto` is resolved. float32 on a GPU whose convolutions round their input is named "tf32".
     """
     found = compute_type(precision, device)
     tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
@@ -42,14 +41,14 @@ def arithmetic(precision: str, device: torch.device) -> str:
 
 
 def multiplying_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    """Return an autocast context in which networks multiply in this type; float32 is left as it is."""
+    """Return an autocast context for a dtype; disabled for float32."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def detection_threads(device: torch.device) -> int:
-    """Return the number of threads to detect in: on a GPU NMS of one image overlaps the layers of the next.
+    """Return the number of detection threads: NMS of one image overlaps a GPU's layers of the next.
 
-    0 on a CPU: the caller's thread detects.
+    0 on a CPU: detection runs in the caller's thread.
     """
     return 3 if device.type == "cuda" else 0
 
@@ -57,24 +56,24 @@ def detection_threads(device: torch.device) -> int:
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int | None = None
 ) -> Iterator[R]:
-    """Map a function over items with threads, in the items' order; 0 workers: in the caller's thread.
+    """Map a function over items in threads, in order; 0 workers: in the caller's thread.
 
-    At most `ahead` results (2 × `workers` if None) wait to be taken, so that memory stays bounded.
-    The first error, of `function` or of the items, is raised in its place, after which nothing
-    further is started. Whatever ends it early, an error, a signal or its user, waits no more than a
-    moment for tasks at work; their threads go on alone.
+    At most `ahead` results (2 × `workers` if None) are pending, which bounds the memory. The first
+    error, of `function` or of the items, is raised at its position, and no further task is started.
+    After an error, a signal or an early exit of the caller, running tasks are waited for briefly,
+    then their threads are left to finish alone.
     """
     if workers == 0:
         yield from map(function, items)
         return
-    waiting: deque[Future[R]] = deque()
+    pending: deque[Future[R]] = deque()
     limit = ahead if ahead is not None else 2 * workers
     pool = ThreadPoolExecutor(workers)
 
     def first() -> R:
-        while not waiting[0].done():  # in steps: a signal just before a wait doesn't end it
-            wait([waiting[0]], timeout=_STEP_S)
-        return waiting.popleft().result()
+        while not pending[0].done():  # polling: a signal just before a wait wouldn't interrupt it
+            wait([pending[0]], timeout=_POLL_S)
+        return pending.popleft().result()
 
     try:
         source, failed = iter(items), None
@@ -83,23 +82,23 @@ def ordered_map(
                 item = next(source)
             except StopIteration:
                 break
-            except Exception as error:  # its place is behind what waits
+            except Exception as error:  # raised after the pending results
                 failed = error
                 break
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > limit:
+            pending.append(pool.submit(function, item))
+            if len(pending) > limit:
                 yield first()
-        while waiting:
+        while pending:
             yield first()
         if failed is not None:
             raise failed
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in waiting if not future.cancelled()], timeout=_GRACE_S)
+        wait([future for future in pending if not future.cancelled()], timeout=_GRACE_S)
 
 
 def shares(count: int) -> list[slice]:
-    """`count` items dealt out evenly to as many threads as torch uses, none of them idle."""
+    """Split `count` items evenly into one slice per thread of torch; none is empty if `count` > 0."""
     parts = max(1, min(torch.get_num_threads(), count))
     ends = [count * part // parts for part in range(parts + 1)]
     return [slice(start, end) for start, end in pairwise(ends)]

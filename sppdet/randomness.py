@@ -1,9 +1,8 @@
 """Named streams of random numbers: everything random in sppdet comes from one of them.
 
 A stream is named by a seed, a purpose and numbers (a class, an epoch, an image's position). Streams
-of different names have nothing in common, and neither the order in which they are drawn from nor the
-number of processes changes them; training that goes on after an interruption draws what it would
-have drawn.
+of different names are independent and don't depend on the order in which they are drawn from nor on
+the number of processes, so that training that resumes draws the same numbers.
 """
 
 from __future__ import annotations
@@ -21,21 +20,22 @@ _CPU = torch.device("cpu")
 
 
 def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """Open a stream at its beginning.
+    """Create the generator of a named stream, at its beginning.
 
-    The generator is seeded by a digest of the name. Lists of numbers wouldn't do: `default_rng([4])`
-    equals `default_rng([4, 0])`, and class k at seed s would equal class k - 1 at seed s + 1
-    wherever the two are added.
+    It is seeded by a digest of the name. Plain numbers would collide: `default_rng([4])` equals
+    `default_rng([4, 0])`, and class k at seed s would equal class k - 1 at seed s + 1 where the two
+    are added.
 
     Args:
-        seed: the user's. purpose: what the numbers are for; a phrase that nothing else uses.
-        numbers: tell the streams of one purpose apart; any integers.
+        seed: the user's.
+        purpose: unique phrase that says what the numbers are for.
+        numbers: integers that distinguish the streams of one purpose.
 
     Returns:
         a new generator; the same name gives the same numbers on every machine.
 
     Raises:
-        TypeError: a seed or number that is no integer.
+        TypeError: a seed or number that is not an integer.
     """
     name = json.dumps([operator.index(seed), purpose, *map(operator.index, numbers)])
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
@@ -43,7 +43,7 @@ def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 
 def keeping_torch_state() -> contextlib.AbstractContextManager[None]:
-    """Leave torch's generator of the CPU as it was: layers draw when they are made, even to be filled."""
+    """Return a context that restores torch's CPU generator, from which every new layer draws."""
     return torch.random.fork_rng(devices=[])
 
 
@@ -51,9 +51,9 @@ def keeping_torch_state() -> contextlib.AbstractContextManager[None]:
 def torch_stream(
     seed: int, purpose: str, *numbers: int, device: torch.device = _CPU
 ) -> Iterator[None]:
-    """Let torch's own generators, which initialisation and dropout draw from, follow a stream.
+    """Seed torch's generators, from which initialisation and dropout draw, by a named stream.
 
-    Those of the CPU and of `device` are as before afterwards; other devices' aren't touched.
+    Afterwards those of the CPU and of `device` are restored; those of other devices aren't touched.
     """
     value = int(rng(seed, purpose, *numbers).integers(2**63))
     on_gpu = device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Types that the settings' fields are made of, and the base of all sections."""
+"""Field types of settings and the base class of their sections."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-# 16320 x 12240, the largest sensor of a phone, fits in; decoded, such an image takes 600 MB
+# 16320 x 12240, the largest phone sensor, fits; decoded, such an image takes 600 MB
 MAX_PIXELS = 200_000_000
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-# without spaces around it, as the readers of annotations give it
+# stripped of surrounding spaces, as by the readers of annotations
 ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 # generous bounds: beyond them memory ends before any message
@@ -41,7 +41,6 @@ def none_of(value: Any) -> Any:
 
 
 def _distinct(values: list[int]) -> list[int]:
-    """Refuse a list with a value twice."""
     if len(values) != len(set(values)):
         raise ValueError("expected every level once")
     return values
@@ -53,7 +52,7 @@ SppLevels = Annotated[
 
 
 class Section(BaseModel):
-    """Base of the sections of settings: frozen, strict about types, without unknown keys."""
+    """Base class of settings sections: frozen, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorType:
-    """A dtype and a shape; None in an expected shape stands for any length.
+    """A dtype and a shape; None in an expected shape accepts any length.
 
-    `dtype` is None for one that sppdet doesn't write.
+    `dtype` is None for a type that sppdet doesn't write.
     """
 
     dtype: torch.dtype | None
@@ -22,7 +22,7 @@ class TensorType:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorType:
-        """The type of a tensor."""
+        """Return the type of a tensor."""
         return cls(tensor.dtype, tuple(tensor.shape))
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class TensorType:
         return f"{str(self.dtype).removeprefix('torch.')} ({lengths})"
 
     def fits(self, expected: TensorType) -> bool:
-        """Whether the dtype and every fixed length are those expected."""
+        """Check that the dtype and every fixed length are as expected."""
         return (
             self.dtype == expected.dtype
             and len(self.shape) == len(expected.shape)
@@ -42,7 +42,7 @@ Types = Mapping[str, TensorType]
 
 
 def types_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorType]:
-    """The types of named tensors."""
+    """Return the types of named tensors."""
     return {name: TensorType.of(tensor) for name, tensor in tensors.items()}
 
 
@@ -64,7 +64,7 @@ def misfit(found: Types, expected: Types) -> str | None:
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor with a NaN or an infinite value; None if there is none."""
+    """Find the first tensor with a NaN or an infinite value; returns its name, None if all are finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not _all_finite(tensor.detach()):
             return name
@@ -74,5 +74,5 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 def _all_finite(tensor: torch.Tensor) -> bool:
     import torch
 
-    # the extremes of a tensor with a NaN are NaN: 2 ms for 18 MiB of float16, isfinite takes 50
+    # NaN propagates to the extremes: 2 ms for 18 MiB of float16, isfinite of all values takes 50
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())

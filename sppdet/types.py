@@ -1,4 +1,4 @@
-"""Data classes passed between stages: frozen, with shapes checked when they are made.
+"""Data classes passed between stages: frozen, with shapes checked on construction.
 
 Boxes are float32 `xyxy`, 0-based, half-open, in pixels of the original image, everywhere.
 """
@@ -45,7 +45,7 @@ class AnnotatedImage:
     """One image of a data set with its ground truth.
 
     `id` is unique in the data set and safe as a file name. `width` and `height` are those of the
-    decoded image after EXIF orientation; both are 0 where the annotations were read without images.
+    decoded image after EXIF orientation; both are 0 if the annotations were read without images.
     """
 
     id: str
@@ -69,10 +69,10 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images of one split, in a fixed order, and the class names (label k is names[k - 1]).
+    """The images of one split in a fixed order, and the class names (label k is class_names[k - 1]).
 
     `skipped` lists, one line each, the images and boxes that `data.on_error: skip` left out;
-    `clipped_boxes` counts boxes that reached outside their image.
+    `clipped_boxes` counts boxes that extended beyond their image.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Class-agnostic candidate boxes of one image, the most promising first."""
+    """Class-agnostic candidate boxes of one image, ranked."""
 
     boxes: Boxes  # (P, 4)
 
@@ -102,10 +102,10 @@ class Proposals:
 class FeatureMaps:
     """The conv5 maps of one image at its distinct scales, ascending.
 
-    `scale_factors` are resized / original pixels, in float64: in float32 a box's edge that lies on a
-    cell's centre would miss it. There are fewer maps than `scales` in the settings where the cap on
-    the longer side makes scales coincide. cell (0, 0) has its receptive-field centre at
-    `offset` (c₀) in continuous resized pixels, and neighbouring centres are `stride` apart.
+    `scale_factors` are resized / original pixels, in float64: in float32 an edge of a box that lies on
+    the centre of a cell would miss it. There are fewer maps than `scales` in the settings if the cap
+    on the longer side makes scales coincide. The receptive-field centre of cell (0, 0) is at `offset`
+    (c₀) in continuous resized pixels; neighbouring centres are `stride` apart.
     """
 
     maps: tuple[torch.Tensor, ...]  # S × (C, H, W) float16 or float32
@@ -119,15 +119,15 @@ class FeatureMaps:
             raise ValueError("maps: expected one (C, H, W) map or more, none of them empty")
 
     def to(self, device: torch.device) -> FeatureMaps:
-        """The same maps on `device`, of the type that they have."""
-        there = device.type == "cuda"  # a copy to the host must be waited for
-        maps = tuple(m.to(device, non_blocking=there) for m in self.maps)
+        """Copy the maps to `device`, with their dtype."""
+        non_blocking = device.type == "cuda"  # a copy to the host must be complete on return
+        maps = tuple(m.to(device, non_blocking=non_blocking) for m in self.maps)
         return FeatureMaps(maps, self.scale_factors, self.stride, self.offset)
 
 
 @dataclass(frozen=True)
 class RegionFeatures:
-    """Pooled features of one image's proposals; windows that coincide on the cells share a row.
+    """Pooled features of one image's proposals; proposals with the same window share a row.
 
     `values[index[p]]` is the feature vector of proposal p.
     """
@@ -145,7 +145,7 @@ class RegionFeatures:
 class Detections:
     """Scored, labelled final boxes of one image, in descending score.
 
-    `class_names[label - 1]` names a label; `path` is empty where the image came as an array.
+    `class_names[label - 1]` names a label; `path` is empty if the image was passed as an array.
     """
 
     boxes: Boxes  # (N, 4)
@@ -163,11 +163,11 @@ class Detections:
         return len(self.boxes)
 
     def names(self) -> list[str]:
-        """The class name of every detection."""
+        """List the class name of every detection."""
         return [self.class_names[label - 1] for label in self.labels]
 
     def above(self, score: float) -> Detections:
-        """The detections whose score >= `score`."""
+        """Select the detections with score >= `score`."""
         keep = self.scores >= score
         return Detections(
             self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names, self.path
@@ -176,18 +176,18 @@ class Detections:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class's curve: after each detection in descending score, the recall and precision.
+    """Precision-recall curve of one class, a point per detection in descending score.
 
-    `image_index`, `boxes` and `outcomes` say what became of each detection; they are empty where the
-    metric has no single answer (COCO, whose curve is a grid of recalls instead).
+    `image_index`, `boxes` and `outcomes` describe each detection; they are empty for COCO, which
+    matches at several IoUs and whose curve is a grid of recalls.
     """
 
     name: str
-    ap: float  # NaN where the class has no ground truth that counts
+    ap: float  # NaN if the class has no ground truth that counts
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
     scores: NDArray[np.float64]
-    ground_truths: int  # difficult ones left out
+    ground_truths: int  # without difficult ones
     detections: int
     image_index: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     boxes: Boxes = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -205,4 +205,4 @@ class EvalResult:
     images: int
     extra: dict[str, float] = field(default_factory=dict)
     min_iou: float = 0.5
-    image_ids: tuple[str, ...] = ()  # what `ClassResult.image_index` counts
+    image_ids: tuple[str, ...] = ()  # indexed by `ClassResult.image_index`

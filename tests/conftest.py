@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from images import shape_sets
 
 import stages
+from images import shape_sets
 from runs import (
     CommandLine,
     pretrain_quietly,

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from images import SHAPES, save_image
 from numpy.typing import NDArray
 
+from images import SHAPES, save_image
 from runs import log_of
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.features.backbones import Backbone

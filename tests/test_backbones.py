@@ -14,10 +14,10 @@ import pytest
 import torch
 import torchvision.models as tv
 from safetensors.torch import save_file
-from samples import random_image
 from torch import nn
 
 from runs import CommandLine, write_settings
+from samples import random_image
 from sppdet.classification.classifier import SppClassifier, build_classifier, save_classifier
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig

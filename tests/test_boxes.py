@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from samples import random_boxes
 
+from samples import random_boxes
 from sppdet.boxes import (
     box_iou,
     clip_boxes,

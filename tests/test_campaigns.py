@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+
 from campaigns.areas import Area
 from campaigns.fuzz import fuzz, generate, keep, kept
 from campaigns.minimise import minimised
 from campaigns.mutation import mutants
 from campaigns.verdict import judge, kind_of
 from campaigns.workspace import Snapshot
-
 from sppdet.errors import DataError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the campaigns fork")

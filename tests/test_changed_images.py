@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from images import save_image, shape_sets
 from PIL import Image
 
+from images import save_image, shape_sets
 from runs import (
     contents,
     pretrain_quietly,

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from images import save_image, shape_folders, shape_sets
 from samples import random_image
-
 from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.classification.data import (
     LabelledImages,

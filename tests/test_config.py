@@ -156,7 +156,7 @@ def test_refusal_names_file_and_key(text: str, expected: str, tmp_path: Path) ->
         ("data: {train: t}", "data.root: Field required"),
         ("data: {root: [], train: t}", "data.root: "),
         ("data: {root: d, train: [a, b]}", "data: train names 2 sets for 1 roots"),
-        ("data: {root: d, train: t, classes: [a, a]}", "data: classes: a name stands twice"),
+        ("data: {root: d, train: t, classes: [a, a]}", "data: classes: a name is repeated"),
         ("data: {root: d, train: t, classes: car}", "data.classes: should be 'auto' or "),
         ("seed: 1", "data: Field required"),
         ("- 1", "expected a mapping of settings, got list"),

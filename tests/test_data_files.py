@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_headers import corners, encoded
 
 from sppdet.errors import AnnotationError, ConfigError, ImageError, SppdetError, one_line
 from sppdet.io.coco import read_coco_annotations
@@ -25,6 +24,7 @@ from sppdet.io.images import decode, find_images, read_image
 from sppdet.io.records import Skips
 from sppdet.io.settings import load_config
 from sppdet.io.voc import read_set_file, read_voc_annotation, read_voc_set
+from test_data_headers import corners, encoded
 
 SPECIAL = ("FIFO", "socket", "device", "folder")
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from samples import random_boxes
 
-from sppdet.config import DataConfig
+from samples import random_boxes
+from sppdet.data_config import DataConfig
 from sppdet.io.dataset import load_dataset
 from sppdet.io.images import turn
 from sppdet.io.records import stated_size

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from samples import random_boxes, random_image
 
+from samples import random_boxes, random_image
 from sppdet.boxes import box_iou, clip_boxes, decode_deltas
 from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.detection.detect import Classifiers, Regressors

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import shape_sets
 
+from images import shape_sets
 from sppdet.classification.data import read_folder
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.errors import ImageError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_samples import Box, make_detections, make_image, random_split
 
+from evaluation_samples import Box, make_detections, make_image, random_split
 from sppdet.errors import DataError
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco, to_coco
 from sppdet.io.coco_results import write_coco_results

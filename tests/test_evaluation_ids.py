@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_samples import make_detections, make_image
 
-from sppdet.config import DataConfig
+from evaluation_samples import make_detections, make_image
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.io.coco_results import CocoResults, default_image_ids, write_coco_results
 from sppdet.io.comp4 import write_comp4

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_samples import random_split
 from rich.console import Console
 
+from evaluation_samples import random_split
 from runs import printed_to
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_samples import Box, make_detections, make_image, random_split
 
+from evaluation_samples import Box, make_detections, make_image, random_split
 from sppdet.errors import DataError
 from sppdet.evaluation.voc import (
     FALSE_POSITIVE,

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import random_boxes
 
+from samples import random_boxes
 from sppdet.features.geometry import (
     choose_scales,
     project,

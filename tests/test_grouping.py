@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import random_image
 
+from samples import random_image
 from sppdet.proposals.grouping import Hierarchy, group
 from sppdet.proposals.regions import Regions, describe_regions, pixel_bins
 from sppdet.proposals.segmentation import segment, weigh_edges

@@ -12,10 +12,11 @@ import pytest
 import torch
 import torchvision.models as tv
 from safetensors.torch import save_file
-from samples import random_image
 from torch import nn
 
-from sppdet.config import BackboneConfig, Config, DataConfig, FeaturesConfig, HeadConfig, Layer
+from samples import random_image
+from sppdet.config import BackboneConfig, Config, FeaturesConfig, HeadConfig, Layer
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, to_input
 from sppdet.features.head import (

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from samples import random_image
 from torch import nn
 
+from samples import random_image
 from sppdet.features import nets
 from sppdet.features.backbones import conv_backbone, to_input
 from sppdet.features.nets import OWN_NETS, problem_with_name

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from images import painted, save_image
 from numpy.typing import NDArray
-from samples import random_image
 from sklearn.svm import LinearSVC
 
+from images import painted, save_image
 from runs import CLASSES, CommandLine
+from samples import random_image
 from sppdet.classification import probe as probing
 from sppdet.classification.classifier import load_classifier
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import LabelledImages, split_classes
 from sppdet.classification.probe import Features, image_labels, probe
 from sppdet.classification.views import centre_crop
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.features.backbones import to_input
 from sppdet.io.backbone_weights import load_backbone

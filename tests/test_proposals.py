@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from evaluation_samples import make_image
 from numpy.typing import NDArray
-from samples import random_boxes, random_image
 
+from evaluation_samples import make_image
+from samples import random_boxes, random_image
 from sppdet.boxes import box_iou
 from sppdet.config import ProposalsConfig
 from sppdet.errors import DataError

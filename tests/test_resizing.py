@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from samples import random_image
 
+from samples import random_image
 from sppdet.classification.config import AugmentConfig, ProbeConfig
 from sppdet.classification.crops import CropConfig, cut_crop
 from sppdet.classification.data import augmented

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evaluation_samples import make_image
 
+from evaluation_samples import make_image
 from sppdet.boxes import box_iou
 from sppdet.training.sampling import IGNORED, draw, label_boxes, negatives_of_class, thin_out
 from sppdet.types import Boxes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from samples import random_boxes, random_image
 
+from samples import random_boxes, random_image
 from sppdet.config import FeaturesConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.regions import find_windows

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import random_image
 
+from samples import random_image
 from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.segmentation import SIGMA, STEPS, Edges, segment, weigh_edges
 

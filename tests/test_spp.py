@@ -210,7 +210,7 @@ def test_windows_of_several_scales() -> None:
         with pytest.raises(ValueError, match="ascending scales from 0 to 2"):
             pool_windows(maps, wrong, (2, 1))
     wanted = replace(maps, maps=tuple(m.requires_grad_() for m in maps.maps))
-    with pytest.raises(ValueError, match="where gradients are wanted"):
+    with pytest.raises(ValueError, match="requires a gradient"):
         pool_windows(wanted, cells, (2, 1))
 
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from images import save_image
 
+from images import save_image
 from runs import contents
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.features.backbones import Backbone

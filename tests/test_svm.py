@@ -20,9 +20,9 @@ from sppdet.training.pool import Matrix
 from sppdet.training.svm import (
     Candidates,
     Miner,
+    cached_images,
+    cached_negatives,
     fit_svm,
-    images_of,
-    picked_before,
     svm_objective,
 )
 
@@ -288,7 +288,7 @@ def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
 
 def restored(stream: Stream, config: SvmConfig, state: dict[str, torch.Tensor]) -> Miner:
     miner = stream.miner(config)
-    again = (picked_before(state, stream.candidates(i)) for i in images_of(state))
+    again = (cached_negatives(state, stream.candidates(i)) for i in cached_images(state))
     miner.restore(state, again)
     return miner
 
@@ -308,7 +308,7 @@ def test_a_restored_miner_goes_on_to_the_same_bits(
         see(first, stream.candidates(image))
     write_tensors(tmp_path / "state", first.state(), made_by="x")
     state, _ = read_tensors(tmp_path / "state")
-    assert images_of(state) == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
+    assert cached_images(state) == sorted({p for k in range(2) for p, _ in refs_of(first, k)})
     second = restored(stream, config, state)
     assert len(second.pool) == len(first.pool)
     for image in range(stop, 40):
@@ -330,7 +330,7 @@ def test_a_trained_class_whose_cache_was_emptied_is_restored() -> None:
     weights = miner.weights.clone()
     miner.finish()
     again = Miner(positives, ("a",), config, seed=0, device=torch.device("cpu"))
-    assert images_of(miner.state()) == []
+    assert cached_images(miner.state()) == []
     again.restore(miner.state(), [])
     again.finish()
     assert torch.equal(again.weights, weights)

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from images import painted, save_image
-from samples import random_image
 from torch import nn
 
+from images import painted, save_image
 from runs import CommandLine
+from samples import random_image
 from sppdet.classification import config as settings_types
 from sppdet.classification import testing
 from sppdet.classification.classifier import SppClassifier, load_classifier

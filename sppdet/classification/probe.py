@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sppdet.classification.config import ProbeConfig
 from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError, image_named
 from sppdet.evaluation.voc import (
     average_precision,

@@ -1,4 +1,4 @@
-"""From an image's feature maps and proposals to detections: scores, NMS, box regression."""
+"""Detection in an image from its feature maps and proposals: scores, NMS, box regression."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from sppdet.errors import DataError
 from sppdet.features.regions import FeatureExtractor
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
 
-VERSION = 1  # raised when the same model gives other detections
+VERSION = 1  # raise it when the same model gives other detections
 
 
 @dataclass(frozen=True)
 class Classifiers:
-    """All classes' SVMs on the features of one layer, for features as they come from it."""
+    """SVMs of all classes on the features of one layer, before scaling."""
 
     layer: Layer
     weights: torch.Tensor  # (K, D) float32
     biases: torch.Tensor  # (K,) float32
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """(U, K) SVM margins of features (U, D)."""
+        """Compute SVM margins (U, K) of features (U, D)."""
         return features @ self.weights.T + self.biases
 
 
 @dataclass(frozen=True)
 class Regressors:
-    """All classes' box regressors on the features of one layer, for features as they come from it."""
+    """Box regressors of all classes on the features of one layer, before scaling."""
 
     layer: Layer
     weights: torch.Tensor  # (K, D, 4) float32
     biases: torch.Tensor  # (K, 4) float32
 
     def deltas(self, features: torch.Tensor, label: int) -> torch.Tensor:
-        """(N, 4) box deltas of class `label` from features (N, D)."""
+        """Compute box deltas (N, 4) of class `label` from features (N, D)."""
         return features @ self.weights[label - 1] + self.biases[label - 1]
 
 
 @dataclass(frozen=True)
 class DetectionParts:
-    """The trained parts that score, choose and move windows."""
+    """Trained parts of a detector after the feature maps, and its settings."""
 
     class_names: tuple[str, ...]
     extractor: FeatureExtractor
@@ -59,12 +59,12 @@ class DetectionParts:
 def detect(
     parts: DetectionParts, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int
 ) -> Detections:
-    """Score every window for every class, keep the best by NMS, move and clip them.
+    """Score every window for every class, apply NMS per class, regress and clip the boxes.
 
     Args:
-        maps: of the image, on the device of the parts.
-        proposals: in original pixels.
-        width, height: of the image in original pixels.
+        maps: maps of the image, on the device of the parts.
+        proposals: boxes in original pixels.
+        width, height: size of the image in original pixels.
 
     Returns:
         Detections in descending score; none for no proposals.
@@ -90,7 +90,7 @@ def detect(
     if parts.regressors is not None and len(rows):
         used = torch.from_numpy(windows.index[rows]).to(pooled.device)
         deltas = _deltas(parts.extractor, parts.regressors, pooled, used.split(counts))
-        with np.errstate(over="ignore"):  # a box beyond float32 stays where it was
+        with np.errstate(over="ignore"):  # a box beyond float32 is kept unmoved
             moved = decode_deltas(kept, deltas)
         kept = _clip_or_keep(moved, kept, width=width, height=height)
     kept_scores = scores[rows, labels - 1]
@@ -104,8 +104,8 @@ def _deltas(
     pooled: torch.Tensor,
     used: Sequence[torch.Tensor],
 ) -> NDArray[np.float32]:
-    """(N, 4) box deltas of the rows of `pooled` (U, D) that each class uses, one after another."""
-    # class by class, which needs little memory, but fetched at once: a GPU is waited for once
+    """Compute box deltas (N, 4) of the rows of `pooled` (U, D) that each class uses, concatenated."""
+    # class by class to save memory, but copied at once, so that a GPU is waited for once
     parts = [
         regressors.deltas(extractor.layer(pooled[rows], regressors.layer), label)
         for label, rows in enumerate(used, start=1)
@@ -115,16 +115,16 @@ def _deltas(
 
 
 def _choose(boxes: Boxes, scores: Scores, config: DetectConfig) -> NDArray[np.int64]:
-    """Rows of one class's detections, in descending score."""
+    """Select the rows of one class's detections, in descending score."""
     rows = np.flatnonzero(scores >= config.min_score)
     kept = nms(boxes[rows], scores[rows], max_iou=config.nms, max_boxes=config.max_per_class)
     return rows[kept]
 
 
 def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:
-    """The regressed boxes cut to the image; one that leaves it stays where it was."""
+    """Clip regressed boxes to the image; one outside reverts to its proposal."""
     clipped = clip_boxes(moved, width=width, height=height)
-    # also one whose deltas aren't finite
-    lost = ~((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
-    clipped[lost] = before[lost]
+    # NaN compares false, so this includes boxes whose deltas aren't finite
+    outside = ~((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
+    clipped[outside] = before[outside]
     return clipped

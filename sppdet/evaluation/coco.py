@@ -20,7 +20,7 @@ COCO_NUMBERS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
-_ALL_AREAS, _AT_MOST_100 = 0, -1  # where pycocotools keeps these in `eval['precision']`
+_ALL_AREAS, _AT_MOST_100 = 0, -1  # indices in pycocotools' `eval['precision']`
 
 
 def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> EvalResult:
@@ -31,8 +31,8 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
     of detections, and only those that no other object of the class takes. So a small box inside a
     difficult object is forgiven here and a false positive under VOC's rules.
 
-    Small, medium and large (under 32², under 96² and above) go by the area of the box, where COCO's
-    own figures go by that of the segmentation: APs, APm, APl and the like may differ from those.
+    Small, medium and large (below 32², below 96² and above) refer to the area of the box, but in
+    COCO's own figures to that of the segmentation: APs, APm, APl and the like may differ.
 
     Args:
         dataset: the split with its ground truth.
@@ -110,7 +110,7 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
 def _coco_objects(
     image_index: NDArray[np.int64], labels: Labels, boxes: Boxes
 ) -> list[dict[str, Any]]:
-    """COCO's entries of objects; ids count from 1, since pycocotools takes 0 for "no match"."""
+    """Build COCO entries of objects; ids count from 1, since 0 means "no match" to pycocotools."""
     corners = boxes.astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
     rows = zip(
@@ -125,7 +125,7 @@ def _coco_objects(
 
 
 def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
-    # a COCOeval after summarize(); typed Any, pycocotools has no types
+    # returns a COCOeval after summarize(), as Any since pycocotools has no types
     try:
         coco_module = importlib.import_module("pycocotools.coco")
         eval_module = importlib.import_module("pycocotools.cocoeval")
@@ -133,11 +133,11 @@ def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
         raise DataError(
             "COCO AP needs pycocotools, which is not installed: pip install pycocotools"
         ) from None
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress by print
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco_truth, coco_found = coco_module.COCO(), coco_module.COCO()
         coco_truth.dataset = truth
         coco_truth.createIndex()
-        # not loadRes, which fails on an empty list
+        # loadRes fails on an empty list
         coco_found.dataset = {**truth, "annotations": found}
         coco_found.createIndex()
         evaluation = eval_module.COCOeval(coco_truth, coco_found, "bbox")
@@ -150,7 +150,7 @@ def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
 def _class_result(
     name: str, accumulated: Mapping[str, Any], k: int, *, ground_truths: int, detections: int
 ) -> ClassResult:
-    # precision, scores: [IoU, recall, class, area, detections an image]; -1 where nothing counts
+    # precision, scores: [IoU, recall, class, area, detections an image]; -1 if nothing counts
     precision: NDArray[np.float64] = accumulated["precision"][:, :, k, _ALL_AREAS, _AT_MOST_100]
     scores: NDArray[np.float64] = accumulated["scores"][0, :, k, _ALL_AREAS, _AT_MOST_100]
     counts = precision[0] > -1

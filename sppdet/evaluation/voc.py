@@ -35,14 +35,14 @@ def evaluate_voc(
 ) -> EvalResult:
     """Compute mean average precision over the classes of a split.
 
-    A class all of whose objects are difficult, or that has none, gets AP = NaN and a warning, and is
-    left out of the mean; the mean of no class is NaN.
+    A class without objects, or with difficult ones only, gets AP = NaN and a warning and is left out
+    of the mean; the mean of no class is NaN.
 
     Args:
         dataset: the split with its ground truth.
         detections: by image id; an image that is missing has none.
         metric: "voc07", 11-point; "voc10", area under the monotone curve.
-        min_iou: a detection matches where IoU >= min_iou; in (0, 1].
+        min_iou: a detection matches if IoU >= min_iou; in (0, 1].
 
     Raises:
         DataError: detections that do not fit the data set (see `flatten_detections`).

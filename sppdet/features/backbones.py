@@ -22,7 +22,7 @@ from sppdet.randomness import keeping_torch_state
 from sppdet.resizing import resized
 from sppdet.types import FeatureMaps, ImageArray
 
-VERSION = 4  # raised when the same weights give other maps, or these are stored otherwise
+VERSION = 4  # raise it when the same weights give other maps, or maps are stored in another form
 
 # RGB / 255, as torchvision's ImageNet weights expect
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -33,8 +33,8 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 class FcLayers:
     """Fully connected layers of a pre-trained classifier.
 
-    fc6's columns are those of `SpatialPyramid(levels)`: level by level, each in the order (row,
-    column, channel).
+    The columns of fc6 are in the order of `SpatialPyramid(levels)`: level by level, each (row, column,
+    channel).
     """
 
     levels: tuple[int, ...]
@@ -60,14 +60,14 @@ class Backbone:
     def scaled(self, image: ImageArray, scales: list[int], config: FeaturesConfig) -> ScaledImage:
         """Resize an image (H, W, 3) RGB to every distinct scale (shorter sides in resized pixels).
 
-        Work for the CPU, which other threads do while the layers run.
+        Runs on the CPU, in threads beside the layers.
         """
         height, width = image.shape[:2]
         factors = scale_factors_of(scales, width=width, height=height, max_side=config.max_side)
-        resized_ones = [torch.from_numpy(resized(image, f)) for f in factors.tolist()]
+        pixels = [torch.from_numpy(resized(image, f)) for f in factors.tolist()]
         if next(self.layers.parameters()).is_cuda:
-            resized_ones = [one.pin_memory() for one in resized_ones]  # so that copies don't wait
-        return ScaledImage(tuple(resized_ones), factors)
+            pixels = [p.pin_memory() for p in pixels]  # for asynchronous copies
+        return ScaledImage(tuple(pixels), factors)
 
     @torch.inference_mode()
     def feature_maps(
@@ -76,15 +76,15 @@ class Backbone:
         """Run the layers once on the whole image at every distinct scale.
 
         Args:
-            precision: what the layers multiply in.
+            precision: dtype in which the layers multiply.
 
         Returns:
             maps on the layers' device, float32 or of the type `precision`.
         """
         device = next(self.layers.parameters()).device
         maps = []
-        for one in image.pixels:
-            x = padded_input(one.to(device, non_blocking=True))
+        for pixels in image.pixels:
+            x = padded_input(pixels.to(device, non_blocking=True))
             with multiplying_in(precision, device):
                 maps.append(self.layers(x)[0])
         return FeatureMaps(tuple(maps), image.scale_factors, self.stride, self.offset)
@@ -92,35 +92,35 @@ class Backbone:
 
 @dataclass(frozen=True)
 class ScaledImage:
-    """An image at its distinct scales, before the layers."""
+    """An image resized to its distinct scales."""
 
     pixels: tuple[torch.Tensor, ...]  # S × (h, w, 3) RGB uint8
     scale_factors: NDArray[np.float64]  # (S,) resized / original pixels, ascending
 
 
 def to_input(image: ImageArray, factor: float) -> torch.Tensor:
-    """(1, 3, h, w) float32: the image resized by `factor`, normalised, padded."""
+    """Resize an image by `factor`, normalise and pad it; returns (1, 3, h, w) float32."""
     return padded_input(torch.from_numpy(resized(image, factor)))
 
 
 def padded_input(pixels: torch.Tensor) -> torch.Tensor:
-    """(1, 3, h, w) float32, normalised, of an image (h, w, 3) in 0..255, on its device.
+    """Normalise an image (h, w, 3) in 0..255; returns (1, 3, h, w) float32 on its device.
 
-    One that is thinner than `_LEAST_SIDE` is padded with zeros on the right or below.
+    Sides shorter than `_MIN_SIDE` are padded with zeros on the right or below.
     """
     x = normalised(pixels[None])
-    missing = [max(0, _LEAST_SIDE - side) for side in (x.shape[3], x.shape[2])]
+    missing = [max(0, _MIN_SIDE - side) for side in (x.shape[3], x.shape[2])]
     padded = F.pad(x, (0, missing[0], 0, missing[1]))
     return padded.contiguous(memory_format=torch.channels_last)
 
 
-_LEAST_SIDE = 64  # resized pixels; a thinner image would leave some networks no cell
+_MIN_SIDE = 64  # resized pixels; some networks make no cell of a narrower image
 
 
 def normalised(
     images: NDArray[np.uint8] | NDArray[np.float32] | torch.Tensor,
 ) -> torch.Tensor:
-    """(N, 3, H, W) float32, as the networks expect it, of RGB images (N, H, W, 3) in 0..255."""
+    """Normalise RGB images (N, H, W, 3) in 0..255 for the networks; returns (N, 3, H, W) float32."""
     x = torch.as_tensor(images).permute(0, 3, 1, 2).float()
     mean, std = _mean_and_std(x.device)
     return (x - mean) / std
@@ -129,14 +129,14 @@ def normalised(
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, 3, 1, 1) each, of values in 0..255, kept on the device: a copy there waits for it."""
+    """Return mean and deviation (1, 3, 1, 1) of 0..255, cached on the device: a copy would block."""
     mean = torch.tensor(PIXEL_MEAN, device=device).view(1, 3, 1, 1) * 255
     std = torch.tensor(PIXEL_STD, device=device).view(1, 3, 1, 1) * 255
     return mean, std
 
 
 def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
-    """Build the convolutional layers alone, to be filled with a run's own weights."""
+    """Build convolutional layers without pre-trained weights, to load those of a run."""
     if problem := problem_with_name(name):
         raise ConfigError(f"backbone.name: {problem}")
     with keeping_torch_state():
@@ -147,9 +147,9 @@ def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
 def random_model(name: str) -> nn.Module:
     if name in OWN_NETS:
         return OWN_NETS[name]()
-    # these two warn that their initialisation is slow unless told whether it is wanted
-    known = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = tv.get_model(name, weights=None, **known)
+    # without it these two warn that their initialisation is slow
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = tv.get_model(name, weights=None, **options)
     return model
 
 
@@ -173,7 +173,7 @@ def backbone_of(name: str, model: nn.Module, *, whole: bool, with_fc: bool) -> B
 
 
 def _conv_layers(name: str, model: nn.Module, *, whole: bool) -> nn.Module:
-    """Everything up to the last map (the last pooling belongs to the classifier)."""
+    """Return the layers up to the last map; the last pooling belongs to the classifier."""
     if name in OWN_NETS:
         return model
     if name.startswith(("alexnet", "vgg")):
@@ -187,7 +187,7 @@ def _conv_layers(name: str, model: nn.Module, *, whole: bool) -> nn.Module:
 
 
 def _fc_layers(name: str, model: nn.Module, channels: int) -> FcLayers | None:
-    """AlexNet's and VGG's fc6 and fc7; their columns come in the order (channel, row, column)."""
+    """Extract fc6 and fc7 of AlexNet and VGG, whose columns are in the order (channel, row, column)."""
     if name.startswith("alexnet"):
         grid, fc6, fc7 = 6, model.classifier[1], model.classifier[4]  # type: ignore[index]
     elif name.startswith("vgg"):

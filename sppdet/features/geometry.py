@@ -1,4 +1,4 @@
-"""From a proposal to an image scale and to cells of that scale's feature map."""
+"""Mapping of proposals to image scales and to cells of the feature maps."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from sppdet.types import Boxes
 
-# distances of areas that differ by less than this fraction of the canonical area are equal: factors
-# such as 1.4 are rounded, also in float64
+# distances that differ by less than this fraction of the canonical area count as equal: factors such
+# as 1.4 are rounded, even in float64
 _TIE = 1e-9
 
 
 def scale_factors_of(
     scales: Sequence[int], *, width: int, height: int, max_side: int
 ) -> NDArray[np.float64]:
-    """The distinct scale factors of an image of `width` × `height` original pixels.
+    """Compute the distinct scale factors of an image of `width` × `height` original pixels.
 
     Args:
         scales: shorter sides in resized pixels.
-        max_side: cap on the longer side in resized pixels; under it scales may coincide.
+        max_side: cap on the longer side in resized pixels; it may make scales coincide.
 
     Returns:
         (S,) ascending, 1 <= S <= `len(scales)`.
@@ -32,7 +32,7 @@ def scale_factors_of(
 
 
 def scale_factor(*, width: int, height: int, scale: int, max_side: int) -> float:
-    """Resized / original pixels that make the shorter side `scale`, the longer at most `max_side`."""
+    """Compute resized / original pixels for a shorter side `scale` and a longer one <= `max_side`."""
     return min(scale / min(width, height), max_side / max(width, height))
 
 
@@ -76,16 +76,16 @@ def project(
     map_width: int,
     map_height: int,
 ) -> NDArray[np.int64]:
-    """Windows of cells: those whose receptive-field centres lie strictly inside each box.
+    """Project boxes to windows: the cells whose receptive-field centres are strictly inside.
 
-    left = ⌊(x − c₀)/S⌋ + 1 and right = ⌈(x − c₀)/S⌉ − 1, both inclusive; where left > right, both
-    become their floor-mean; then they are clamped into the map (paper, appendix A, with c₀ for any
-    padding). A centre lies on an edge, hence not inside, where the edge is the float32 number that is
-    nearest to it: boxes tell no finer.
+    left = ⌊(x − c₀)/S⌋ + 1 and right = ⌈(x − c₀)/S⌉ − 1, both inclusive; if left > right, both
+    become their floor-mean; then they are clamped to the map (paper, appendix A, with c₀ for any
+    padding). A centre that rounds to the edge in float32, the precision of boxes, is on the edge and
+    not inside.
 
     Args:
         boxes: (P, 4) original pixels.
-        scale_factors: (P,) of the scale chosen for each box.
+        scale_factors: (P,) factor of the scale chosen for each box.
         stride: resized pixels between cells (S).
         offset: centre of the first cell's receptive field, continuous resized pixels (c₀).
         map_width, map_height: cells.
@@ -95,9 +95,9 @@ def project(
     """
     factors = scale_factors.astype(np.float64)[:, None]
     cells = (boxes.astype(np.float64) * factors - offset) / stride
-    whole = np.rint(cells)
-    centres = (whole * stride + offset) / factors  # original pixels
-    cells = np.where(centres.astype(np.float32) == boxes, whole, cells)
+    nearest = np.rint(cells)
+    centres = (nearest * stride + offset) / factors  # original pixels
+    cells = np.where(centres.astype(np.float32) == boxes, nearest, cells)
     low = np.floor(cells[:, :2]).astype(np.int64) + 1
     high = np.ceil(cells[:, 2:]).astype(np.int64) - 1
     middle = (low + high) // 2
@@ -111,18 +111,18 @@ def project(
 def unique_windows(
     scale_index: NDArray[np.int64], windows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct (scale, window) pairs and where each proposal's is.
+    """Find the distinct (scale, window) pairs and the row of each proposal in them.
 
     Args:
         scale_index: (P,), windows: (P, 4).
 
     Returns:
-        (U, 5) int64 rows (scale, left, top, right, bottom), sorted, and (P,) int64 rows of it.
+        (U, 5) int64 rows (scale, left, top, right, bottom), sorted, and (P,) int64 indices of its rows.
     """
     rows = np.hstack([scale_index[:, None], windows])
     if len(rows) == 0:
         return rows.astype(np.int64).reshape(0, 5), np.zeros(0, dtype=np.int64)
-    # one number a row, in the rows' order: far faster to sort than rows
+    # sorting one number per row is far faster than sorting rows
     keys = np.ravel_multi_index(tuple(rows.T), tuple(rows.max(axis=0) + 1))
     _, first, index = np.unique(keys, return_index=True, return_inverse=True)
     return rows[first].astype(np.int64), index.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Networks as graphs of layers: where a classifier's last pooling stands, and what a cell sees."""
+"""Analysis of networks as graphs of layers: the last pooling, and the geometry of cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 
-_LEAST_PROBE, _LARGER_PROBE = 128, 320  # resized pixels a side
+_SMALL_PROBE, _LARGE_PROBE = 128, 320  # resized pixels a side
 
 
 class _Tracer(fx.Tracer):
@@ -25,12 +25,10 @@ class _Tracer(fx.Tracer):
 
 
 def before_last_pooling(model: nn.Module) -> nn.Module:
-    """The part of a classifier that makes its last map, without the pooling that follows.
-
-    The last pooling is the last adaptive or global one.
+    """Cut a classifier before its last adaptive or global pooling; returns the layers up to its map.
 
     Raises:
-        ValueError: a model that pools no map (a transformer), or that can't be traced.
+        ValueError: a model that pools no map (a transformer) or that can't be traced.
     """
     graph = _trace(model)
     modules = dict(model.named_modules())
@@ -38,7 +36,7 @@ def before_last_pooling(model: nn.Module) -> nn.Module:
     if not pooling:
         raise ValueError("it has no global pooling of a map")
     source = pooling[-1].args[0]
-    while _is_dropping(source, modules):  # a max pooling just before it is the last one
+    while _is_dropping(source, modules):  # a max pooling just before it counts as the last
         source = source.args[0]
     cut = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -53,7 +51,7 @@ def before_last_pooling(model: nn.Module) -> nn.Module:
 def _trace(model: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(model)
-    except Exception as error:  # a tracer meets whatever a forward pass may do
+    except Exception as error:  # tracing runs the forward pass, which may raise anything
         raise ValueError(f"its layers can't be traced: {error}") from None
 
 
@@ -71,14 +69,14 @@ def _is_dropping(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def geometry_of(layers: nn.Module) -> tuple[int, float]:
-    """(S, c₀) of the last map: the product of the strides, and the centre of the first cell.
+    """Compute (S, c₀) of the last map: the product of the strides, and the centre of the first cell.
 
-    Followed from layer to layer through the graph, from kernels, strides and paddings; where
-    branches meet, their strides must agree and the first one's centre is taken.
+    Propagated through the graph by the kernels, strides and paddings of the layers; where branches
+    meet, their strides must agree and the centre of the first is taken.
 
     Raises:
-        ValueError: branches that don't fit, other strides or centres across than down, or a map
-            whose size isn't what the strides say.
+        ValueError: branches of different strides, strides or centres that differ between the axes, or
+            a map whose size contradicts the stride.
     """
     graph, modules = _trace(layers), dict(layers.named_modules())
     down, across = (_geometry_along(axis, graph, modules) for axis in (0, 1))
@@ -89,17 +87,17 @@ def geometry_of(layers: nn.Module) -> tuple[int, float]:
 
 
 def _geometry_along(axis: int, graph: fx.Graph, modules: dict[str, nn.Module]) -> tuple[int, float]:
-    known: dict[fx.Node, tuple[int, float]] = {}
+    geometry: dict[fx.Node, tuple[int, float]] = {}
     for node in graph.nodes:
-        inputs = [known[source] for source in node.all_input_nodes if source in known]
+        inputs = [geometry[source] for source in node.all_input_nodes if source in geometry]
         if node.op == "placeholder":
-            known[node] = (1, 0.5)
+            geometry[node] = (1, 0.5)
         elif node.op == "output":
             return inputs[0]
         elif inputs:
             stride, centre = _joined(node, inputs)
             kernel, step, padding = (_along(axis, v) for v in _sizes_of(node, modules))
-            known[node] = (stride * step, centre + ((kernel - 1) / 2 - padding) * stride)
+            geometry[node] = (stride * step, centre + ((kernel - 1) / 2 - padding) * stride)
     raise ValueError("its layers have no output")
 
 
@@ -112,18 +110,18 @@ def _joined(node: fx.Node, inputs: list[tuple[int, float]]) -> tuple[int, float]
 
 
 def _sizes_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, Any, Any]:
-    """Kernel (as wide as dilation makes it), stride and padding of a node's layer."""
+    """Return kernel (with dilation), stride and padding of a node's layer."""
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(layer, nn.Conv2d):
-        spread = zip(layer.kernel_size, layer.dilation, strict=True)
-        return tuple((k - 1) * d + 1 for k, d in spread), layer.stride, layer.padding
+        kernels = zip(layer.kernel_size, layer.dilation, strict=True)
+        return tuple((k - 1) * d + 1 for k, d in kernels), layer.stride, layer.padding
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         return layer.kernel_size, layer.stride, layer.padding
     if node.target in (F.max_pool2d, F.avg_pool2d):
         names = ("kernel_size", "stride", "padding")
-        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-        kernel = given["kernel_size"]
-        return kernel, given.get("stride") or kernel, given.get("padding", 0)
+        arguments = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        kernel = arguments["kernel_size"]
+        return kernel, arguments.get("stride") or kernel, arguments.get("padding", 0)
     return 1, 1, 0
 
 
@@ -133,7 +131,7 @@ def _along(axis: int, value: Any) -> int:
 
 @torch.no_grad()
 def _check_size(layers: nn.Module, stride: int) -> None:
-    """Compare maps of two sizes with the stride: what the graph doesn't show would show here."""
+    """Check the stride against maps of two sizes, in case the graph missed a layer."""
     weight = next(layers.parameters(), None)
     if weight is None or weight.ndim != 4:
         return
@@ -141,14 +139,14 @@ def _check_size(layers: nn.Module, stride: int) -> None:
     layers.eval()
     sides = []
     try:
-        for probe in (_LEAST_PROBE, _LARGER_PROBE):
+        for probe in (_SMALL_PROBE, _LARGE_PROBE):
             x = torch.zeros(1, weight.shape[1], probe, probe).to(weight)
-            with contextlib.redirect_stderr(io.StringIO()):  # a graph that fails prints itself
+            with contextlib.redirect_stderr(io.StringIO()):  # a failing graph prints its code
                 sides.append(int(layers(x).shape[-1]))
     except RuntimeError:
         raise ValueError("it doesn't take images of any size") from None
     finally:
         layers.train(was_training)
-    expected = (_LARGER_PROBE - _LEAST_PROBE) / stride
+    expected = (_LARGE_PROBE - _SMALL_PROBE) / stride
     if abs((sides[1] - sides[0]) - expected) > 1:
         raise ValueError(f"maps of {sides} cells a side don't fit a stride of {stride}")

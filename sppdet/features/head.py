@@ -1,4 +1,4 @@
-"""The fully connected layers on top of the pooled vector: fc6, fc7 and, for fine-tuning, fc8."""
+"""Fully connected layers on the pooled vector: fc6, fc7 and, for fine-tuning, fc8."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FC8_DEVIATION = 0.01
 
 
 class Head(nn.Module):
-    """fc6 (– fc7) – fc8 with ReLU and dropout after all but the last.
+    """Layers fc6 (– fc7) – fc8, with ReLU and dropout after all but the last.
 
     Args:
-        outputs: scores of fc8: K + 1 with the background, K for a classifier.
+        outputs: number of scores of fc8: K + 1 with the background, K for a classifier.
     """
 
     def __init__(self, width_in: int, widths: Sequence[int], outputs: int, dropout: float) -> None:
@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def features(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
-        """(U, width) activations of fc6 or fc7, after the ReLU, without dropout."""
+        """Compute activations (U, width) of fc6 or fc7, after the ReLU, without dropout."""
         x = torch.relu(self.fc6(pooled))
         if layer == "fc7":
             if self.fc7 is None:
@@ -40,7 +40,7 @@ class Head(nn.Module):
         return x
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(N, outputs) scores of pool5 features (N, D); of K + 1, column 0 is background."""
+        """Compute scores (N, outputs) of pool5 features (N, D); of K + 1, column 0 is background."""
         x = self.dropout(torch.relu(self.fc6(pooled)))
         if self.fc7 is not None:
             x = self.dropout(torch.relu(self.fc7(x)))
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, outputs: int) -> Head:
-    """A head of the right shape, to be filled."""
+    """Build a head to load weights into."""
     with keeping_torch_state():
         return Head(spp_width(backbone.channels, levels), config.widths, outputs, config.dropout)
 
@@ -57,12 +57,12 @@ def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, ou
 def build_head(
     backbone: Backbone, levels: Sequence[int], config: HeadConfig, *, outputs: int, seed: int
 ) -> Head:
-    """The head that fine-tuning, or a classifier's training, starts from.
+    """Build the initial head of fine-tuning or of a classifier's training.
 
-    fc6 and fc7 start from the pre-trained classifier where there is one of their width; its fc6
-    columns go to the SPP levels that it was trained with and other levels start at zero, so that
-    the first forward pass equals the pre-trained network. Else they are random, and fine-tuning
-    fits them to the data with `standardise`. fc8 ~ N(0, 0.01²).
+    fc6 and fc7 are copied from the pre-trained classifier if their widths match: its fc6 columns go
+    to the SPP levels that it was trained with and other levels start at zero, so that the first
+    forward pass equals the pre-trained network. Otherwise they are random, and fine-tuning fits them
+    to the data with `standardise`. fc8 ~ N(0, 0.01²).
     """
     with torch_stream(seed, "initial fully connected layers"):
         head = empty_head(backbone, levels, config, outputs)
@@ -74,16 +74,18 @@ def build_head(
 
 
 def pretrained_fc(backbone: Backbone, config: HeadConfig) -> FcLayers | None:
-    """The pre-trained fc6 and fc7 that a head of these settings starts from, if there are any."""
-    return backbone.fc if backbone.fc is not None and _fits(backbone.fc, config) else None
+    """Return the pre-trained fc6 and fc7 if their widths match the settings, else None."""
+    layers = (backbone.fc.fc6, backbone.fc.fc7) if backbone.fc is not None else ()
+    widths = [layer.out_features for layer in layers if layer is not None]
+    return backbone.fc if config.widths == widths[: len(config.widths)] else None
 
 
 @torch.no_grad()
 def standardise(head: Head, pooled: torch.Tensor) -> None:
     """Fit a random fc6 (and fc7) to the data: every unit gets mean 0 and variance 1 before its ReLU.
 
-    Else the backbone's unit decides how large the activations are: over SqueezeNet's pool5 features
-    those of a random unit have a deviation of 24 (Krähenbühl et al., *Data-dependent Initializations of
+    Otherwise the scale of the features decides that of the activations: on SqueezeNet's pool5 features
+    the deviation of a random unit is 24 (Krähenbühl et al., *Data-dependent Initializations of
     Convolutional Neural Networks*, 2016). A unit that doesn't vary is only shifted; fc8 stays.
 
     Args:
@@ -96,7 +98,7 @@ def standardise(head: Head, pooled: torch.Tensor) -> None:
         if layer is not None:
             units = layer(x)
             deviation, mean = torch.std_mean(units, dim=0, correction=0)
-            constant = deviation <= 1e-4 * units.square().mean(dim=0).sqrt()  # but for roundings
+            constant = deviation <= 1e-4 * units.square().mean(dim=0).sqrt()  # up to rounding
             deviation[constant] = 1.0
             layer.weight.div_(deviation[:, None])
             layer.bias.sub_(mean).div_(deviation)
@@ -104,24 +106,24 @@ def standardise(head: Head, pooled: torch.Tensor) -> None:
 
 
 def truncated(head: Head, ranks: Sequence[int]) -> Head:
-    """The head with fc6 (and fc7) as two thin layers each, by truncated SVD (Girshick 2015, §3.1).
+    """Replace fc6 (and fc7) by two smaller layers each, by truncated SVD (Girshick 2015, §3.1).
 
-    A layer whose rank isn't less than its sides stays as it is.
+    A layer whose rank isn't smaller than both its sides is left as it is.
 
     Args:
-        ranks: of fc6 and fc7; one alone leaves fc7 whole.
+        ranks: ranks of fc6 and fc7; a single one applies to fc6.
     """
     for name, rank in zip(("fc6", "fc7"), ranks, strict=False):
         layer = getattr(head, name)
         if isinstance(layer, nn.Linear) and rank < min(layer.weight.shape):
-            setattr(head, name, _thin(layer, rank))
+            setattr(head, name, _factorised(layer, rank))
     return head
 
 
 @torch.no_grad()
-def _thin(layer: nn.Linear, rank: int) -> nn.Sequential:
+def _factorised(layer: nn.Linear, rank: int) -> nn.Sequential:
     with torch_stream(0, "truncated SVD"):
-        # randomised: the exact decomposition of fc6 takes minutes
+        # randomised, since the exact decomposition of fc6 takes minutes
         u, s, v = torch.svd_lowrank(layer.weight, q=min(rank + 64, *layer.weight.shape), niter=4)
         first = nn.Linear(layer.in_features, rank, bias=False)
         second = nn.Linear(rank, layer.out_features)
@@ -132,11 +134,11 @@ def _thin(layer: nn.Linear, rank: int) -> nn.Sequential:
 
 
 def check_start(backbone: Backbone, config: Config) -> None:
-    """Refuse, before any work, a head that can't start as the settings ask.
+    """Check, before any work, that the head can be initialised as the settings ask.
 
     Raises:
-        ConfigError: fc6/fc7 would stay random for want of fine-tuning, or the SPP levels lack the
-            grid of the pre-trained fc6.
+        ConfigError: fc6/fc7 would stay random without fine-tuning, or the SPP levels lack the grid of
+            the pre-trained fc6.
     """
     if config.head is None:
         return
@@ -162,17 +164,12 @@ def _initialise(head: Head) -> None:
     nn.init.zeros_(head.fc8.bias)
 
 
-def _fits(fc: FcLayers, config: HeadConfig) -> bool:
-    widths = [layer.out_features for layer in (fc.fc6, fc.fc7) if layer is not None]
-    return config.widths == widths[: len(config.widths)]
-
-
 @torch.no_grad()
 def _copy_pretrained(head: Head, fc: FcLayers, channels: int, levels: Sequence[int]) -> None:
     head.fc6.weight.zero_()
     for level in fc.levels:
-        ours = level_columns(channels, levels, level)
-        head.fc6.weight[:, ours] = fc.fc6.weight[:, level_columns(channels, fc.levels, level)]
+        columns = level_columns(channels, levels, level)
+        head.fc6.weight[:, columns] = fc.fc6.weight[:, level_columns(channels, fc.levels, level)]
     head.fc6.bias.copy_(fc.fc6.bias)
     if head.fc7 is not None and fc.fc7 is not None:
         head.fc7.weight.copy_(fc.fc7.weight)

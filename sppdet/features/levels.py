@@ -1,4 +1,4 @@
-"""Where the values of each SPP level stand in a pooled vector."""
+"""Layout of the SPP levels in a pooled vector."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def spp_width(channels: int, levels: Sequence[int]) -> int:
-    """Length of the pooled vector: channels × bins of all levels."""
+    """Compute the length of the pooled vector: channels × bins of all levels."""
     return channels * sum(n * n for n in levels)
 
 
 def level_columns(channels: int, levels: Sequence[int], level: int) -> slice:
-    """Where a level's values stand in the pooled vector, in the order (row, column, channel)."""
+    """Return the columns of a level in the pooled vector; their order is (row, column, channel)."""
     if level not in levels:
         raise ValueError(f"level {level}: expected one of {list(levels)}")
     before = list(levels)[: list(levels).index(level)]

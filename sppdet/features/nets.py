@@ -1,7 +1,7 @@
-"""The convolutional layers of the paper's networks (its Table 1), and of a small one of ours.
+"""Convolutional layers of the paper's networks (its Table 1), and of a small one of ours.
 
-Every chain ends with the ReLU of its last convolution: what follows is spatial pyramid pooling. The
-paddings are those that give the paper's map sizes at 224 pixels.
+Every network ends with the ReLU of its last convolution; spatial pyramid pooling follows. The
+paddings are chosen to give the paper's map sizes at 224 pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _conv(
 
 
 def _initialised(*layers: nn.Module) -> nn.Sequential:
-    """The chain with weights that keep the size of activations, so that it learns from scratch."""
+    """Chain layers with He-initialised weights, for training from scratch."""
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -36,12 +36,12 @@ def _initialised(*layers: nn.Module) -> nn.Sequential:
 
 
 def zf5() -> nn.Sequential:
-    """ZF-5: stride 16, 256 channels; 55, 27 and 13 cells a side at 224 pixels."""
+    """Build ZF-5: stride 16, 256 channels; 55, 27 and 13 cells a side at 224 pixels."""
     return _zf5(pool_padding=0, conv2_padding=1)
 
 
 def zf5_detector() -> nn.Sequential:
-    """ZF-5 as in the paper's detector: every layer padded by ⌊k/2⌋, so that c₀ = 0.5.
+    """Build ZF-5 as in the paper's detector: every layer padded by ⌊k/2⌋, so that c₀ = 0.5.
 
     The weights are those of `zf5`; at 224 pixels it has 14 cells a side.
     """
@@ -63,7 +63,7 @@ def _zf5(*, pool_padding: int, conv2_padding: int) -> nn.Sequential:
 
 
 def convnet5() -> nn.Sequential:
-    """Convnet*-5: stride 16, 256 channels; 55, 27 and 13 cells a side at 224 pixels."""
+    """Build Convnet*-5: stride 16, 256 channels; 55, 27 and 13 cells a side at 224 pixels."""
     return _initialised(
         *_conv(3, 96, 11, stride=4, padding=2),
         CrossChannelNorm(),
@@ -78,12 +78,12 @@ def convnet5() -> nn.Sequential:
 
 
 def overfeat5() -> nn.Sequential:
-    """Overfeat-5: stride 12, 512 channels; 36 and 18 cells a side at 224 pixels."""
+    """Build Overfeat-5: stride 12, 512 channels; 36 and 18 cells a side at 224 pixels."""
     return _overfeat(depth=5)
 
 
 def overfeat7() -> nn.Sequential:
-    """Overfeat-7: Overfeat-5 with two more layers."""
+    """Build Overfeat-7: Overfeat-5 with two more layers."""
     return _overfeat(depth=7)
 
 
@@ -102,11 +102,11 @@ def _overfeat(*, depth: int) -> nn.Sequential:
 
 
 def tiny() -> nn.Sequential:
-    """Four layers of stride 8, 128 channels, that two CPU cores can train in a minute or two.
+    """Build four layers of stride 8, 128 channels, that two CPU cores train in a minute or two.
 
-    Every layer is padded by ⌊k/2⌋, so that c₀ = 0.5. A cell sees 57 pixels: a good part of a window
-    at a canonical size of 96, which is 12 cells a side (stride 16 would leave 6, too few for the
-    finest SPP level).
+    Every layer is padded by ⌊k/2⌋, so that c₀ = 0.5. The receptive field is 57 pixels, most of a
+    window at a canonical size of 96, which is 12 cells a side (6 at stride 16, too few for the finest
+    SPP level).
     """
     return nn.Sequential(
         *_conv_bn(3, 24, kernel=5, stride=2),
@@ -119,7 +119,7 @@ def tiny() -> nn.Sequential:
 
 
 def _conv_bn(inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> list[nn.Module]:
-    # BatchNorm brings the bias
+    # BatchNorm has the bias
     return [
         nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -138,14 +138,14 @@ OWN_NETS: Mapping[str, Callable[[], nn.Sequential]] = {
 
 
 def problem_with_name(name: str) -> str | None:
-    """Describe what is wrong with a network's name; None for ours and torchvision's classifiers.
+    """Describe why a network's name is invalid; None for our networks and torchvision's classifiers.
 
     A network of torchvision's without a convolutional map is refused when it is built.
     """
     known = [*OWN_NETS, *tv.list_models(module=tv)]
     if name in known:
         return None
-    near = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"{name}: unknown here and in torchvision" + (
-        f"; did you mean {near[0]}?" if near else ""
+        f"; did you mean {close[0]}?" if close else ""
     )

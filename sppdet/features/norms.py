@@ -1,8 +1,8 @@
 """Local response normalisation, within a channel and across channels.
 
-torch's own layer pools a five-dimensional view, which takes longer than the convolution beside it. Here
-a compiled loop reads a channels-last map once where no gradient is wanted; elsewhere (training, a GPU)
-the squares are summed by a pooling or by shifted adds. The power 3/4 takes two square roots.
+torch's own layer pools a five-dimensional view, which takes longer than the convolution before it. Here
+a compiled loop reads a channels-last map once on a CPU if no gradient is required; otherwise the
+squares are summed by a pooling or by shifted adds. The power 3/4 is computed by two square roots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Maps = NDArray[np.float32]  # (N, H, W, C)
 class WithinChannelNorm(nn.Module):
     """Local response normalisation over a square of cells in each channel.
 
-    y = x / (1 + α · mean of x² over the size×size square)^β, the outside counting as zero (Caffe's
+    y = x / (1 + α · mean of x² over the size×size square)^β, with zeros outside the map (Caffe's
     WITHIN_CHANNEL; the released detector has size 3, α 5e-5, β 0.75).
     """
 
@@ -37,10 +37,10 @@ class WithinChannelNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same shape and type."""
-        wide = _wide(x)
-        if _loops_over(wide) and self.beta == 0.75:
-            found = _looped(wide, _within_row, self.size // 2, self.alpha / self.size**2)
+        """Normalise maps (N, C, H, W); returns the same shape and dtype."""
+        wide = _to_float32(x)
+        if _use_loop(wide) and self.beta == 0.75:
+            found = _run_loop(wide, _within_row, self.size // 2, self.alpha / self.size**2)
             return found.to(x.dtype)
         mean_square = F.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)
         factor = _inverse_power(mean_square.mul(self.alpha).add(1.0), self.beta)
@@ -50,7 +50,7 @@ class WithinChannelNorm(nn.Module):
 class CrossChannelNorm(nn.Module):
     """Local response normalisation over neighbouring channels; equals `nn.LocalResponseNorm`.
 
-    y = x / (k + α · mean of x² over `size` channels)^β, the outside counting as zero (Krizhevsky
+    y = x / (k + α · mean of x² over `size` channels)^β, with zeros outside (Krizhevsky
     et al. 2012, in Caffe's form: size 5, α 1e-4, β 0.75, k 1).
     """
 
@@ -61,10 +61,10 @@ class CrossChannelNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same shape and type."""
-        wide = _wide(x)
-        if _loops_over(wide) and self.beta == 0.75:
-            found = _looped(wide, _across_row, self.size, self.alpha / self.size, self.k)
+        """Normalise maps (N, C, H, W); returns the same shape and dtype."""
+        wide = _to_float32(x)
+        if _use_loop(wide) and self.beta == 0.75:
+            found = _run_loop(wide, _across_row, self.size, self.alpha / self.size, self.k)
             return found.to(x.dtype)
         channels = x.shape[1]
         before = self.size // 2
@@ -76,37 +76,37 @@ class CrossChannelNorm(nn.Module):
         return (wide * factor).to(x.dtype)
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """The maps in a type of 32 bits or more: the squares would overflow in float16."""
+def _to_float32(x: torch.Tensor) -> torch.Tensor:
+    """Convert 16-bit maps to float32: the squares would overflow in float16."""
     return x.float() if x.element_size() < 4 else x
 
 
 def _inverse_power(base: torch.Tensor, beta: float) -> torch.Tensor:
-    """base^-β of positive numbers."""
+    """Compute base^-β of positive numbers."""
     if beta == 0.75:
         root = base.rsqrt()
         return root * root.sqrt()
     return base.pow(-beta)
 
 
-def _loops_over(x: torch.Tensor) -> bool:
-    wants_gradient = torch.is_grad_enabled() and x.requires_grad
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not wants_gradient
+def _use_loop(x: torch.Tensor) -> bool:
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not needs_gradient
 
 
-def _looped(x: torch.Tensor, row: Callable[..., None], *settings: Any) -> torch.Tensor:
+def _run_loop(x: torch.Tensor, row: Callable[..., None], *settings: Any) -> torch.Tensor:
     source = x.detach().contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(source)
-    given, made = (t.permute(0, 2, 3, 1).numpy() for t in (source, out))
-    parts = shares(given.shape[0] * given.shape[1])
-    with ThreadPoolExecutor(len(parts)) as pool:  # the loops hold no lock
-        list(pool.map(lambda p: row(given, made, p.start, p.stop, *settings), parts))
+    x_hwc, out_hwc = (t.permute(0, 2, 3, 1).numpy() for t in (source, out))
+    parts = shares(x_hwc.shape[0] * x_hwc.shape[1])
+    with ThreadPoolExecutor(len(parts)) as pool:  # the loops release the GIL
+        list(pool.map(lambda p: row(x_hwc, out_hwc, p.start, p.stop, *settings), parts))
     return out
 
 
 @compiled_sum
 def _within_row(x: Maps, out: Maps, start: int, stop: int, reach: int, factor: float) -> None:
-    """Rows start..stop (counted over all maps) of the norm over (2·reach + 1)² cells."""
+    """Compute rows start..stop (counted over all maps) of the norm over (2·reach + 1)² cells."""
     height, width, channels = x.shape[1:]
     columns = np.empty((width, channels), np.float32)
     factor32, one = np.float32(factor), np.float32(1)
@@ -132,7 +132,7 @@ def _within_row(x: Maps, out: Maps, start: int, stop: int, reach: int, factor: f
 def _across_row(
     x: Maps, out: Maps, start: int, stop: int, size: int, factor: float, k: float
 ) -> None:
-    """Rows start..stop (counted over all maps) of the norm over `size` channels."""
+    """Compute rows start..stop (counted over all maps) of the norm over `size` channels."""
     height, width, channels = x.shape[1:]
     before = size // 2
     squares = np.zeros(channels + size - 1, np.float32)

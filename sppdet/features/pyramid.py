@@ -20,11 +20,10 @@ Mode = Literal["max", "average"]
 
 
 class SpatialPyramid(nn.Module):
-    """Pools maps of any size into vectors of one length: n×n bins for every level n.
+    """Spatial pyramid pooling of maps of any size into fixed vectors: n×n bins for every level n.
 
-    Every level equals `nn.AdaptiveMaxPool2d(n)` (or `AdaptiveAvgPool2d`), and every vector the one
-    that `spp_windows` gives for the whole map: level by level, each in the order (row, column,
-    channel).
+    Every level equals `nn.AdaptiveMaxPool2d(n)` (or `AdaptiveAvgPool2d`), and every vector that of
+    `spp_windows` for the whole map: level by level, each in the order (row, column, channel).
 
     Args:
         levels: bins a side.
@@ -38,11 +37,11 @@ class SpatialPyramid(nn.Module):
         self.mode = mode
 
     def width(self, channels: int) -> int:
-        """Length of the vectors of maps with `channels`."""
+        """Compute the length of the vectors of maps with `channels`."""
         return spp_width(channels, self.levels)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, `width(C)`)."""
+        """Pool maps (N, C, H, W) into vectors (N, `width(C)`)."""
         pool = F.adaptive_max_pool2d if self.mode == "max" else F.adaptive_avg_pool2d
         return torch.cat([_flat(pool(maps, n)) for n in self.levels], dim=1)
 
@@ -51,17 +50,17 @@ class SpatialPyramid(nn.Module):
 
 
 class FixedPyramid(nn.Module):
-    """The paper's pooling layers for a×a maps: kernel ⌈a/n⌉ and stride ⌊a/n⌋ at level n.
+    """Pooling layers of the paper for a×a maps: kernel ⌈a/n⌉ and stride ⌊a/n⌋ at level n.
 
-    Its bins are not always those of `SpatialPyramid`: they neither adapt to other sizes nor reach
-    the last cells at some of them.
+    Its bins may differ from those of `SpatialPyramid`: they don't adapt to other sizes, and at some
+    sizes they don't reach the last cells.
 
     Args:
         side: a, cells a side of the maps.
 
     Raises:
-        ValueError: a level that would have another number of bins than n×n at this size (such as
-            n = 3 on 5×5, n = 6 on 8×8).
+        ValueError: a level that wouldn't have n×n bins at this size (such as n = 3 on 5×5, n = 6 on
+            8×8).
     """
 
     def __init__(
@@ -81,11 +80,11 @@ class FixedPyramid(nn.Module):
         self.mode = mode
 
     def width(self, channels: int) -> int:
-        """Length of the vectors of maps with `channels`."""
+        """Compute the length of the vectors of maps with `channels`."""
         return spp_width(channels, self.levels)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, C, a, a) to (N, `width(C)`), in the order of `SpatialPyramid`.
+        """Pool maps (N, C, a, a) into vectors (N, `width(C)`), in the order of `SpatialPyramid`.
 
         Raises:
             ValueError: maps of another size.
@@ -102,14 +101,14 @@ class FixedPyramid(nn.Module):
 
 
 class SppBlock(nn.Module):
-    """Parallel max pooling of stride 1, joined with its input: the block of YOLOv3-SPP and later.
+    """Max poolings of stride 1 concatenated with their input: the block of YOLOv3-SPP and later.
 
-    The map keeps its size; what is outside never is the maximum. Pooling 5×5 two and three times
-    in a row equals 9×9 and 13×13, so that `chained` gives the same values with less work.
+    The map keeps its size; padding is never the maximum. Pooling 5×5 two and three times in a row
+    equals 9×9 and 13×13, so that `chained` gives the same values with less work.
 
     Args:
         kernels: odd.
-        chained: pool each result on from the one before; only for kernels that grow by one step.
+        chained: pool each result from the previous one; only for kernels that grow by a fixed step.
     """
 
     def __init__(self, kernels: Sequence[int] = (5, 9, 13), *, chained: bool = False) -> None:
@@ -125,7 +124,7 @@ class SppBlock(nn.Module):
         self.chained = chained
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, C · (1 + number of kernels), H, W), the input first."""
+        """Pool (N, C, H, W) into (N, C · (1 + number of kernels), H, W), the input first."""
         parts = [maps]
         for kernel in self.kernels:
             if self.chained:
@@ -143,7 +142,7 @@ def _flat(bins: torch.Tensor) -> torch.Tensor:
 
 
 def _fixed_bins(side: int, n: int) -> int:
-    """Bins a side of a pooling layer with the paper's kernel and stride; 0 where there is none."""
+    """Count the bins a side with the paper's kernel and stride; 0 for a level > side."""
     kernel, stride = -(-side // n), side // n
     return (side - kernel) // stride + 1 if stride > 0 else 0
 

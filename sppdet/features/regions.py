@@ -1,4 +1,4 @@
-"""From proposals to features: windows on the maps, pooled vectors, fully connected layers."""
+"""Features of proposals: windows on the maps, pooled vectors, fully connected layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 
 @dataclass(frozen=True)
 class Windows:
-    """The distinct windows of an image's proposals.
+    """Distinct windows of an image's proposals.
 
     `cells[index[p]]` is the window of proposal p.
     """
@@ -40,21 +40,21 @@ def find_windows(
     canonical_size: int,
     scale_index: NDArray[np.int64] | None = None,
 ) -> Windows:
-    """The windows of boxes on the maps.
+    """Find the windows of boxes on the maps.
 
     Args:
         boxes: (P, 4) original pixels.
-        canonical_size: the scale is chosen at which a box's area is nearest to its square.
-        scale_index: (P,) scales to use instead.
+        canonical_size: each box gets the scale at which its area is nearest to the square of this.
+        scale_index: (P,) indices of the scales to use instead.
     """
     if scale_index is None:
         scale_index = choose_scales(boxes, maps.scale_factors, canonical_area=canonical_size**2)
     windows = np.zeros((len(boxes), 4), dtype=np.int64)
     for s, feature_map in enumerate(maps.maps):
-        here = scale_index == s
-        windows[here] = project(
-            boxes[here],
-            maps.scale_factors[scale_index[here]],
+        at_scale = scale_index == s
+        windows[at_scale] = project(
+            boxes[at_scale],
+            maps.scale_factors[scale_index[at_scale]],
             stride=maps.stride,
             offset=maps.offset,
             map_width=feature_map.shape[2],
@@ -66,10 +66,10 @@ def find_windows(
 def pool_windows(
     maps: FeatureMaps, cells: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
-    """Pooled vectors (U, D) float32 of windows (U, 5), on the maps' device.
+    """Pool windows (U, 5) into vectors (U, D) float32, on the maps' device.
 
     Raises:
-        ValueError: the windows aren't in the order of their scales, or one is outside the maps.
+        ValueError: the windows aren't sorted by scale, or one is outside the maps.
     """
     scales = np.concatenate([[0], cells[:, 0], [len(maps.maps) - 1]])
     if (np.diff(scales) < 0).any():
@@ -85,12 +85,12 @@ def pool_windows(
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Computes the features of a layer for the windows of an image."""
+    """Extractor of the features of any layer for the windows of an image."""
 
     levels: tuple[int, ...]
     canonical_size: int
     head: Head | None
-    precision: torch.dtype = torch.float32  # that the head multiplies in
+    precision: torch.dtype = torch.float32  # of the head's products
 
     @classmethod
     def by(

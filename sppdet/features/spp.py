@@ -3,9 +3,9 @@
 For a level of n×n bins over a window of w×h cells, bin (i, j), counted from 0, covers the columns
 [⌊i·w/n⌋, ⌈(i+1)·w/n⌉) and the rows likewise; neighbouring bins may share cells and none is empty.
 
-A bin of level n is exactly the union of the bins of level m that lie under it where n divides m,
-so that on a CPU only levels that divide no other one look at the map: {6, 3, 2, 1} costs little more
-than {6}. On a GPU a Triton kernel has a program for every bin, or, without Triton, `roi_pool` does it.
+If n divides m, a bin of level n is exactly a union of bins of level m, so that on a CPU only levels
+that divide no other one read the map: {6, 3, 2, 1} costs little more than {6}. On a GPU a Triton kernel
+runs a program per bin; without Triton, `roi_pool` is used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sppdet.parallel import shares
 
 _log = logging.getLogger("sppdet")
 
-VERSION = 2  # raised when the same settings give other values
+VERSION = 2  # raise it when the same settings give other values
 
 
 def empty_vectors(count: int, width: int, device: torch.device) -> torch.Tensor:
-    """(count, width) float32, to be filled."""
+    """Allocate (count, width) float32."""
     if device.type == "cpu":
-        # NumPy asks for large pages, without which a fresh 100 MB costs as much as the pooling
+        # NumPy requests huge pages; without them allocating 100 MB costs as much as the pooling
         return torch.from_numpy(np.empty((count, width), dtype=np.float32))
     return torch.empty((count, width), device=device)
 
@@ -49,14 +49,14 @@ def spp_windows(
 ) -> torch.Tensor:
     """Max-pool windows of one feature map into fixed vectors.
 
-    Differentiable: where gradients are wanted, that of a bin goes to the first of its greatest
-    cells in reading order, as torch's own pooling does it.
+    Differentiable: the gradient of a bin goes to the first of its maximum cells in reading order, as
+    in torch's own pooling.
 
     Args:
         feature_map: (C, H, W) float, on any device.
         windows: (U, 4) int64 (left, top, right, bottom) in cells, inclusive, inside the map.
         levels: bins a side.
-        out: (U, D) float32, contiguous, to be filled and returned; not where gradients are wanted.
+        out: (U, D) float32, contiguous, filled and returned; only if no gradient is required.
 
     Returns:
         (U, D) float32 on the map's device, D = `spp_width`; level by level, each in the order
@@ -71,7 +71,7 @@ def spp_windows(
     result: torch.Tensor
     if torch.is_grad_enabled() and feature_map.requires_grad:
         if out is not None:
-            raise ValueError("out: isn't filled where gradients are wanted")
+            raise ValueError("out: expected None, since the map requires a gradient")
         if on_cpu:
             result = _WindowPooling.apply(feature_map, windows, tuple(levels))
         elif _has_triton(feature_map.device):
@@ -97,8 +97,8 @@ def spp_windows(
 def _by_roi_pool(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
 ) -> torch.Tensor:
-    # roi_pool divides windows into bins in float32: 57 cells make 7 bins of 8.142858, the last of
-    # which ends at 57.000004; so every bin is a region of its own that it needn't divide
+    # roi_pool divides windows in float32: 57 cells make 7 bins of 8.142858, the last of which ends at
+    # 57.000004; so every bin is passed as a region of its own
     cells = _cells_of_bins(windows, levels)
     rois = torch.zeros((cells.shape[0] * cells.shape[1], 5), device=feature_map.device)
     rois[:, 1:] = torch.from_numpy(cells.reshape(-1, 4)).to(rois)
@@ -107,7 +107,7 @@ def _by_roi_pool(
 
 
 def _cells_of_bins(windows: NDArray[np.int64], levels: Sequence[int]) -> NDArray[np.int64]:
-    """(U, B, 4) first and last cells (left, top, right, bottom), inclusive, of all levels' bins."""
+    """Compute the cells (U, B, 4) of all levels' bins: (left, top, right, bottom), inclusive."""
     bins = np.array([(n, i, j) for n in levels for i in range(n) for j in range(n)])
     n, at = bins[:, :1], bins[:, [2, 1]]  # [B, 1], [B, 2] column and row
     first, sides = windows[:, None, :2], windows[:, None, 2:] - windows[:, None, :2] + 1
@@ -118,14 +118,14 @@ def _cells_of_bins(windows: NDArray[np.int64], levels: Sequence[int]) -> NDArray
 
 @functools.cache
 def _has_triton(device: torch.device) -> bool:
-    """Whether Triton is there and works, for which it needs a C compiler and Python's headers."""
+    """Check that Triton works; it needs a C compiler and Python's headers."""
     if importlib.util.find_spec("triton") is None:
         return False
     from sppdet.features import spp_triton
 
     try:
         spp_triton.try_out(device)
-    except Exception as error:  # of any kind: compilers, drivers and Triton have their own
+    except Exception as error:  # compilers, drivers and Triton raise errors of their own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         _log.warning("SPP by torch alone, which is slower: Triton can't be used: %s", first)
         return False
@@ -138,12 +138,12 @@ def _pool_into(
     windows: NDArray[np.int64],
     levels: Sequence[int],
 ) -> None:
-    """Fill target (U, D), by as many threads as torch uses."""
+    """Fill target (U, D), with as many threads as torch uses."""
     channels_last = feature_map.permute(1, 2, 0).float().contiguous().numpy()
     plan = _plan(feature_map.shape[0], levels)
 
     def pool(part: slice) -> None:
-        _pool(channels_last, windows[part], plan, target[part])  # which holds no lock
+        _pool(channels_last, windows[part], plan, target[part])  # releases the GIL
 
     parts = shares(len(windows)) if len(windows) else []
     with ThreadPoolExecutor(len(parts) or 1) as threads:
@@ -151,7 +151,7 @@ def _pool_into(
 
 
 def _plan(channels: int, levels: Sequence[int]) -> NDArray[np.int64]:
-    """(L, 4) rows (n, first column, finer level m or 0, its first column), finest level first."""
+    """Plan the levels (L, 4), finest first: n, first column, finer level m or 0, its first column."""
     rows = []
     for n in sorted(levels, reverse=True):
         finer = min((m for m in levels if m > n and m % n == 0), default=0)
@@ -161,7 +161,7 @@ def _plan(channels: int, levels: Sequence[int]) -> NDArray[np.int64]:
 
 
 class _WindowPooling(torch.autograd.Function):
-    """Pooling of windows on the CPU, with the gradient of the map."""
+    """Pooling of windows on the CPU, with a gradient for the map."""
 
     @staticmethod
     def forward(
@@ -169,10 +169,7 @@ class _WindowPooling(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(feature_map)
         ctx.windows, ctx.levels = windows, levels
-        width = spp_width(feature_map.shape[0], levels)
-        out = empty_vectors(len(windows), width, feature_map.device)
-        _pool_into(out.numpy(), feature_map, windows, levels)
-        return out
+        return spp_windows(feature_map, windows, levels)  # gradients are disabled here
 
     @staticmethod
     @once_differentiable
@@ -183,14 +180,14 @@ class _WindowPooling(torch.autograd.Function):
         result = np.zeros_like(source)
         for n in ctx.levels:
             columns = level_columns(channels, ctx.levels, n)
-            given = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
-            # each thread has channels of its own: nothing is added in an order that could vary
+            gradient = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
+            # each thread has its own channels, so that the order of additions is fixed
             parts = shares(channels)
             with ThreadPoolExecutor(len(parts)) as pool:
                 list(
                     pool.map(
-                        lambda p, given=given: _spread(
-                            source[:, :, p], ctx.windows, given[..., p], result[:, :, p]
+                        lambda p, gradient=gradient: _spread(
+                            source[:, :, p], ctx.windows, gradient[..., p], result[:, :, p]
                         ),
                         parts,
                     )
@@ -205,7 +202,7 @@ def _pool(
     plan: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    """out (U, D) from a map (H, W, C), all levels of a window in one go by `_plan`."""
+    """Pool a map (H, W, C) into out (U, D), all levels of a window at once, by `_plan`."""
     channels = feature_map.shape[2]
     for u in range(windows.shape[0]):
         left, top = windows[u, 0], windows[u, 1]
@@ -221,7 +218,7 @@ def _pool(
                         y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
                         x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
                         cell = feature_map[y0, x0]
-                        for c in range(channels):  # plain loops are what vectorises best
+                        for c in range(channels):  # plain loops vectorise best
                             best[c] = cell[c]
                         for y in range(y0, y1):
                             for x in range(x0, x1):
@@ -249,7 +246,7 @@ def _spread(
     gradients: NDArray[np.float32],
     result: NDArray[np.float32],
 ) -> None:
-    """Add gradients (U, n, n, C) of bins to the first greatest cells of a map (H, W, C)."""
+    """Add gradients (U, n, n, C) of bins to the first maximum cells of a map (H, W, C)."""
     n, channels = gradients.shape[1], gradients.shape[3]
     for u in range(windows.shape[0]):
         left, top = windows[u, 0], windows[u, 1]

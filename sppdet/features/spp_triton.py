@@ -1,6 +1,6 @@
 """Spatial pyramid pooling of windows on a GPU, by a Triton kernel.
 
-Imported only where a map lies on a GPU (or Triton's interpreter is on) and Triton is installed.
+Imported only for a map on a GPU (or with Triton's interpreter), if Triton is installed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from sppdet.features.levels import spp_width
 
-_MOST_CHANNELS = 256  # a program's
+_MAX_CHANNELS = 256  # per program
 
 
 def try_out(device: torch.device) -> None:
-    """Pool a window of one cell; raises what Triton does where it can't compile or run."""
+    """Pool a window of one cell; raises Triton's error if it can't compile or run."""
     pool_into(
         torch.empty((1, 1), device=device),
         torch.zeros((1, 1, 1), device=device),
@@ -34,7 +34,7 @@ def try_out(device: torch.device) -> None:
 
 @triton.jit
 def _cells_of_bin(window, bin_of):  # type: ignore[no-untyped-def]
-    """Rows y0..y1 and columns x0..x1 (half-open) of bin (n, i, j) of a window."""
+    """Compute rows y0..y1 and columns x0..x1 (half-open) of bin (n, i, j) of a window."""
     n, i, j = tl.load(bin_of), tl.load(bin_of + 1), tl.load(bin_of + 2)
     left, top = tl.load(window), tl.load(window + 1)
     w, h = tl.load(window + 2) - left + 1, tl.load(window + 3) - top + 1
@@ -47,7 +47,7 @@ def _cells_of_bin(window, bin_of):  # type: ignore[no-untyped-def]
 def _pool_kernel(  # type: ignore[no-untyped-def]
     feature_map, windows, bins, out, width, channels, total_bins, BLOCK: tl.constexpr
 ):
-    """One program: a block of channels of one bin of one window; map (H, W, C), out (U, B, C)."""
+    """Pool a block of channels of one bin of one window; map (H, W, C), out (U, B, C)."""
     window, at = tl.program_id(0), tl.program_id(1)
     y0, y1, x0, x1 = _cells_of_bin(windows + 4 * window, bins + 3 * at)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -58,15 +58,15 @@ def _pool_kernel(  # type: ignore[no-untyped-def]
             cell = feature_map + (y * width + x).to(tl.int64) * channels
             value = tl.load(cell + c, mask=inside, other=float("-inf"))
             best = tl.maximum(best, value.to(tl.float32))
-    place = (window.to(tl.int64) * total_bins + at) * channels
-    tl.store(out + place + c, best, mask=inside)
+    start = (window.to(tl.int64) * total_bins + at) * channels
+    tl.store(out + start + c, best, mask=inside)
 
 
 @triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
 def _spread_kernel(  # type: ignore[no-untyped-def]
     feature_map, windows, bins, gradients, result, width, channels, total_bins, BLOCK: tl.constexpr
 ):
-    """Adds each bin's gradient to the first of its greatest cells."""
+    """Add each bin's gradient to the first of its maximum cells."""
     window, at = tl.program_id(0), tl.program_id(1)
     y0, y1, x0, x1 = _cells_of_bin(windows + 4 * window, bins + 3 * at)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -80,9 +80,9 @@ def _spread_kernel(  # type: ignore[no-untyped-def]
             greater = value > best
             best = tl.where(greater, value, best)
             where = tl.where(greater, y * width + x, where)
-    place = (window.to(tl.int64) * total_bins + at) * channels
-    given = tl.load(gradients + place + c, mask=inside, other=0.0)
-    tl.atomic_add(result + where.to(tl.int64) * channels + c, given, mask=inside)
+    start = (window.to(tl.int64) * total_bins + at) * channels
+    gradient = tl.load(gradients + start + c, mask=inside, other=0.0)
+    tl.atomic_add(result + where.to(tl.int64) * channels + c, gradient, mask=inside)
 
 
 def pool_into(
@@ -91,20 +91,12 @@ def pool_into(
     windows: NDArray[np.int64],
     levels: Sequence[int],
 ) -> None:
-    """Fill out (U, D) float32 from a map (C, H, W), as `spp_windows`."""
-    channels_last, cells, bins = _arguments(feature_map, windows, levels)
-    _, width, channels = channels_last.shape
-    if len(windows):
-        block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
-        grid = (len(windows), len(bins), triton.cdiv(channels, block))
-        with _on(feature_map.device):
-            _pool_kernel[grid](
-                *(channels_last, cells, bins, out, width, channels, len(bins)), BLOCK=block
-            )
+    """Pool windows of a map (C, H, W) into out (U, D) float32, like `spp_windows`."""
+    _launch(_pool_kernel, feature_map, windows, levels, out)
 
 
 class WindowPooling(torch.autograd.Function):
-    """`pool_into` with the gradient of the map; its sums come in any order, so to the last bits."""
+    """`pool_into` with a gradient for the map; atomic sums, so reproducible up to rounding only."""
 
     @staticmethod
     def forward(
@@ -121,41 +113,39 @@ class WindowPooling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (feature_map,) = ctx.saved_tensors
-        channels_last, cells, bins = _arguments(feature_map, ctx.windows, ctx.levels)
-        height, width, channels = channels_last.shape
-        result = torch.zeros(
-            (height, width, channels), dtype=torch.float32, device=feature_map.device
-        )
-        if len(ctx.windows):
-            block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
-            grid = (len(ctx.windows), len(bins), triton.cdiv(channels, block))
-            with _on(feature_map.device):
-                _spread_kernel[grid](
-                    *(channels_last, cells, bins, gradients[0].float().contiguous(), result),
-                    *(width, channels, len(bins)),
-                    BLOCK=block,
-                )
+        channels, height, width = feature_map.shape
+        result = torch.zeros((height, width, channels), device=feature_map.device)
+        gradient = gradients[0].float().contiguous()
+        _launch(_spread_kernel, feature_map, ctx.windows, ctx.levels, gradient, result)
         return result.permute(2, 0, 1).to(feature_map.dtype), None, None
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Launch on this GPU: Triton takes the thread's current one, which may be another."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _arguments(
-    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The map as (H, W, C), windows and the bins (B, 3) of all levels, on the map's device."""
-    return (
-        feature_map.permute(1, 2, 0).contiguous(),
-        torch.from_numpy(windows.astype(np.int32)).to(feature_map.device, non_blocking=True),
-        _bins(tuple(levels), feature_map.device),
-    )
+def _launch(
+    kernel: Any,
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+    *tensors: torch.Tensor,
+) -> None:
+    """Run a program for every window, bin and block of channels."""
+    if len(windows) == 0:
+        return
+    device = feature_map.device
+    channels_last = feature_map.permute(1, 2, 0).contiguous()
+    cells = torch.from_numpy(windows.astype(np.int32)).to(device, non_blocking=True)
+    bins = _bins(tuple(levels), device)
+    _, width, channels = channels_last.shape
+    block = min(_MAX_CHANNELS, triton.next_power_of_2(channels))
+    grid = (len(windows), len(bins), triton.cdiv(channels, block))
+    # Triton launches on the thread's current GPU, which may be another
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](
+            *(channels_last, cells, bins, *tensors, width, channels, len(bins)), BLOCK=block
+        )
 
 
 @functools.lru_cache(maxsize=16)
 def _bins(levels: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """(B, 3) int32 rows (n, i, j), kept on the device: a copy there waits for it."""
+    """Return all bins (B, 3) int32 as (n, i, j), cached on the device: a copy would block."""
     table = [(n, i, j) for n in levels for i in range(n) for j in range(n)]
     return torch.tensor(table, dtype=torch.int32, device=device)

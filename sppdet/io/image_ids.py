@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.io.coco import CocoId, read_coco_file_ids, read_coco_ids
 from sppdet.io.image_names import ImageNames

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sppdet.config import DataConfig
+from sppdet.data_config import DataConfig
 from sppdet.io.dataset import load_dataset
 from sppdet.io.image_cache import ImageCache
 from sppdet.types import Dataset

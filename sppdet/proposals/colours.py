@@ -1,4 +1,4 @@
-"""The colour spaces that selective search looks at an image in."""
+"""Colour spaces of selective search."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sppdet.types import ImageArray
 
 
 def in_colour_space(image: ImageArray, name: str) -> NDArray[np.uint8]:
-    """Convert an image (H, W, 3).
+    """Convert an RGB image (H, W, 3) to a colour space.
 
     Args:
-        name: hsv, lab, rgi (normalised red and green beside the intensity), hue or grey.
+        name: hsv, lab, rgi (normalised red and green, and intensity), hue or grey.
 
     Returns:
         (H, W, C) uint8, C = 3 or 1.

@@ -1,9 +1,8 @@
 """Hierarchical grouping (Uijlings et al., IJCV 2013): the most similar touching regions merge first.
 
-The similarity of two regions is the mean of up to four, each at most 1: of colour and of texture,
-the intersection of their histograms; of size, the part of the image outside both; of fill, the part
-of the image outside the gaps between them and the box around both. Of equally similar pairs one is
-taken by a fixed rule.
+The similarity of two regions is the mean of up to four measures, each at most 1. Colour and texture:
+the intersection of their histograms; size: the fraction of the image outside both; fill: the fraction
+of the image outside the gaps between them and their bounding box. Ties are broken by a fixed rule.
 """
 
 from __future__ import annotations
@@ -22,40 +21,31 @@ LOW_BITS = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """All regions of a grouping: the R initial ones, then those that merging made, in its order."""
+    """All regions of a grouping: the R initial ones, then the merged ones in order."""
 
     boxes: NDArray[np.int32]  # (2R - 1, 4) xyxy, half-open
-    parts: NDArray[np.int32]  # (R - 1, 2) the two regions that became region R + i
+    parts: NDArray[np.int32]  # (R - 1, 2) the two regions merged into region R + i
 
 
 def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
     """Merge a segmentation's regions until one is left.
 
     Args:
-        regions: of a whole image, so that all hang together.
-        grouping: letters of `MEASURES`, which weigh equally.
-        pixels: size of the image.
+        regions: regions of a whole image, which are connected.
+        grouping: letters of `MEASURES`, with equal weights.
+        pixels: number of pixels of the image.
     """
     count = len(regions.sizes)
-    weights = [(letter in grouping) / len(grouping) for letter in MEASURES]
+    weights = np.array([(letter in grouping) / len(grouping) for letter in MEASURES], np.float32)
     boxes = np.empty((2 * count - 1, 4), np.int32)
     boxes[:count] = regions.boxes
     size = np.zeros(2 * count - 1, np.int64)
     size[:count] = regions.sizes
     parts = np.empty((count - 1, 2), np.int32)
-    # merged in place; a measure that has no weight is left out
+    # merged in place; histograms without weight are dropped
     colours = regions.colours[:, : None if "c" in grouping else 0].copy()
     textures = regions.textures[:, : None if "t" in grouping else 0].copy()
-    _merge_all(
-        boxes,
-        size,
-        colours,
-        textures,
-        regions.pairs,
-        np.array(weights, np.float32),
-        pixels,
-        parts,
-    )
+    _merge_all(boxes, size, colours, textures, regions.pairs, weights, pixels, parts)
     return Hierarchy(boxes, parts)
 
 
@@ -63,7 +53,7 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
 def _intersection(
     a: NDArray[np.float32], b: NDArray[np.float32], scale_a: np.float32, scale_b: np.float32
 ) -> float:
-    """Intersection of two histograms, each times its scale."""
+    """Compute the intersection of two histograms, each times its scale."""
     total = np.float32(0)
     for i in range(a.shape[0]):
         x, y = a[i] * scale_a, b[i] * scale_b
@@ -81,7 +71,7 @@ def _similarity(
     weights: NDArray[np.float32],
     pixels: int,
 ) -> float:
-    """Weighted similarity of two regions, whose histograms are in these rows; in [0, 1]."""
+    """Compute the similarity of two regions, whose histograms are in `rows`; in [0, 1]."""
     p, q = np.float32(1 / sizes[0]), np.float32(1 / sizes[1])
     both = sizes[0] + sizes[1]
     total = weights[2] * np.float32(1 - both / pixels)
@@ -98,15 +88,15 @@ def _similarity(
 
 @compiled
 def _gaps(a: NDArray[np.int32], b: NDArray[np.int32], size: int) -> int:
-    """Pixels of the box around boxes a and b that aren't among `size` ones inside."""
-    wide = max(a[2], b[2]) - min(a[0], b[0])
-    high = max(a[3], b[3]) - min(a[1], b[1])
-    return int(wide * high - size)
+    """Count the pixels of the bounding box of boxes a and b outside their regions of `size` pixels."""
+    width = max(a[2], b[2]) - min(a[0], b[0])
+    height = max(a[3], b[3]) - min(a[1], b[1])
+    return int(width * height - size)
 
 
 @compiled
 def _latest(parent: NDArray[np.int32], region: int) -> int:
-    """Find the region that a region has been merged into so far, or itself."""
+    """Find the current region that contains `region`; compresses the path."""
     while parent[region] != region:
         parent[region] = parent[parent[region]]
         region = parent[region]
@@ -115,7 +105,7 @@ def _latest(parent: NDArray[np.int32], region: int) -> int:
 
 @compiled
 def _sink(heap: NDArray[np.int64], length: int, at: int) -> None:
-    """Restore the heap (greatest first) where heap[at] may be too small."""
+    """Restore the max-heap if heap[at] may be too small."""
     key = heap[at]
     child = 2 * at + 1
     while child < length:
@@ -131,7 +121,7 @@ def _sink(heap: NDArray[np.int64], length: int, at: int) -> None:
 
 @compiled
 def _rise(heap: NDArray[np.int64], at: int) -> None:
-    """Restore the heap where heap[at] may be too great."""
+    """Restore the max-heap if heap[at] may be too large."""
     key = heap[at]
     while at > 0:
         above = (at - 1) >> 1
@@ -146,7 +136,7 @@ def _rise(heap: NDArray[np.int64], at: int) -> None:
 def _is_fresh(
     key: int, current: NDArray[np.int32], ends: NDArray[np.int32], parent: NDArray[np.int32]
 ) -> bool:
-    """Whether a heap's entry still stands for two regions of now."""
+    """Check that a heap entry is of two current regions with their current similarity."""
     link = key & LOW_BITS
     a, b = ends[link]
     return bool(current[link] == key >> 32 and parent[a] == a and parent[b] == b)
@@ -165,15 +155,17 @@ def _merge_all(
 ) -> None:
     """Fill boxes[R:], size[R:] and parts; the histograms are overwritten.
 
-    A pair of regions is two links, 2e from the first and 2e + 1 from the second, each in the list of
-    its region. A merged region takes over both lists; where a link leads to by now is looked up when
-    it is met. The heap holds the bits of a similarity above the number of a link; an entry is stale
-    once one of its regions is gone or the link has another similarity.
+    Pair e of regions is two links, 2e from the first and 2e + 1 from the second, each in the list of
+    its region. A merged region takes over both lists; the target of a link is resolved when the list
+    is traversed. A heap entry has the bits of a similarity above the number of its link; it is stale
+    once one of its regions is merged or the link has another similarity.
     """
     total = boxes.shape[0]
     count = (total + 1) // 2
     parent = np.arange(total).astype(np.int32)
-    row = np.arange(total).astype(np.int32)  # of the histograms: a merged one has its first part's
+    row = np.arange(total).astype(
+        np.int32
+    )  # of the histograms; a merged region reuses that of its first part
     head, tail = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
     met_by = np.full(total, -1, np.int32)
     links = 2 * pairs.shape[0]
@@ -183,7 +175,7 @@ def _merge_all(
     heap = np.empty(4 * links + 64, np.int64)
     length = 0
     value = np.empty(1, np.float32)
-    bits = value.view(np.int32)  # of floats that aren't negative they have the same order
+    bits = value.view(np.int32)  # bits of non-negative floats sort like the floats
     for e in range(pairs.shape[0]):
         a, b = pairs[e]
         for link, own, other in ((2 * e, a, b), (2 * e + 1, b, a)):
@@ -230,15 +222,8 @@ def _merge_all(
                 met_by[other] = new
                 ends[link, 0], ends[link, 1] = new, other
                 gaps = _gaps(box, boxes[other], size[new] + size[other])
-                value[0] = _similarity(
-                    colours,
-                    textures,
-                    (row[new], row[other]),
-                    (size[new], size[other]),
-                    gaps,
-                    weights,
-                    pixels,
-                )
+                rows, sizes = (row[new], row[other]), (size[new], size[other])
+                value[0] = _similarity(colours, textures, rows, sizes, gaps, weights, pixels)
                 current[link] = bits[0]
                 if length == heap.shape[0]:
                     length = _drop_stale(heap, current, ends, parent)
@@ -263,7 +248,7 @@ def _drop_stale(
     ends: NDArray[np.int32],
     parent: NDArray[np.int32],
 ) -> int:
-    """Keep the heap's fresh entries, of which there is at most one a pair; returns how many."""
+    """Drop the heap's stale entries; returns the number left, at most one per pair."""
     kept = 0
     for at in range(heap.shape[0]):
         if _is_fresh(heap[at], current, ends, parent):

@@ -1,4 +1,4 @@
-"""Modes of the search: the colour spaces, thresholds and groupings of its hierarchies."""
+"""Modes of selective search: the hierarchies that it builds."""
 
 from __future__ import annotations
 

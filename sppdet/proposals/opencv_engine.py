@@ -1,8 +1,8 @@
-"""Selective search by OpenCV, to compare with.
+"""Selective search by OpenCV, for comparison.
 
-OpenCV keeps the merge order to itself and ranks boxes with C's `rand()`, so that its order depends on
-what ran before in the process. Here the boxes of a segmentation are counted from the largest to the
-smallest, which puts every region after those it is part of.
+OpenCV hides the merge order and ranks boxes with C's `rand()`, so that its order depends on what ran
+before in the process. Here the boxes of a segmentation are sorted from largest to smallest, which puts
+every region after those that contain it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sppdet.types import ImageArray
 
 
 def hierarchies(image: ImageArray, mode: Mode) -> list[NDArray[np.int32]]:
-    """All regions' boxes of every segmentation under all groupings, from the largest on.
+    """Compute the boxes of all groupings of every segmentation, largest first.
 
     Args:
         image: (H, W, 3) RGB uint8.
 
     Returns:
-        One (N, 4) int32 array of distinct half-open xyxy boxes a segmentation.
+        per segmentation (N, 4) int32 distinct boxes, xyxy, half-open.
     """
     found = []
     for colour in mode.colours:

@@ -1,4 +1,4 @@
-"""How well proposals cover the ground truth: a bound on all that follows."""
+"""Recall of proposals, which limits that of detections."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sppdet.types import AnnotatedImage, Proposals
 
 @dataclass(frozen=True)
 class Coverage:
-    """Over all objects that aren't difficult; NaN where there are none."""
+    """Recall over all objects that aren't difficult; NaN if there are none."""
 
     objects: int
-    recall_50: float  # part of the objects with a proposal of IoU >= 0.5
+    recall_50: float  # fraction of objects with a proposal of IoU >= 0.5
     recall_70: float
     best_overlap: float  # mean over objects of the best IoU ("average best overlap")
-    mean_count: float  # proposals an image
+    mean_count: float  # proposals per image
 
     def __str__(self) -> str:
         return (
@@ -40,7 +40,7 @@ def coverage(pairs: Iterable[tuple[AnnotatedImage, Proposals]]) -> Coverage:
             best.extend(box_iou(targets, proposals.boxes).max(axis=1).tolist())
         else:
             best.extend([0.0] * len(targets))
-    iou = np.array(best) if best else np.array([np.nan])
+    iou = np.array(best or [np.nan])
     missing = np.nan if not best else 1.0
     return Coverage(
         objects=len(best),

@@ -1,9 +1,9 @@
-"""Sizes, boxes, histograms and neighbours of a segmentation's regions.
+"""Properties of a segmentation's regions: sizes, boxes, histograms and adjacency.
 
 A region has a colour histogram of 25 bins a channel and a texture histogram of 10 bins for each of
-8 directions of each channel: the derivatives along 0°, 45°, 90° and 135°, half-wave rectified (their
-positive and their negative parts apart). The bins are the same for every image, and reach up to
-the derivative at an edge between black and white.
+8 directions of each channel: the derivatives along 0°, 45°, 90° and 135°, half-wave rectified (positive and
+negative values apart). The bins are the same for every image and cover the derivative at an edge
+between black and white.
 """
 
 from __future__ import annotations
@@ -18,42 +18,40 @@ from sppdet.compiled import compiled
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
-AXES = 4  # of derivatives, with two directions each
-TEXTURE_STEP = 408  # a bin's width: Scharr's derivatives reach 16 · 255
+AXES = 4  # of derivatives, two directions each
+TEXTURE_STEP = 408  # width of a bin: Scharr's derivatives reach 16 · 255
 DIAGONAL_STEP = 577  # √2 times that, for the sum of both
-SIGNED_BINS = 2 * TEXTURE_BINS - 1  # both directions of an axis share their lowest bin
+SIGNED_BINS = 2 * TEXTURE_BINS - 1  # the directions of an axis share their lowest bin
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The R regions of one segmentation, before any are merged.
+    """The R regions of one segmentation, before merging.
 
-    Histograms count pixels: each channel's colours, and each direction's derivatives, sum to the
-    region's size.
+    Histograms count pixels: those of a channel's colours and of a direction's derivatives each sum
+    to the region's size.
     """
 
     sizes: NDArray[np.int32]  # (R,) pixels
     boxes: NDArray[np.int32]  # (R, 4) xyxy, half-open
     colours: NDArray[np.float32]  # (R, C * 25)
     textures: NDArray[np.float32]  # (R, C * 80)
-    pairs: NDArray[
-        np.int32
-    ]  # (E, 2) regions that share a side of a pixel, first < second, distinct
+    pairs: NDArray[np.int32]  # (E, 2) distinct 4-connected neighbours, first < second
 
 
 def pixel_bins(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The bins that every pixel counts in.
+    """Compute the histogram bins of every pixel.
 
     Args:
         planes: (C, H, W).
 
     Returns:
-        (C, 5, H, W) uint8: the colour's, 0..24, and four signed derivatives', 0..18, where 9 is
-        the lowest bin of both directions.
+        (C, 5, H, W) uint8: the bin of the colour, 0..24, and of four signed derivatives, 0..18,
+        where 9 is the lowest of both directions.
     """
     bins = np.empty((planes.shape[0], 1 + AXES, *planes.shape[1:]), np.uint8)
     for plane, out in zip(planes, bins, strict=True):
-        # in 16 bits: Scharr's weights sum to 16
+        # 16 bits suffice: Scharr's weights sum to 16
         across = cv2.Scharr(plane, cv2.CV_16S, 1, 0).reshape(plane.shape)
         down = cv2.Scharr(plane, cv2.CV_16S, 0, 1).reshape(plane.shape)
         _bin(plane, across, down, out)
@@ -64,14 +62,14 @@ def describe_regions(labels: NDArray[np.uint32], count: int, bins: NDArray[np.ui
     """Measure the regions of a segmentation.
 
     Args:
-        labels: (H, W) in [0, count), each of them there.
+        labels: (H, W) in [0, count), each of which occurs.
         bins: `pixel_bins` of the image.
     """
     height, width = labels.shape
     channels = bins.shape[0]
     sizes = np.zeros(count, np.int32)
     boxes = np.empty((count, 4), np.int32)
-    pairs = np.empty((3 * count, 2), np.int32)  # a plane graph has less
+    pairs = np.empty((3 * count, 2), np.int32)  # a planar graph has fewer
     found = _outline(labels, sizes, boxes, pairs)
     counts = np.zeros((count, channels, COLOUR_BINS + AXES * SIGNED_BINS), np.uint32)
     _count(labels.reshape(-1), bins.reshape(channels * (1 + AXES), height * width), counts)
@@ -96,7 +94,7 @@ def _bin(
     for axis in range(AXES):
         p = np.int32(axis != 2)
         q = np.int32(axis != 0) * np.int32(-1 if axis == 3 else 1)
-        # a trifle more, so that rounding leaves no value below its bin
+        # slightly larger, so that rounding puts no value into a lower bin
         scale = np.float32((1 + 1e-6) / (DIAGONAL_STEP if axis & 1 else TEXTURE_STEP))
         for y in range(height):
             for x in range(width):
@@ -112,14 +110,14 @@ def _outline(
     boxes: NDArray[np.int32],
     pairs: NDArray[np.int32],
 ) -> int:
-    """Sizes, boxes and pairs; returns how many pairs there are."""
+    """Fill sizes, boxes and pairs; returns the number of pairs."""
     height, width = labels.shape
     for r in range(sizes.shape[0]):
         boxes[r, 0], boxes[r, 1], boxes[r, 2], boxes[r, 3] = width, height, 0, 0
     capacity = 64
     while capacity < 4 * pairs.shape[0]:
         capacity *= 2
-    table = np.full(capacity, -1, np.int32)  # open addressing, of rows of `pairs`
+    table = np.full(capacity, -1, np.int32)  # open addressing; rows of `pairs`
     found = 0
     for y in range(height):
         above = labels[y - 1 if y else 0]
@@ -157,11 +155,11 @@ def _outline(
 
 @compiled
 def _count(labels: NDArray[np.uint32], bins: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
-    """Every pixel in each of its bins: counts (R, C, 25 + 4 * 19)."""
+    """Count every pixel in each of its bins: counts (R, C, 25 + 4 * 19)."""
     channels = counts.shape[1]
     flat = counts.reshape(-1)
     one = np.uint32(1)
-    # unsigned, so that no index is looked at for being negative
+    # unsigned indices save the check for negative ones
     step, next_axis = np.uint64(counts.shape[2]), np.uint64(SIGNED_BINS)
     row = np.uint64(channels) * step
     for c in range(channels):
@@ -188,7 +186,7 @@ def _unfold(
     colours: NDArray[np.float32],
     textures: NDArray[np.float32],
 ) -> None:
-    """Both directions of every axis: what isn't in a direction's upper bins is in its lowest."""
+    """Fill both histograms of every axis; pixels not in a direction's upper bins are in its lowest."""
     regions, channels, _ = counts.shape
     for r in range(regions):
         for c in range(channels):

@@ -1,4 +1,4 @@
-"""Selective search as a function of an image, for use on its own."""
+"""Standalone selective search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def selective_search(
         seed: seed of the pseudo-random ranking; the same image and seed give the same boxes.
 
     Returns:
-        (P, 4) float32 distinct boxes, xyxy in original pixels, half-open, the most promising first.
+        (P, 4) float32 distinct boxes, xyxy in original pixels, half-open, ranked.
 
     Raises:
         ValueError: `image` isn't an (H, W, 3) uint8 array with pixels, or a setting is impossible.

@@ -1,12 +1,12 @@
 """Graph segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) of an image into small regions.
 
-The pixels of the smoothed image are joined to their neighbours by edges that weigh as much as
-their colours differ. Edges are taken from the lightest to the heaviest; one joins two regions if it
-weighs no more than either's heaviest edge so far + k / size. Then regions below the least size are
-joined to a neighbour, again by the lightest edges first.
+Edges between neighbouring pixels of the smoothed image weigh as much as the colours differ. They are
+processed in ascending weight; an edge joins two regions if for both its weight is at most that of their
+heaviest edge so far + k / size. Then regions below the minimum size are joined to a neighbour, again
+in ascending weight.
 
-Weights are whole numbers, 1/128 of a level of colour, so that one counting sort serves every k. Among
-equal ones the edge of the earlier pixel comes first.
+Weights are integers in units of 1/128 of a colour level, so that one counting sort serves every k.
+Ties are in the order of the pixels.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from sppdet.compiled import compiled
 
 SIGMA = 0.8  # smoothing before the edges are weighed
-STEPS = 128  # of weight in a level of colour; √3 · 255 levels of them are below 2¹⁶
-BLOCK = 64  # edges looked up at once
+STEPS = 128  # of weight per colour level; √3 · 255 levels are below 2¹⁶
+BLOCK = 64  # edges looked up together
 
 
 @dataclass(frozen=True)
 class Edges:
-    """The edges of an image from the lightest to the heaviest.
+    """Edges of an image in ascending weight.
 
-    Edge e joins pixel p = e // 2 (in rows) to p + 1 if e is even, else to the one below it.
+    Edge e joins pixel p = e // 2 (row-major) to p + 1 if e is even, else to the one below it.
     """
 
     order: NDArray[np.uint32]  # (E,) edges
@@ -38,7 +38,7 @@ class Edges:
 
 
 def weigh_edges(planes: NDArray[np.uint8]) -> Edges:
-    """The edges between neighbouring pixels.
+    """Compute and sort the edges between neighbouring pixels.
 
     Args:
         planes: (C, H, W), C at most 3.
@@ -56,22 +56,22 @@ def weigh_edges(planes: NDArray[np.uint8]) -> Edges:
 
 
 def segment(edges: Edges, k: int) -> tuple[NDArray[np.uint32], int]:
-    """Segment an image with threshold `k` and least size `k`.
+    """Segment an image with threshold `k` and minimum size `k`.
 
     Returns:
-        (H, W) labels from 0 on, numbered in the order of their first pixels; how many.
+        (H, W) labels from 0, numbered in the order of their first pixels, and their count.
     """
     parent = np.empty(edges.height * edges.width, np.uint32)
     labels = np.empty_like(parent)
     _join(edges.order, edges.weights, edges.width, k, parent)
-    pieces = _number(parent, labels)
-    count = _absorb(edges.order, edges.width, k, labels, pieces)
+    count = _number(parent, labels)
+    count = _absorb(edges.order, edges.width, k, labels, count)
     return labels.reshape(edges.height, edges.width), count
 
 
 @compiled
 def _weigh(smooth: NDArray[np.float32], weights: NDArray[np.uint16]) -> None:
-    """To the right: weights[y, 0, x]; down: weights[y, 1, x]. 0 where there is no neighbour."""
+    """Fill weights[y, 0, x] of edges to the right and weights[y, 1, x] down; 0 without a neighbour."""
     channels, height, width = smooth.shape
     total = np.empty(width, np.float32)
     for y in range(height):
@@ -99,7 +99,7 @@ def _weigh(smooth: NDArray[np.float32], weights: NDArray[np.uint16]) -> None:
 def _sort(
     weights: NDArray[np.uint16], order: NDArray[np.uint32], sorted_weights: NDArray[np.uint16]
 ) -> None:
-    """Counting sort, in which the order of equal weights stays."""
+    """Sort edges by weight with a stable counting sort."""
     height, _, width = weights.shape
     places = np.zeros(1 << 16, np.uint32)
     for y in range(height):
@@ -130,7 +130,7 @@ def _sort(
 
 @compiled
 def _root(parent: NDArray[np.uint32], i: np.uint32) -> np.uint32:
-    """The root of i's tree, which is its own parent."""
+    """Find the root of i's tree, which is its own parent."""
     while parent[i] != i:
         i = parent[i]
     return i
@@ -144,11 +144,11 @@ def _join(
     k: int,
     parent: NDArray[np.uint32],
 ) -> None:
-    """Join the pixels; afterwards `parent` holds the trees of the pieces."""
+    """Join pixels into trees, one per region, in `parent`."""
     pixels = parent.shape[0]
     scaled = np.float32(k * STEPS)
     size = np.ones(pixels, np.uint32)
-    limit = np.full(pixels, scaled, np.float32)  # of a root: the heaviest weight to take
+    limit = np.full(pixels, scaled, np.float32)  # per root, the maximum weight to accept
     for i in range(pixels):
         parent[i] = i
     one, down = np.uint64(1), np.uint64(width - 1)
@@ -157,7 +157,7 @@ def _join(
     weight_at = np.empty(BLOCK, np.float32)
     begin = np.uint64(0)
     while begin < count:
-        # look up a block of edges before any is decided on: no branch waits for memory
+        # look up a block of edges before deciding on any, so that no branch waits for memory
         open_edges = np.uint64(0)
         for at in range(begin, min(begin + block, count)):
             edge = np.uint64(order[at])
@@ -183,7 +183,7 @@ def _join(
 
 @compiled
 def _number(parent: NDArray[np.uint32], labels: NDArray[np.uint32]) -> int:
-    """Trees as labels, in the order of their first pixels; returns how many."""
+    """Number trees as labels, in the order of their first pixels; returns their count."""
     count = np.uint32(0)
     none = np.uint32(0xFFFFFFFF)
     number = np.full(parent.shape[0], none, np.uint32)
@@ -201,12 +201,12 @@ def _number(parent: NDArray[np.uint32], labels: NDArray[np.uint32]) -> int:
 def _absorb(
     order: NDArray[np.uint32], width: int, min_size: int, labels: NDArray[np.uint32], count: int
 ) -> int:
-    """Join pieces below the least size to a neighbour; labels anew; returns how many are left."""
+    """Join regions below `min_size` to a neighbour and relabel; returns the number left."""
     parent = np.arange(count).astype(np.uint32)
     size = np.zeros(count, np.uint32)
     for i in range(labels.shape[0]):
         size[labels[i]] += np.uint32(1)
-    one, down, least = np.uint64(1), np.uint64(width - 1), np.uint32(min_size)
+    one, down, minimum = np.uint64(1), np.uint64(width - 1), np.uint32(min_size)
     edges, block = np.uint64(order.shape[0]), np.uint64(BLOCK)
     sides = np.empty((2, BLOCK), np.uint32)
     begin = np.uint64(0)
@@ -220,7 +220,7 @@ def _absorb(
             open_edges += np.uint64(a != b)
         for at in range(open_edges):
             a, b = _root(parent, sides[0, at]), _root(parent, sides[1, at])
-            if a == b or (size[a] >= least and size[b] >= least):
+            if a == b or (size[a] >= minimum and size[b] >= minimum):
                 continue
             if size[a] < size[b]:
                 a, b = b, a

@@ -1,8 +1,8 @@
 """Selective search (Uijlings et al., IJCV 2013): candidate boxes from hierarchies of regions.
 
-The boxes of each hierarchy are ranked by position × a number from a generator seeded by the image
-itself: the same image gives the same boxes in the same order, in any process and at any worker
-count.
+The boxes of each hierarchy are ranked by position × a random number from a generator seeded by the
+image: the same image gives the same boxes in the same order, in any process and with any number of
+workers.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from sppdet.randomness import rng
 from sppdet.resizing import resized_to
 from sppdet.types import ImageArray, Proposals
 
-MAX_ASPECT = 4  # an image taller than this × its width is shrunk to fit, or it would take too long
-VERSION = 4  # raised when the same settings give other boxes
+MAX_ASPECT = 4  # height / width above which an image is shrunk further, to bound the time
+VERSION = 4  # raise it when the same settings give other boxes
 
 
 def selective_search(image: ImageArray, config: ProposalsConfig) -> Proposals:
-    """Propose boxes for one image.
+    """Compute the proposals of one image.
 
     Args:
         image: (H, W, 3) RGB uint8.
-        config: its `seed` and the image's pixels fix the pseudo-random order. With
-            engine: stored, which has boxes for the images of data sets only, sppdet's searches.
+        config: its `seed` and the image's pixels determine the ranking. With engine: stored, which
+            has boxes for images of data sets only, sppdet's engine is used.
 
     Returns:
-        At most `config.max_boxes` distinct boxes in original pixels, none of them less than
-        `config.min_size` resized pixels wide or high. An image of one colour has just the whole.
+        At most `config.max_boxes` distinct boxes in original pixels, at least `config.min_size`
+        resized pixels wide and high. An image of one colour gives one box, the whole image.
     """
     height, width = image.shape[:2]
     factor = min(config.image_width / width, MAX_ASPECT * config.image_width / height)
@@ -42,8 +42,8 @@ def selective_search(image: ImageArray, config: ProposalsConfig) -> Proposals:
     resized = resized_to(image, *resized_size)
     engine = opencv_engine if config.engine == "opencv" else sppdet_engine
     groups = engine.hierarchies(resized, MODES[config.mode])
-    drawn = rng(config.seed, "proposal ranking", _digest(resized))
-    boxes = _order(groups, drawn, min_size=config.min_size)[: config.max_boxes]
+    generator = rng(config.seed, "proposal ranking", _digest(resized))
+    boxes = _order(groups, generator, min_size=config.min_size)[: config.max_boxes]
     scale = np.array([width / resized_size[0], height / resized_size[1]] * 2, dtype=np.float64)
     original = (boxes * scale).astype(np.float32)
     return Proposals(clip_boxes(original, width=width, height=height))
@@ -56,12 +56,12 @@ def _digest(image: ImageArray) -> int:
 def _order(
     groups: list[NDArray[np.int32]], rng: np.random.Generator, *, min_size: int
 ) -> NDArray[np.int32]:
-    """The distinct boxes of all groups, by position in the group × a random number."""
+    """Rank the distinct boxes of all groups by position in the group × a random number."""
     rank = np.concatenate([np.arange(1, len(g) + 1) * rng.random(len(g)) for g in groups])
     boxes = np.concatenate(groups)
-    wide = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=1))
-    boxes = boxes[wide[np.argsort(rank[wide], kind="stable")]]
+    large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=1))
+    boxes = boxes[large[np.argsort(rank[large], kind="stable")]]
     sides = boxes[:, 2:].max(axis=0, initial=0).astype(np.int64) + 1
-    corners = boxes[:, 1::2] * sides[0] + boxes[:, ::2]  # first and last, numbered by rows
+    corners = boxes[:, 1::2] * sides[0] + boxes[:, ::2]  # both corners as row-major numbers
     _, first = np.unique(corners[:, 0] * sides.prod() + corners[:, 1], return_index=True)
     return boxes[np.sort(first)]

@@ -1,4 +1,4 @@
-"""Selective search by sppdet's own compiled loops, which know the order of the merges."""
+"""Selective search by sppdet's own compiled loops."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sppdet.types import ImageArray
 
 
 def hierarchies(image: ImageArray, mode: Mode) -> list[NDArray[np.int32]]:
-    """All regions' boxes of every hierarchy, from the last merge to the initial segments.
+    """Compute the boxes of every hierarchy, from the last merge to the initial regions.
 
     Args:
         image: (H, W, 3) RGB uint8.
 
     Returns:
-        One (N, 4) int32 array of half-open xyxy boxes a hierarchy.
+        per hierarchy (N, 4) int32 boxes, xyxy, half-open.
     """
     height, width = image.shape[:2]
     found: list[NDArray[np.int32]] = []

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sppdet.config import Config, DataConfig
+from sppdet.config import Config
+from sppdet.data_config import DataConfig
 from sppdet.detection.detect import VERSION as DETECTION_VERSION
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc

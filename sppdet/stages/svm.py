@@ -19,7 +19,7 @@ from sppdet.training.dual import LinearSvm
 from sppdet.training.pool import Matrix
 from sppdet.training.processes import Tensors
 from sppdet.training.sampling import negatives_of_class, thin_out
-from sppdet.training.svm import Candidates, Miner, images_of, picked_before
+from sppdet.training.svm import Candidates, Miner, cached_images, cached_negatives
 
 
 def train_classifiers(context: Context) -> bool:
@@ -108,9 +108,9 @@ def _mine(
         done = int(about["done"])
         LOGGER.info("svm: going on after image %d of %d", done, count, extra=event("svm resumed"))
         again = data.gather(
-            images_of(state),
+            cached_images(state),
             candidates,
-            partial(picked_before, state),
+            partial(cached_negatives, state),
             label="hard negatives of before",
         )
         miner.restore(state, again)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from sppdet.config import BboxConfig
 
-VERSION = 3  # raised when the same settings give other weights
+VERSION = 3  # raise it when the same settings give other weights
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """targets ↔ whitened: white = (targets − mean) · matrix (ZCA)."""
+    """ZCA whitening of box deltas: whitened = (targets − mean) · matrix."""
 
     mean: NDArray[np.float64]  # (4,)
     matrix: NDArray[np.float64]  # (4, 4)
@@ -23,18 +23,18 @@ class Whitening:
 
 
 def fit_whitening(targets: NDArray[np.float32], *, epsilon: float) -> Whitening:
-    """ZCA of the box deltas (N, 4), `epsilon` added to the covariance's eigenvalues (R-CNN)."""
+    """Fit ZCA to box deltas (N, 4); `epsilon` is added to the covariance's eigenvalues (R-CNN)."""
     t = targets.astype(np.float64)
     mean = t.mean(axis=0)
     centred = t - mean
     values, vectors = np.linalg.eigh(centred.T @ centred / len(t))
-    spread = np.sqrt(np.maximum(values, 0.0) + epsilon)
-    return Whitening(mean, (vectors / spread) @ vectors.T, (vectors * spread) @ vectors.T)
+    deviations = np.sqrt(np.maximum(values, 0.0) + epsilon)
+    return Whitening(mean, (vectors / deviations) @ vectors.T, (vectors * deviations) @ vectors.T)
 
 
 @dataclass(frozen=True)
 class BoxRegressor:
-    """deltas(x) = x · weight + bias; the whitening is already undone."""
+    """Linear regressor deltas(x) = x · weight + bias, with the whitening undone."""
 
     weight: NDArray[np.float32]  # (D, 4)
     bias: NDArray[np.float32]  # (4,)
@@ -43,24 +43,24 @@ class BoxRegressor:
 def fit_box_regressor(
     features: torch.Tensor, targets: NDArray[np.float32], config: BboxConfig
 ) -> BoxRegressor:
-    """Ridge regression of whitened deltas, the constant feature regularised with the rest (R-CNN).
+    """Fit whitened deltas by ridge regression; the constant feature is regularised, too (R-CNN).
 
     Args:
         features: (N, D) scaled, N >= 1.
         targets: (N, 4) box deltas.
     """
     whitening = fit_whitening(targets, epsilon=config.whiten_epsilon)
-    white = (targets - whitening.mean) @ whitening.matrix
-    beta = ridge(features, white, strength=config.ridge) @ whitening.inverse  # [D + 1, 4]
+    whitened = (targets - whitening.mean) @ whitening.matrix
+    beta = ridge(features, whitened, strength=config.ridge) @ whitening.inverse  # [D + 1, 4]
     bias = beta[-1] + whitening.mean
     return BoxRegressor(beta[:-1].astype(np.float32), bias.astype(np.float32))
 
 
 def ridge(x: torch.Tensor, y: NDArray[np.float64], *, strength: float) -> NDArray[np.float64]:
-    """argmin over B of ‖[X 1]B − Y‖² + strength·‖B‖².
+    """Minimise ‖[X 1]B − Y‖² + strength·‖B‖² over B.
 
-    In the smaller of the two equivalent systems: [X 1]ᵀ[X 1], or [X 1][X 1]ᵀ = XXᵀ + 1 where N < D;
-    X itself is not copied.
+    Solves the smaller of two equivalent systems: [X 1]ᵀ[X 1], or [X 1][X 1]ᵀ = XXᵀ + 1 if N < D. X is
+    not copied.
 
     Args:
         x: (N, D) float32. y: (N, M).
@@ -80,7 +80,7 @@ def ridge(x: torch.Tensor, y: NDArray[np.float64], *, strength: float) -> NDArra
 
 
 def _solve(gram: torch.Tensor, right: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
-    # by torch: scipy's OpenBLAS crashes on symmetric systems of 20,000 unknowns
+    # torch, since scipy's OpenBLAS crashes on symmetric systems of 20,000 unknowns
     system = gram.double()
     system.diagonal().add_(strength)
     factor = torch.linalg.cholesky(system)

@@ -22,7 +22,7 @@ from sppdet.training.sgd import (
     with_prefix,
 )
 
-VERSION = 3  # raised when the same settings give other weights
+VERSION = 3  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100
 
 
@@ -38,15 +38,14 @@ class Progress:
 
 
 class FineTuner:
-    """SGD on the head that keeps the snapshot of minimum validation loss.
+    """SGD on the head; keeps the snapshot of minimum validation loss.
 
     All processes draw the same batches; each has the features of some of their windows.
 
     Args:
         validation: windows of held-out images; None keeps the last snapshot.
-        mean_square: of the pool5 features. fc6's weights learn as if the features were divided by
-            its root, so that a learning rate means the same for every backbone; 1 leaves the
-            features as they are.
+        mean_square: mean square of the pool5 features. fc6 learns as if the features were divided by
+            its root, so that a learning rate suits every backbone; 1 has no effect.
     """
 
     def __init__(
@@ -67,16 +66,13 @@ class FineTuner:
         self._seed = seed
         # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
         others = [p for p in head.parameters() if p is not head.fc6.weight]
+        groups = [
+            {"params": p, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
+            for p, unit in (([head.fc6.weight], mean_square), (others, 1.0))
+        ]
         self._sgd = Sgd(
             head,
-            [
-                {
-                    "params": params,
-                    "lr": config.lr / unit,
-                    "weight_decay": config.weight_decay * unit,
-                }
-                for params, unit in (([head.fc6.weight], mean_square), (others, 1.0))
-            ],
+            groups,
             momentum=config.momentum,
             mixed_precision=config.mixed_precision,
             processes=processes or OneProcess(),
@@ -85,7 +81,7 @@ class FineTuner:
 
     @property
     def finished(self) -> bool:
-        """Whether all batches are done."""
+        """True after the last batch."""
         return self.progress.batch >= self.config.batches
 
     def train_on(self, pool: Pool) -> None:
@@ -96,13 +92,13 @@ class FineTuner:
         """
         p = self.progress
         before, losses = p.batch, []
-        drawn = rng(self._seed, "fine-tuning batches", p.pool)
+        generator = rng(self._seed, "fine-tuning batches", p.pool)
         with self._sgd.dropout_stream(self._seed, "fine-tuning dropout", p.pool):
-            for rows in batches(pool.labels, self.config, rng=drawn):
+            for rows in batches(pool.labels, self.config, rng=generator):
                 if self.finished:
                     break
                 losses.append(self._step(pool, rows))
-        # checked together, so that no step waits for a GPU
+        # checked together, so that no step waits for the GPU
         for i, loss in enumerate(torch.stack(losses).tolist() if losses else ()):
             check_finite(loss, f"at batch {before + i}", setting="finetune.lr")
         p.pool += 1
@@ -111,7 +107,7 @@ class FineTuner:
             raise TrainingError("finetune: 100 pools in a row had no positive or no negative")
 
     def _step(self, pool: Pool, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Take one step; returns the loss, summed over the windows that this process has."""
+        """Take one step; returns the loss, summed over this process's windows."""
         p, config = self.progress, self.config
         dropped = p.batch >= round(config.drop_after * config.batches)
         loss, _ = self._sgd.backward(pool.batch(rows), len(rows))
@@ -124,7 +120,7 @@ class FineTuner:
     def _consider_snapshot(self, train_loss: float) -> None:
         p = self.progress
         record = {"batch": float(p.batch), "train_loss": train_loss}
-        loss = -float(p.batch)  # without validation the last one wins
+        loss = -float(p.batch)  # without validation the last snapshot is best
         if self._validation is not None:
             loss, error = self.validate(self._validation)
             record |= {"val_loss": loss, "val_error": error}
@@ -137,16 +133,16 @@ class FineTuner:
         return {k: v.clone() for k, v in self.head.state_dict().items()}
 
     def validate(self, pool: Pool) -> tuple[float, float]:
-        """Mean cross-entropy and fraction of misclassified windows, without dropout."""
+        """Compute mean cross-entropy and fraction of misclassified windows, without dropout."""
         return self._sgd.validate(pool.own_batches(256))
 
     def best_head(self) -> Head:
-        """The head with the best snapshot's weights, ready for inference."""
+        """Return the head with the best snapshot's weights, ready for inference."""
         self.head.load_state_dict(self._best)
         return self.head.eval().requires_grad_(False)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights, momentum and the best snapshot, for a checkpoint."""
+        """Return weights, momentum and the best snapshot, for a checkpoint."""
         return self._sgd.state("head.") | {f"best.{k}": v for k, v in self._best.items()}
 
     def restore(self, state: dict[str, torch.Tensor], progress: Progress) -> None:

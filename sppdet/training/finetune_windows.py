@@ -1,7 +1,7 @@
-"""Windows that fine-tuning learns from: drawn from images, joined into pools, cut into batches.
+"""Training windows of fine-tuning: drawn from images, joined into pools, split into batches.
 
-Windows of `pool_images` images are pooled and shuffled together and batches are cut from that pool:
-every batch has windows of many images, while each image's maps are read once a pool.
+A pool joins and shuffles the windows of `pool_images` images, and batches are taken from it: every
+batch has windows of many images, while the maps of an image are read once per pool.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Pool:
     """Windows of several images; this process has the features of some of them.
 
     features: (n, D) float32. labels: (N,) of all windows, 0 for background, on the CPU.
-    rows: (n,) ascending; which of the N windows the features belong to.
+    rows: (n,) ascending; the windows, of N, that the features belong to.
     """
 
     features: torch.Tensor
@@ -34,19 +34,19 @@ class Pool:
     rows: NDArray[np.int64]
 
     def batch(self, chosen: NDArray[np.int64]) -> Batch:
-        """Features and labels of those of the chosen windows (M,) that this process has."""
-        place = np.full(len(self.labels), -1, dtype=np.int64)
-        place[self.rows] = np.arange(len(self.rows))
-        here = chosen[place[chosen] >= 0]
-        # a blocking copy would wait for the steps that a GPU has yet to do
+        """Select features and labels of the chosen windows (M,) that this process has."""
+        position = np.full(len(self.labels), -1, dtype=np.int64)
+        position[self.rows] = np.arange(len(self.rows))
+        own = chosen[position[chosen] >= 0]
+        # a blocking copy would wait for the queued steps of a GPU
         places, labels = (
             torch.from_numpy(part).to(self.features.device, non_blocking=True)
-            for part in (place[here], self.labels[here])
+            for part in (position[own], self.labels[own])
         )
         return self.features[places], labels
 
     def own_batches(self, size: int) -> Iterator[Batch]:
-        """All windows that this process has, in order."""
+        """Yield this process's windows in batches, in order."""
         labels = torch.from_numpy(self.labels[self.rows])
         return zip(self.features.split(size), labels.split(size), strict=True)
 
@@ -56,13 +56,13 @@ def join_windows(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
 
     Args:
         features: per image (n, D), or (0, D) if another process has them.
-        labels: per image (n,), none of them `IGNORED`.
+        labels: per image (n,), without `IGNORED`.
     """
     joined = np.concatenate(labels)
     if (joined == IGNORED).any():
-        raise ValueError("labels: an ignored window has no place in a pool")
-    here = [np.full(len(part), len(x) > 0) for x, part in zip(features, labels, strict=True)]
-    return Pool(torch.cat(features), joined, np.flatnonzero(np.concatenate(here)))
+        raise ValueError("labels: an ignored window, expected 0 or a class")
+    own = [np.full(len(part), len(x) > 0) for x, part in zip(features, labels, strict=True)]
+    return Pool(torch.cat(features), joined, np.flatnonzero(np.concatenate(own)))
 
 
 def split_images(
@@ -79,16 +79,16 @@ def draw_pool_images(
 ) -> list[tuple[int, bool]]:
     """Draw the (image, mirrored) pairs of pool `number`: epochs of all images in random order.
 
-    A function of its arguments alone, so that training can be resumed at any pool.
+    Depends on its arguments alone, so that training can resume at any pool.
     """
     size = min(config.pool_images, len(training))
     start = number * size
     chosen: list[tuple[int, bool]] = []
     while len(chosen) < size:
         epoch, within = divmod(start + len(chosen), len(training))
-        drawn = rng(seed, "fine-tuning epoch", epoch)
-        order = drawn.permutation(training)
-        mirrored = drawn.random(len(training)) < (0.5 if config.flip else 0.0)
+        generator = rng(seed, "fine-tuning epoch", epoch)
+        order = generator.permutation(training)
+        mirrored = generator.random(len(training)) < (0.5 if config.flip else 0.0)
         take = slice(within, within + size - len(chosen))
         pairs = zip(order[take].tolist(), mirrored[take].tolist(), strict=True)
         chosen.extend((image, bool(flip)) for image, flip in pairs)
@@ -98,7 +98,7 @@ def draw_pool_images(
 def label_windows(
     proposals: Boxes, image: AnnotatedImage, config: FinetuneConfig
 ) -> tuple[Boxes, Labels]:
-    """Label an image's proposals and ground-truth boxes; ignored ones are left out.
+    """Label an image's proposals and ground-truth boxes; ignored ones are dropped.
 
     Returns:
         boxes (n, 4) and labels (n,), 0 for background.
@@ -142,9 +142,9 @@ def pool_windows(
 def batches(
     labels: NDArray[np.int64], config: FinetuneConfig, *, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Cut a pool into batches of its rows, with the fraction of positives of the settings.
+    """Split a pool's rows into batches with the configured fraction of positives.
 
-    Each row is used at most once, except where the pool is too small for a single batch.
+    Each row is used at most once, unless the pool is too small for a single batch.
     """
     want_positive = max(1, round(config.batch_size * config.positive_fraction))
     wanted = (want_positive, config.batch_size - want_positive)

@@ -1,4 +1,4 @@
-"""Which proposals are positives and negatives, by IoU, and how they are drawn."""
+"""Labelling of proposals as positives and negatives by IoU, and sampling."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def label_boxes(
     positive_iou: float,
     negative_iou: tuple[float, float],
 ) -> Labels:
-    """Labels for fine-tuning: the class of the ground truth of greatest IoU, or background.
+    """Label boxes for fine-tuning: the class of the ground truth of maximum IoU, or background.
 
     Args:
         boxes: (P, 4) original pixels.
-        positive_iou: positive if the greatest IoU >= this.
-        negative_iou: background if the greatest IoU is in [first, second).
+        positive_iou: positive if the maximum IoU >= this.
+        negative_iou: background if the maximum IoU is in [first, second).
 
     Returns:
         (P,) int64: 1..K, 0 for background, `IGNORED` for the rest and for boxes whose nearest
@@ -44,7 +44,7 @@ def label_boxes(
 
 
 def negatives_of_class(boxes: Boxes, image: AnnotatedImage, label: int, *, max_iou: float) -> Flags:
-    """(P,) which boxes have IoU < `max_iou` with every object of the class, difficult ones too."""
+    """Select boxes (P,) with IoU < `max_iou` with all objects of a class, difficult ones included."""
     targets = image.gt_boxes[image.gt_labels == label]
     if len(targets) == 0 or len(boxes) == 0:
         return np.ones(len(boxes), dtype=np.bool_)
@@ -53,7 +53,7 @@ def negatives_of_class(boxes: Boxes, image: AnnotatedImage, label: int, *, max_i
 
 
 def thin_out(boxes: Boxes, chosen: Flags, *, max_iou: float) -> Flags:
-    """`chosen` without the boxes of IoU > `max_iou` with an earlier chosen one (paper §4.1)."""
+    """Drop chosen boxes (P,) with IoU > `max_iou` with an earlier chosen one (paper §4.1)."""
     if max_iou >= 1.0:
         return chosen
     rows = np.flatnonzero(chosen)
@@ -64,5 +64,5 @@ def thin_out(boxes: Boxes, chosen: Flags, *, max_iou: float) -> Flags:
 
 
 def draw(rows: NDArray[np.int64], count: int, *, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `count` of the rows, without repeats, in random order."""
+    """Draw at most `count` of the rows without replacement, in random order."""
     return rng.permutation(rows)[:count]

@@ -16,15 +16,15 @@ from sppdet.parallel import has_bfloat16
 from sppdet.randomness import torch_stream
 from sppdet.training.processes import Processes
 
-DROP_FACTOR = 0.1  # of the learning rate at each drop
+DROP_FACTOR = 0.1  # on the learning rate at each drop
 Batch = tuple[torch.Tensor, torch.Tensor]  # (N, ...) inputs, (N,) labels
 
 
 class Sgd:
-    """SGD with momentum on a network; every process has its share of each batch.
+    """SGD with momentum on a network; every process has a share of each batch.
 
-    The gradient is that of the mean cross-entropy over the whole batch, however it is shared out.
-    Dropout differs from process to process.
+    The gradient is that of the mean cross-entropy over the whole batch, however it is split. Dropout
+    masks differ between processes.
 
     Args:
         net: (N, ...) inputs to (N, K) scores, on the device to train on.
@@ -88,7 +88,7 @@ class Sgd:
 
     @torch.inference_mode()
     def validate(self, batches: Iterable[Batch]) -> tuple[float, float]:
-        """Mean cross-entropy and fraction of wrong answers over all processes' batches."""
+        """Compute mean cross-entropy and fraction of errors over all processes' batches."""
         self.net.eval()
         totals = [0.0, 0.0, 0.0]
         for x, labels in batches:
@@ -101,7 +101,7 @@ class Sgd:
         return loss / max(1, count), wrong / max(1, count)
 
     def state(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Weights, as `prefix` and their names, and momentum, for a checkpoint."""
+        """Return weights, named with `prefix`, and momentum, for a checkpoint."""
         state = {f"{prefix}{k}": v for k, v in self.net.state_dict().items()}
         for i, parameter in enumerate(self.net.parameters()):
             buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -110,11 +110,11 @@ class Sgd:
         return state
 
     def restore(self, state: Mapping[str, torch.Tensor], prefix: str) -> None:
-        """Load what `state` returned."""
+        """Resume from a checkpoint."""
         self.net.load_state_dict(with_prefix(state, prefix))
         for i, parameter in enumerate(self.net.parameters()):
             if f"momentum.{i}" in state:
-                # with the strides that the optimizer would have given it, for the same bits
+                # with the parameter's strides, as the optimizer allocates it, for the same bits
                 buffer = torch.empty_like(parameter).copy_(state[f"momentum.{i}"])
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
 

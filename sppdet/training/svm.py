@@ -1,4 +1,4 @@
-"""One linear SVM a class on region features, with one pass of hard-negative mining."""
+"""Linear SVMs on region features, one per class, with hard-negative mining."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.processes import OneProcess, Processes, Tensors
 
-VERSION = 6  # raised when the same settings give other weights
+VERSION = 6  # raise it when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:
-    """Fit the L2-regularised hinge loss by the solver of the settings.
+    """Fit the L2-regularised hinge loss by the configured solver.
 
-    Minimises ½‖(w, v)‖² + C·Σ weightᵢ·max(0, 1 − yᵢ(w·xᵢ + bias·v)), the constant feature's v included.
+    Minimises ½‖(w, v)‖² + C·Σ weightᵢ·max(0, 1 − yᵢ(w·xᵢ + bias·v)); v is the weight of the constant.
 
     Args:
-        positives: (P, D), negatives: (N, D), scaled features; both not empty.
-        seed: of the order in which coordinates are visited.
+        positives: (P, D), negatives: (N, D), scaled features; neither is empty.
+        seed: seed of the order in which coordinates are visited.
     """
     pool = Pool(positives.shape[1], device=torch.device("cpu"))
     problem = Problem.of(
@@ -38,7 +38,7 @@ def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: in
 
 
 def fit_all(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: int) -> list[Fit]:
-    """Fit the SVMs of several classes; the dual solver goes on from the problems' duals."""
+    """Fit the SVMs of several classes; the dual solver starts from the problems' duals."""
     if config.solver == "dual":
         return solve(pool, problems, config, seed=seed)
     return [_fit_by_liblinear(pool, problem, config, seed=seed) for problem in problems]
@@ -53,7 +53,7 @@ def _fit_by_liblinear(pool: Pool, problem: Problem, config: SvmConfig, *, seed: 
 def fit_by_liblinear(
     positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int
 ) -> LinearSvm:
-    """As `fit_svm`, by liblinear (`-s 3 -c C -w1 w -B bias`)."""
+    """Fit like `fit_svm`, by liblinear (`-s 3 -c C -w1 w -B bias`)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
@@ -82,7 +82,7 @@ def fit_by_liblinear(
 def svm_objective(
     weight: Matrix, bias: float, positives: Matrix, negatives: Matrix, config: SvmConfig
 ) -> float:
-    """The value that `fit_svm` minimises."""
+    """Compute the value that `fit_svm` minimises."""
     hinge_positive = np.maximum(0.0, 1.0 - (positives @ weight + bias)).sum(dtype=np.float64)
     hinge_negative = np.maximum(0.0, 1.0 + (negatives @ weight + bias)).sum(dtype=np.float64)
     norm = float(np.dot(weight.astype(np.float64), weight)) + (bias / config.bias) ** 2
@@ -92,7 +92,7 @@ def svm_objective(
 
 @dataclass
 class _Cache:
-    """One class: its positives and hard negatives, and where the latter come from."""
+    """Positives and hard negatives of one class, and the origin of the latter."""
 
     problem: Problem
     refs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
@@ -106,7 +106,7 @@ class _Cache:
         self.added += len(refs)
 
     def keep(self, negatives: NDArray[np.bool_]) -> None:
-        """Evict the other negatives."""
+        """Evict all negatives outside the mask."""
         positives = np.ones(len(self.problem.rows) - len(negatives), dtype=np.bool_)
         self.problem.keep(np.concatenate([positives, negatives]))
         self.refs = self.refs[negatives]
@@ -115,7 +115,7 @@ class _Cache:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One image's negatives: distinct windows' features and the classes they are negatives of."""
+    """Negatives of one image: features of distinct windows and the classes they are negatives of."""
 
     image: int  # position in the data set
     features: torch.Tensor  # (U, D) scaled, on any device
@@ -123,15 +123,15 @@ class Candidates:
 
 
 class Miner:
-    """Trains all classes' SVMs while the images pass by once.
+    """Trainer of all classes' SVMs, fed image by image.
 
-    Memory holds the positives and the classes' caches, whatever the number of images; a window
-    that several classes have is there once. The dual solver keeps nothing but the duals between two
-    trainings, so that what a checkpoint holds is all that the next one needs.
+    Memory holds the positives and the classes' caches, independent of the number of images; classes
+    share the features of a window. Between two trainings the dual solver keeps the duals only, so
+    that a checkpoint holds all that the next one needs.
 
     Args:
         positives: per class (P, D) scaled features.
-        ranks: processes that all see the same negatives, and share the training of classes.
+        ranks: processes that get the same negatives and divide the classes among them.
         report: called with (class index, SVM, cache size, evicted) at each retraining.
 
     Raises:
@@ -151,7 +151,7 @@ class Miner:
     ) -> None:
         for name, examples in zip(class_names, positives, strict=True):
             if len(examples) == 0:
-                raise TrainingError(f"class {name}: no positive; expected one object or more")
+                raise TrainingError(f"class {name}: no positives; expected at least one object")
         self._names = class_names
         self._config = config
         self._seed = seed
@@ -168,22 +168,22 @@ class Miner:
             self._caches.append(_Cache(Problem.of(rows, rows[:0])))
 
     def hard_of(self, candidates: Candidates) -> Tensors:
-        """The image's hard negatives that the caches lack, as `add` takes them.
+        """Select the image's hard negatives that the caches lack, for `add`.
 
         A negative is hard if its score > `hard_threshold`; untrained SVMs score 0, so that at
-        first every negative is.
+        first every negative is hard.
         """
         scores = (candidates.features @ self.weights.T + self.biases).cpu().numpy()
         hard = candidates.negative & (scores > self._config.hard_threshold)
         for k, cache in enumerate(self._caches):
             known = cache.refs[cache.refs[:, 0] == candidates.image, 1]
             hard[known, k] = False
-        return _picked(candidates, hard)
+        return _select(candidates, hard)
 
     def add(self, hard: Tensors) -> None:
         """Add an image's hard negatives to the caches; retrain the classes that are due."""
         image = int(hard["image"])
-        for cache, (rows, chosen) in zip(self._caches, self._pooled(hard), strict=True):
+        for cache, (rows, chosen) in zip(self._caches, self._store(hard), strict=True):
             cache.add(rows, np.stack([np.full(len(chosen), image), chosen], axis=1))
         self._retrain(
             [k for k, c in enumerate(self._caches) if c.added >= self._config.retrain_after]
@@ -193,8 +193,8 @@ class Miner:
         """Train the classes whose caches have grown since their last training."""
         self._retrain([k for k, c in enumerate(self._caches) if c.added or not c.trained])
 
-    def _pooled(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
-        """Per class the rows of the pool, and of the image; the pool gets what it lacks."""
+    def _store(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
+        """Add negatives to the pool; returns per class their rows in the pool and in the image."""
         image, distinct = int(hard["image"]), hard["rows"].numpy(force=True)
         rows = self.pool.add(hard["features"], [(image, row) for row in distinct.tolist()])
         of_class = hard["of"].numpy(force=True).T
@@ -219,7 +219,7 @@ class Miner:
         self.pool.keep(np.concatenate([c.problem.rows for c in self._caches]))
 
     def _fits(self, classes: Sequence[int]) -> list[Fit]:
-        """The solutions of classes; each process solves some, always the same ones."""
+        """Solve classes; each process always solves the same ones, and all get all solutions."""
         ranks = self._ranks
         own = [k for k in classes if k % ranks.count == ranks.rank]
         problems = [self._caches[k].problem for k in own]
@@ -230,15 +230,15 @@ class Miner:
         for k in classes:
             problem = self._caches[k].problem
             mine = _as_tensors(solved[k], problem) if k in solved else None
-            found = ranks.broadcast(mine, owner=k % ranks.count)
-            problem.duals = found["duals"].numpy(force=True)
-            fits.append(_from_tensors(found))
+            tensors = ranks.broadcast(mine, owner=k % ranks.count)
+            problem.duals = tensors["duals"].numpy(force=True)
+            fits.append(_from_tensors(tensors))
         return fits
 
-    # -- going on after an interruption ------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Tensors of a checkpoint: weights, duals, and the caches as references, not as features."""
+        """Return weights, duals and caches, as references instead of features, for a checkpoint."""
         state = {
             "weights": self.weights,
             "biases": self.biases,
@@ -250,18 +250,18 @@ class Miner:
             state[f"added{k}"] = torch.tensor(cache.added)
         return state
 
-    def restore(self, state: Tensors, again: Iterable[Tensors]) -> None:
-        """Put a checkpoint back; what is trained afterwards has the bits that it would have had.
+    def restore(self, state: Tensors, negatives: Iterable[Tensors]) -> None:
+        """Resume from a checkpoint; later results are bit-identical to an uninterrupted training.
 
         Args:
-            again: `picked_before` from the images that `images_of` the checkpoint names.
+            negatives: `cached_negatives` of all `cached_images` of the checkpoint.
         """
         refs = [state[f"refs{k}"].numpy() for k in range(len(self._caches))]
         rows_of = [np.zeros(len(r), dtype=np.int64) for r in refs]
-        for hard in again:
-            for own, r, (rows, chosen) in zip(rows_of, refs, self._pooled(hard), strict=True):
-                here = np.flatnonzero(r[:, 0] == int(hard["image"]))
-                own[here] = rows[np.searchsorted(chosen, r[here, 1])]
+        for hard in negatives:
+            for own, r, (rows, chosen) in zip(rows_of, refs, self._store(hard), strict=True):
+                at = np.flatnonzero(r[:, 0] == int(hard["image"]))
+                own[at] = rows[np.searchsorted(chosen, r[at, 1])]
         self.weights.copy_(state["weights"])
         self.biases.copy_(state["biases"])
         for k, cache in enumerate(self._caches):
@@ -271,24 +271,24 @@ class Miner:
             cache.trained = bool(state["trained"][k])
 
 
-def picked_before(state: Tensors, candidates: Candidates) -> Tensors:
-    """The image's negatives that a checkpoint of a `Miner` refers to, for its `restore`."""
+def cached_negatives(state: Tensors, candidates: Candidates) -> Tensors:
+    """Select the image's negatives that a `Miner`'s checkpoint refers to, for `Miner.restore`."""
     of_class = np.zeros_like(candidates.negative)
     for k in range(of_class.shape[1]):
         refs = state[f"refs{k}"].numpy()
         of_class[refs[refs[:, 0] == candidates.image, 1], k] = True
-    return _picked(candidates, of_class)
+    return _select(candidates, of_class)
 
 
-def images_of(state: Tensors) -> list[int]:
-    """The images whose negatives a checkpoint of a `Miner` refers to, ascending."""
+def cached_images(state: Tensors) -> list[int]:
+    """List the images whose negatives a `Miner`'s checkpoint refers to, ascending."""
     refs = [rows[:, 0] for name, rows in state.items() if name.startswith("refs")]
-    found: list[int] = np.unique(torch.cat(refs).numpy()).tolist()
-    return found
+    images: list[int] = np.unique(torch.cat(refs).numpy()).tolist()
+    return images
 
 
-def _picked(candidates: Candidates, of_class: NDArray[np.bool_]) -> Tensors:
-    """The candidates that are of any class (U, K), with the classes that they are of."""
+def _select(candidates: Candidates, of_class: NDArray[np.bool_]) -> Tensors:
+    """Select the candidates of any class, with their classes; `of_class` (U, K)."""
     rows = np.flatnonzero(of_class.any(axis=1))
     chosen = torch.from_numpy(rows)
     return {
@@ -309,7 +309,7 @@ def _as_tensors(fit: Fit, problem: Problem) -> Tensors:
     }
 
 
-def _from_tensors(found: Tensors) -> Fit:
-    bias, objective, converged = found["numbers"].tolist()
-    svm = LinearSvm(found["weight"].numpy(force=True), bias, objective, bool(converged))
-    return Fit(svm, found["scores"].numpy(force=True))
+def _from_tensors(tensors: Tensors) -> Fit:
+    bias, objective, converged = tensors["numbers"].tolist()
+    svm = LinearSvm(tensors["weight"].numpy(force=True), bias, objective, bool(converged))
+    return Fit(svm, tensors["scores"].numpy(force=True))

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from images import shape_sets
 
+from images import shape_sets
 from runs import (
     pretrain_quietly,
     train_quietly,

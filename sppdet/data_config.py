@@ -1,0 +1,59 @@
+"""The data section of a detector's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from sppdet.errors import ConfigError
+from sppdet.setting_types import MAX_PIXELS, ClassName, Count, Section, as_list
+
+
+class DataConfig(Section):
+    """Images and annotations."""
+
+    format: Literal["voc", "coco"] = "voc"
+    """Layout of the data set. voc: `Annotations`, `ImageSets/Main` and `JPEGImages`; coco: JSON files in
+    the format of COCO's instances."""
+    root: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)]
+    """Folder of the data set, or a list of folders that are used together (such as VOC2007 and
+    VOC2012)."""
+    images: Path | None = None
+    """Folder of the images. null: the layout's own, `JPEGImages` for VOC, `root` for COCO."""
+    train: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
+    """Training set: name of an image set (VOC) or annotation file (COCO). A list names one for each root;
+    null leaves out that root. Required for training."""
+    test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
+    """Test set, named like `train`. null: no test set, training ends without an evaluation."""
+    classes: Literal["auto"] | Annotated[list[ClassName], Field(min_length=1)] = "auto"
+    """Class names, in the order of their labels. Objects of other classes are ignored. auto: all classes
+    of the training annotations, sorted by name."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Handling of an image that can't be decoded and of an invalid annotation. stop: end with an error;
+    skip: leave it out and list it."""
+    repair_sizes: bool = False
+    """Whether to move boxes into the image where an annotation states another size than the image has and
+    the cause is certain: sides swapped by an EXIF rotation, or both sides scaled by one factor. false:
+    boxes are taken as they are, and such images are counted in a warning."""
+    max_pixels: Count = MAX_PIXELS
+    """Maximum number of pixels of an image; a larger one is refused before it is decoded. Each of the
+    `workers` needs up to 6 bytes of memory per pixel."""
+
+    @model_validator(mode="after")
+    def _sets_match_roots(self) -> DataConfig:
+        for key, sets in (("train", self.train), ("test", self.test)):
+            if sets is not None and len(sets) not in (1, len(self.root)):
+                raise ValueError(f"{key} names {len(sets)} sets for {len(self.root)} roots")
+        if self.classes != "auto" and len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name is repeated")
+        return self
+
+    def sets_of(self, split: str) -> list[str | None]:
+        """List one set name per root: those of train or test, or `split` itself as the name of a set."""
+        names = {"train": self.train, "test": self.test}.get(split, [split])
+        if names is None:
+            purpose = "train on" if split == "train" else "evaluate on"
+            raise ConfigError(f"data.{split}: no set is named; expected one to {purpose}")
+        return names if len(names) == len(self.root) else names * len(self.root)
