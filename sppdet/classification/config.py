@@ -157,7 +157,7 @@ class PretrainConfig(Section):
     """Write curves for TensorBoard, too (needs `pip install tensorboard`)."""
 
     def to_plain(self) -> dict[str, Any]:
-        """The settings as plain data with every default."""
+        """Convert the settings to plain data with every default."""
         raw = self.model_dump(mode="json")
         raw["head"] = raw["head"] or "none"
         return raw

@@ -104,7 +104,7 @@ def _run_app() -> None:
 
 
 def _is_opencv(error: ImportError) -> bool:
-    """Whether a system library of OpenCV's is missing, as in slim containers."""
+    """Check whether a system library of OpenCV's is missing, as in slim containers."""
     return re.match(r"lib(GL|EGL|gthread|glib|SM|Xext|Xrender)\b.*\.so", str(error)) is not None
 
 

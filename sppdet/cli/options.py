@@ -31,5 +31,5 @@ DeviceOption = Annotated[
 
 
 def default_run(config: Path) -> Path:
-    """The folder of a run that no `--run` names."""
+    """Return the folder of a run without `--run`."""
     return Path("runs") / config.stem

@@ -51,12 +51,12 @@ class DemoObject:
 
     @property
     def truncated(self) -> bool:
-        """Whether a good part is hidden or outside of the image."""
+        """Whether a large fraction is hidden or outside of the image."""
         return self.visible < TRUNCATED_BELOW
 
     @property
     def difficult(self) -> bool:
-        """Whether most of it is hidden: counts neither way in an evaluation."""
+        """Whether more than half is hidden: ignored by an evaluation."""
         return self.visible < DIFFICULT_BELOW
 
 

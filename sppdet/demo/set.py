@@ -73,7 +73,7 @@ def make_demo_set(
 
 
 def _is_complete(root: Path, made_by: Mapping[str, object], ids: Mapping[str, list[str]]) -> bool:
-    """Whether `root` holds the complete set; DataError if it holds something else."""
+    """Check whether `root` holds the complete set; DataError if it holds something else."""
     if not (root / MANIFEST).exists():
         if root.exists() and (
             not root.is_dir() or any(file.name[0] != "." for file in root.iterdir())

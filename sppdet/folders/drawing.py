@@ -13,14 +13,14 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """An RGB colour for label 1..K; neighbouring labels are far apart on the colour circle."""
+    """Return an RGB colour for label 1..K; neighbouring labels are far apart on the colour circle."""
     hue = ((label - 1) * 0.618034) % 1.0  # the golden ratio
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def draw_detections(image: ImageArray, detections: Detections) -> ImageArray:
-    """A copy of the image (H, W, 3) RGB with boxes, class names and scores, the best on top."""
+    """Draw boxes, class names and scores on a copy of the image (H, W, 3) RGB, the best on top."""
     canvas: ImageArray = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 250))
     font_scale = max(0.4, min(image.shape[:2]) / 900)

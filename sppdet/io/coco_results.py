@@ -292,7 +292,7 @@ def _table(
 
 
 def _names_of_image(entry: _Entry, where: str) -> Names:
-    """The absolute path on this machine, the path, the file name: the best first."""
+    """List the absolute path on this machine, the path, the file name: the best first."""
     path, name = _text(entry, "path", where), _text(entry, "file_name", where)
     names = () if path is None else (os.path.abspath(path), path)
     if name is None and path is None:

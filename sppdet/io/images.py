@@ -197,7 +197,7 @@ def _eight_bits(values: NDArray[Any], header: Header) -> tuple[ImageArray, str]:
 
 
 def _holds(values: NDArray[Any], white: float) -> bool:
-    """Whether at most one value in a thousand is greater."""
+    """Check that at most one value in a thousand is greater."""
     return bool(np.count_nonzero(values > white) <= values.size // 1000)
 
 

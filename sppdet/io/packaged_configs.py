@@ -12,7 +12,7 @@ _AS_IF_IN = "configs"
 
 
 def packaged_configs() -> dict[str, Path]:
-    """The packaged configs by name, sorted."""
+    """List the packaged configs by name, sorted."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     folder = installed if installed.is_dir() else package.parent / "configs"

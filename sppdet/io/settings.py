@@ -241,7 +241,7 @@ def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str |
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field may hold, such as HeadConfig of `HeadConfig | None`."""
+    """Return the section that a field may hold, such as HeadConfig of `HeadConfig | None`."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next((s for a in get_args(annotation) if (s := section_of(a))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

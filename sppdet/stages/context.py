@@ -57,7 +57,7 @@ class Context:
         return self.config.store or self.run / "store"
 
     def reaches(self, stage: Stage) -> bool:
-        """Whether a stage is run, before or as the last one."""
+        """Check whether a stage is run, before or as the last one."""
         return STAGES.index(stage) <= STAGES.index(self.last_stage)
 
     def is_due(self, part: Part) -> bool:
