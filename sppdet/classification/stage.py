@@ -169,7 +169,7 @@ class _Pretraining:
             write_tensors(_state_path(self.run), state, made_by=self.made_by, about=about)
 
     def _steps_left(self, size: int) -> tuple[Iterator[tuple[Batch, int]], int]:
-        """Return the rest of an epoch, (this process's share of a batch, size of the batch), and its length."""
+        """Return the rest of an epoch, as (share of a batch, size of the batch), and its length."""
         p, config, ranks = self.trainer.progress, self.config, self.ranks
         order = batches_of_epoch(len(self.training), config.train, p.epoch, seed=config.seed)
         batches = order[p.batch :]
