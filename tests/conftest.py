@@ -119,8 +119,8 @@ def sppdet(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[CommandLine]:
     """The command line in this process: its arguments to (exit status, stdout, stderr)."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    loggers = [logging.getLogger(), logging.getLogger("sppdet")]
+    states = [(logger.handlers[:], logger.level) for logger in loggers]
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         words = [str(argument) for argument in arguments]
@@ -137,5 +137,6 @@ def sppdet(
         return status, said.out, said.err
 
     yield call
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, (handlers, level) in zip(loggers, states, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
