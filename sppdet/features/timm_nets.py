@@ -1,0 +1,92 @@
+"""Networks of timm as backbones: their maps at a stride, convolutional or of a vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sppdet.errors import ConfigError
+from sppdet.features.preprocessing import Preprocessing
+
+PREFIX = "timm/"
+_STRIDE = 16  # the detector's, as for torchvision's networks
+
+
+class TimmLayers(nn.Module):
+    """Layers of a timm network up to one of its maps; (N, 3, H, W) to (N, C, h, w)."""
+
+    def __init__(self, model: nn.Module, index: int) -> None:
+        super().__init__()
+        model.prune_intermediate_layers([index], prune_norm=False, prune_head=True)  # type: ignore[operator]
+        self.model = model
+        self._index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the map of images (N, 3, H, W) whose sides are multiples of the stride."""
+        found = self.model.forward_intermediates(  # type: ignore[operator]
+            x, indices=[self._index], norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        last: torch.Tensor = found[-1]
+        return last
+
+
+def timm_name_problem(name: str) -> str | None:
+    """Describe why `timm/NAME` can't be built; None if it can."""
+    timm = _timm()
+    if timm is None:
+        return f"{name}: needs timm, which isn't installed: pip install 'sppdet[timm]'"
+    model = name.removeprefix(PREFIX)
+    if timm.is_model(model):
+        return None
+    close = timm.list_models(f"*{model.split('.')[0][:8]}*")[:3]
+    hint = f"; did you mean {' or '.join(PREFIX + c for c in close)}?" if close else ""
+    return f"{name}: timm has no such network{hint}"
+
+
+def timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
+    """Build a network of timm, with random weights or those that its hub has."""
+    timm = _timm()
+    if timm is None:
+        raise ConfigError(f"backbone.name: {timm_name_problem(name)}")
+    options: dict[str, Any] = {"pretrained": pretrained}
+    if "vit" in name or "eva" in name:  # else they take images of one size
+        options["dynamic_img_size"] = True
+    model: nn.Module = timm.create_model(name.removeprefix(PREFIX), **options)
+    return model
+
+
+def timm_layers(name: str, model: nn.Module, *, whole: bool) -> tuple[nn.Module, Preprocessing]:
+    """Cut a network at its last map of stride 16 or less; `whole`: at its last map.
+
+    Returns:
+        the layers, and how the network wants its input.
+
+    Raises:
+        ConfigError: the network has no maps.
+    """
+    stages = getattr(model, "feature_info", None)
+    stages = getattr(stages, "info", stages)
+    if not stages or not hasattr(model, "forward_intermediates"):
+        raise ConfigError(f"{name}: can't be used as a backbone: timm gives no maps of it")
+    wanted = [k for k, s in enumerate(stages) if whole or s["reduction"] <= _STRIDE]
+    index = wanted[-1] if wanted else len(stages) - 1
+    return TimmLayers(model, index), _preprocessing(model.pretrained_cfg, stages)  # type: ignore[arg-type]
+
+
+def _preprocessing(config: Mapping[str, Any], stages: list[dict[str, Any]]) -> Preprocessing:
+    # sides of whole strides: vision transformers take whole patches, and where the paddings of
+    # "same" convolutions depend on the sides, cells stay where they are
+    multiple = max(int(stage["reduction"]) for stage in stages)
+    kind = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), kind, multiple)
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        return None
+    return timm
