@@ -1,4 +1,4 @@
-"""Run the commands of docs/tutorial.md in an empty folder and copy the figures that they make.
+"""Run the commands of docs/tutorial.md in a new folder and copy the figures that they make.
 
     python docs/make_tutorial.py FOLDER
 
@@ -33,6 +33,8 @@ def figures(page: str) -> dict[str, str]:
 def main() -> None:
     """Run all commands, then copy the figures."""
     folder = Path(sys.argv[1])
+    if folder.exists():
+        sys.exit(f"{folder}: exists; expected a new folder")
     folder.mkdir(parents=True)
     page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(DOCS.parent)}

@@ -13,6 +13,7 @@ import pytest
 from runs import CommandLine
 from sppdet.classification.config import PretrainConfig
 from sppdet.cli.init import commented_config, config_list
+from sppdet.cli.options import default_run
 from sppdet.errors import ConfigError
 from sppdet.io.packaged_configs import find_config, packaged_configs
 from sppdet.io.settings import load_config, load_settings, read_with_bases
@@ -119,3 +120,10 @@ def test_the_wheel_has_the_configs(tmp_path: Path) -> None:
     assert {f"sppdet/configs/{name}.yaml" for name in NAMES} <= names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sppdet").rglob("*.py")}
     assert modules <= names and "sppdet/py.typed" in names
+
+
+@pytest.mark.parametrize(
+    ("config", "run"), [("exp.1", "exp.1"), ("a/exp.1.yaml", "exp.1"), ("b", "b")]
+)
+def test_the_default_run_has_the_whole_name(config: str, run: str) -> None:
+    assert default_run(Path(config)) == Path("runs") / run

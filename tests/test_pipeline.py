@@ -82,6 +82,8 @@ def test_log_and_timings(trained: Path) -> None:
     ended = [record["stage"] for record in log if record["event"] == "stage ended"]
     assert ended[:7] == list(STAGES)
     assert log[0]["event"] == "run started" and log[0]["config"]["seed"] == 0
+    (sealed,) = [record for record in log if record["event"] == "trained"]
+    assert sealed["svm"] == fingerprint_of(trained / "model" / "svm.safetensors")
     timings = json.loads((trained / "timings.json").read_text())
     assert list(timings) == list(STAGES)
     assert all(seconds > 0 for seconds in timings.values())

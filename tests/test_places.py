@@ -19,7 +19,9 @@ def test_a_folder_is_claimed_when_it_is_new_or_empty(tmp_path: Path) -> None:
             (tmp_path / name / "coco_results.json").write_text("1")
         claim_folder(tmp_path / name, command="propose")  # whose files have other names
         (tmp_path / name / ".sppdet-eval").unlink()
-        with pytest.raises(ArtifactError, match=r"a coco_results\.json that `sppdet eval` hasn't"):
+        with pytest.raises(
+            ArtifactError, match=r"coco_results\.json is there, but `sppdet eval` hasn't"
+        ):
             claim_folder(tmp_path / name, command="eval")
     with pytest.raises(ArtifactError, match=r"coco_results\.json: can't be used: Not a directory"):
         claim_folder(tmp_path / "new" / "coco_results.json", command="eval")
@@ -30,7 +32,7 @@ def test_a_log_that_no_run_has_written(tmp_path: Path, content: str) -> None:
     (tmp_path / "notes.txt").write_text("")
     check_run_folder(tmp_path)
     (tmp_path / "log.jsonl").write_text(content)
-    with pytest.raises(ArtifactError, match=r"has a log.jsonl that no run has written"):
+    with pytest.raises(ArtifactError, match=r"log.jsonl is there, but no run has written it"):
         check_run_folder(tmp_path)
     (tmp_path / "log.jsonl").write_text('{"time": "2020", "event": "run started"}\n' + content)
     check_run_folder(tmp_path)

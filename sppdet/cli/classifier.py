@@ -44,7 +44,10 @@ def pretrain_eval(
     run: ClassifierArgument,
     views: Annotated[
         list[str] | None,
-        typer.Option(help="centre, 10, full, maps10, maps96 or maps98; may be repeated."),
+        typer.Option(
+            help="centre, 10, full, maps10, maps96 or maps98; may be repeated. Default: the"
+            " settings' views."
+        ),
     ] = None,
     side: Annotated[
         int | None, typer.Option(min=1, max=_MAX_PIXELS, help="Shorter side of the image.")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from sppdet.classification.config import read_classifier_config
 from sppdet.config import Layer
 from sppdet.errors import ArtifactError, shorten
 from sppdet.runs.artifacts import TensorHeader, read_header, read_json
@@ -101,6 +100,8 @@ def _number(value: object, path: Path, key: str) -> float:
 
 
 def _describe_classifier(run: Path) -> Iterator[str]:
+    from sppdet.classification.config import read_classifier_config  # takes its time
+
     config = read_classifier_config(run)
     path = run / "model" / "net.safetensors"
     header = _header(path)

@@ -32,4 +32,4 @@ DeviceOption = Annotated[
 
 def default_run(config: Path) -> Path:
     """Return the folder of a run without `--run`."""
-    return Path("runs") / config.stem
+    return Path("runs") / config.name.removesuffix(".yaml")

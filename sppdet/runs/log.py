@@ -10,8 +10,10 @@ import contextlib
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,17 +86,50 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _HostHandler(logging.Handler):
+    """Pass records on to the handlers of the program that uses the library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on."""
+        if LOGGER.parent is not None:
+            LOGGER.parent.callHandlers(record)
+
+
+_added: list[logging.Handler] = []
+_host = _HostHandler()
+_state_of_host: tuple[int, bool] = (logging.NOTSET, True)
+_lock = threading.Lock()
+_run: ContextVar[Path | None] = ContextVar("run of the current thread", default=None)
+
+
 @contextlib.contextmanager
 def handler_added(handler: logging.Handler) -> Iterator[None]:
-    """Add a handler to the logger "sppdet" within a block, and let messages of its level pass."""
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(min(handler.level, LOGGER.getEffectiveLevel()))
+    """Add a handler to the logger "sppdet" within a block, and let messages of its level pass.
+
+    Handlers of the program that uses the library get what they would get without the block: Python
+    asks for the level of the logger alone, not for those above it, so that lowering it would flood them.
+    """
+    global _state_of_host
+    with _lock:
+        if not _added:
+            _state_of_host = LOGGER.level, LOGGER.propagate
+            _host.setLevel(LOGGER.getEffectiveLevel())
+            if LOGGER.propagate:
+                LOGGER.addHandler(_host)
+            LOGGER.propagate = False
+        _added.append(handler)
+        LOGGER.addHandler(handler)
+        LOGGER.setLevel(min(handler.level, LOGGER.getEffectiveLevel()))
     try:
         yield
     finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(level)
+        with _lock:
+            LOGGER.removeHandler(handler)
+            _added.remove(handler)
+            if not _added:
+                LOGGER.removeHandler(_host)
+                level, LOGGER.propagate = _state_of_host
+                LOGGER.setLevel(level)
 
 
 def log_to_console() -> None:
@@ -106,12 +141,22 @@ def log_to_console() -> None:
 
 @contextlib.contextmanager
 def log_file(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Append the messages of a block to `log.jsonl` in a run's folder; the first process does."""
+    """Append the messages of a block to `log.jsonl` in a run's folder; the first process does.
+
+    Of several runs in one process, each in a thread of its own, each has its own messages; those of
+    other threads, such as warnings of images, go to all.
+    """
     if not ranks.is_first:
         yield
         return
-    with handler_added(JsonLinesHandler(run / "log.jsonl")):
-        yield
+    handler = JsonLinesHandler(run / "log.jsonl")
+    handler.addFilter(lambda record: _run.get() in (None, run))
+    token = _run.set(run)
+    try:
+        with handler_added(handler):
+            yield
+    finally:
+        _run.reset(token)
 
 
 def consoles() -> list[Console]:

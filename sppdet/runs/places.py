@@ -40,7 +40,8 @@ def claim_folder(folder: Path, *, command: str) -> None:
     for name in there:
         if any(fnmatch(name, pattern) for pattern in _WRITTEN[command]):
             raise ArtifactError(
-                f"{folder}: has a {name} that `sppdet {command}` hasn't written; expected another folder"
+                f"{folder}: {name} is there, but `sppdet {command}` hasn't written it;"
+                " expected another folder"
             )
     write_text(mark, "")
 
@@ -54,7 +55,8 @@ def check_run_folder(folder: Path) -> None:
     there = [name for name in _FILES_OF_A_RUN if (folder / name).exists()]
     if there and not _is_log(folder / "log.jsonl"):
         raise ArtifactError(
-            f"{folder}: has a {there[0]} that no run has written; expected a run's folder or a new one"
+            f"{folder}: {there[0]} is there, but no run has written it; expected a run's folder or a"
+            " new one"
         )
 
 

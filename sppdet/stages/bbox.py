@@ -48,6 +48,8 @@ def train_regressors(context: Context) -> bool:
         context.files.seal(context.config, training_data=digest, arithmetic=arithmetic)
         shutil.rmtree(context.run / "state", ignore_errors=True)  # no stage is unfinished any more
     context.ranks.wait()  # the others evaluate what is sealed
+    svm = context.plan.made_by["svm"]
+    LOGGER.debug("trained", extra=event("trained", svm=svm))
     return trained
 
 
