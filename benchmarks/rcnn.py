@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from sppdet.boxes import clip_boxes
 from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.demo.set import make_demo_set
-from sppdet.features.backbones import normalised
 from sppdet.features.head import build_head
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
@@ -89,7 +89,7 @@ def main() -> None:
         parts = []
         for start in range(0, count, args.batch):
             crops = np.stack([warped(image, box) for box in boxes[start : start + args.batch]])
-            x = normalised(torch.from_numpy(crops).to(device))
+            x = IMAGENET.normalised(torch.from_numpy(crops).to(device))
             x = x.contiguous(memory_format=torch.channels_last)
             with multiplying_in(extractor.precision, device):
                 pooled = pyramid(backbone.layers(x))

@@ -8,18 +8,27 @@ of twice the width.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 
 from sppdet.errors import ImageError
 from sppdet.types import ImageArray
 
+Interpolation = Literal["bilinear", "bicubic"]
 
-def resized(image: ImageArray, factor: float) -> ImageArray:
+
+def resized(
+    image: ImageArray, factor: float, interpolation: Interpolation = "bilinear"
+) -> ImageArray:
     """Resize an image (H, W, 3) by `factor`, to at least one pixel per side.
 
     The sides are rounded, the positions aren't: x in the image maps to x · `factor` in the result, in
     continuous pixels, on both axes.
+
+    Args:
+        interpolation: of an image that grows; one that shrinks is averaged over areas.
 
     Raises:
         ImageError: the result has more pixels than OpenCV supports.
@@ -28,7 +37,8 @@ def resized(image: ImageArray, factor: float) -> ImageArray:
     if min(round(width * factor), round(height * factor)) < 1:
         sides = (max(1, round(side * factor)) for side in (width, height))
         return resized_to(image, *sides)
-    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    larger = cv2.INTER_CUBIC if interpolation == "bicubic" else cv2.INTER_LINEAR
+    kind = cv2.INTER_AREA if factor < 1 else larger
     source = np.ascontiguousarray(image)
     # passing a size instead of the factors would stretch the image to it
     try:

@@ -22,10 +22,11 @@ from sppdet.classification.classifier import SppClassifier, build_classifier, sa
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig
 from sppdet.errors import WeightsError
-from sppdet.features.backbones import Backbone, conv_backbone, to_input
+from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.graph import geometry_of
 from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config
@@ -140,16 +141,16 @@ def test_the_detectors_zf5_maps_a_224_image_to_14() -> None:
 
 def test_input_is_normalised_rgb(rng: np.random.Generator) -> None:
     image = random_image(rng, width=90, height=70)
-    x = to_input(image, 1.0)
+    x = IMAGENET.to_input(image, 1.0)
     expected = (torch.from_numpy(image).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / (
         torch.tensor([0.229, 0.224, 0.225])
     )
     torch.testing.assert_close(x[0].permute(1, 2, 0).contiguous(), expected, rtol=1e-5, atol=1e-5)
-    larger = to_input(image, 1.5)
+    larger = IMAGENET.to_input(image, 1.5)
     assert larger.shape == (1, 3, 105, 135)
     resized = cv2.resize(image, (135, 105), interpolation=cv2.INTER_LINEAR)
-    torch.testing.assert_close(larger, to_input(np.asarray(resized, np.uint8), 1.0))
-    assert to_input(image, 0.01).shape == (1, 3, 64, 64)
+    torch.testing.assert_close(larger, IMAGENET.to_input(np.asarray(resized, np.uint8), 1.0))
+    assert IMAGENET.to_input(image, 0.01).shape == (1, 3, 64, 64)
 
 
 def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
@@ -159,7 +160,7 @@ def test_feature_maps(tiny: Backbone, rng: np.random.Generator) -> None:
     assert [tuple(m.shape) for m in maps.maps] == [(128, 10, 13), (128, 15, 19)]
     assert (maps.stride, maps.offset) == (8, 0.5)
     with torch.inference_mode():
-        assert torch.equal(maps.maps[0], tiny.layers(to_input(image, 1.0))[0])
+        assert torch.equal(maps.maps[0], tiny.layers(IMAGENET.to_input(image, 1.0))[0])
 
 
 def test_random_weights_are_those_of_the_seed() -> None:
@@ -349,7 +350,7 @@ def test_the_detectors_first_features_are_the_classifiers(
     image = random_image(rng, width=120, height=90)
     hidden = {}
     with torch.inference_mode():
-        pooled = classifier.pyramid(classifier.conv(to_input(image, 1.0)))
+        pooled = classifier.pyramid(classifier.conv(IMAGENET.to_input(image, 1.0)))
         hidden["fc6"] = torch.relu(classifier.head.fc6(pooled))  # type: ignore[operator]
         hidden["fc7"] = torch.relu(classifier.head.fc7(hidden["fc6"]))  # type: ignore[operator]
     maps = backbone.feature_maps(backbone.scaled(image, [90], FeaturesConfig()))

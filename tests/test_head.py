@@ -18,7 +18,7 @@ from samples import random_image
 from sppdet.config import BackboneConfig, Config, FeaturesConfig, HeadConfig, Layer
 from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError
-from sppdet.features.backbones import Backbone, to_input
+from sppdet.features.backbones import Backbone
 from sppdet.features.head import (
     Head,
     build_head,
@@ -27,6 +27,7 @@ from sppdet.features.head import (
     standardise,
     truncated,
 )
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.types import ImageArray
@@ -52,7 +53,7 @@ def activations(model: nn.Module, last: type[nn.Module], count: int) -> list[tor
         if isinstance(layer, last):
             layer.register_forward_hook(lambda _m, _i, out: found.append(out.clone()))
     with torch.inference_mode():
-        model.eval()(to_input(image_224(), 1.0))
+        model.eval()(IMAGENET.to_input(image_224(), 1.0))
     return found[:count]
 
 

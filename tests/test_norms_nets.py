@@ -10,9 +10,10 @@ from torch import nn
 
 from samples import random_image
 from sppdet.features import nets
-from sppdet.features.backbones import conv_backbone, to_input
+from sppdet.features.backbones import conv_backbone
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.pyramid import SpatialPyramid
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -183,7 +184,7 @@ def test_thin_images(name: str, width: int, height: int, rng: np.random.Generato
     image = random_image(rng, width=width, height=height)
     layers = conv_backbone(name).layers
     with torch.inference_mode():
-        maps = layers(to_input(image, 1.0))
+        maps = layers(IMAGENET.to_input(image, 1.0))
         pooled = SpatialPyramid()(maps)
     assert maps.shape[2] >= 1 and maps.shape[3] >= 1 and torch.isfinite(pooled).all()
     assert (maps.shape[2] > maps.shape[3]) == (height > width)

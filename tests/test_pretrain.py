@@ -34,8 +34,8 @@ from sppdet.classification.testing import score_image
 from sppdet.classification.trainer import Trainer
 from sppdet.classification.views import centre_crop
 from sppdet.errors import ArtifactError, DataError, TrainingError
-from sppdet.features.backbones import normalised
 from sppdet.features.nets import tiny
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.images import read_image
 from sppdet.io.settings import load_settings
 from sppdet.runs.artifacts import fingerprint_of, read_tensors
@@ -97,7 +97,7 @@ def test_the_kept_epoch_is_the_one_of_least_error(classified: Path) -> None:
     for path in sorted((classified.parent / "val").rglob("*.png")):
         crop = centre_crop(read_image(path), side=36, crop=32, size=32)
         with torch.inference_mode():
-            scores = classifier(normalised(crop[None]))
+            scores = classifier(IMAGENET.normalised(crop[None]))
         label = torch.tensor([classifier.class_names.index(path.parent.name)])
         losses.append(float(F.cross_entropy(scores, label)))
         wrong.append(int(scores.argmax()) != int(label))

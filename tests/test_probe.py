@@ -25,7 +25,7 @@ from sppdet.classification.probe import Features, image_labels, probe
 from sppdet.classification.views import centre_crop
 from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
-from sppdet.features.backbones import to_input
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.io.settings import check_config
@@ -86,8 +86,8 @@ def test_which_pixels_they_see(tmp_path: Path) -> None:
     image = random_image(np.random.default_rng(1), width=120, height=80)
     layers = load_backbone("tiny", "none").layers
     seen = {
-        "crop": to_input(centre_crop(image, side=64, crop=64, size=64), 1.0),
-        "full": to_input(image, 0.8),
+        "crop": IMAGENET.to_input(centre_crop(image, side=64, crop=64, size=64), 1.0),
+        "full": IMAGENET.to_input(image, 0.8),
     }
     for name, x in seen.items():
         config = config_of(tmp_path, image=name, side=64, spp_levels=[1])
@@ -107,7 +107,7 @@ def test_fc6_is_the_classifiers_own(classified: Path) -> None:
     image = random_image(np.random.default_rng(2), width=100, height=64)
     net = load_classifier(classified)
     with torch.inference_mode():
-        pooled = net.pyramid(net.conv(to_input(image, 1.0)))
+        pooled = net.pyramid(net.conv(IMAGENET.to_input(image, 1.0)))
         hidden = torch.relu(net.head.fc6(pooled))[0].numpy()  # type: ignore[operator]
     assert (hidden > 0).any()
     ours = Features(config, device=CPU).of(image)

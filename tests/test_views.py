@@ -22,8 +22,9 @@ from sppdet.classification import testing
 from sppdet.classification.classifier import SppClassifier, load_classifier
 from sppdet.classification.config import ViewSet
 from sppdet.classification.views import View, centre_crop, score_crops, score_maps, views_of
-from sppdet.features.backbones import Backbone, normalised, to_input
+from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.types import ImageArray
@@ -66,7 +67,7 @@ def softmax(scores: torch.Tensor) -> torch.Tensor:
 
 def net_score(classifier: SppClassifier, crop: ImageArray) -> torch.Tensor:
     with torch.inference_mode():
-        return softmax(classifier(normalised(np.ascontiguousarray(crop)[None]))[0])
+        return softmax(classifier(IMAGENET.normalised(np.ascontiguousarray(crop)[None]))[0])
 
 
 # -- which views ---------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def test_the_whole_image_and_its_mirror_image(classifier: SppClassifier) -> None
     image = image_of(96, 64)
     with torch.inference_mode():
         scores = [
-            softmax(classifier(to_input(np.ascontiguousarray(one), 1.25))[0])
+            softmax(classifier(IMAGENET.to_input(np.ascontiguousarray(one), 1.25))[0])
             for one in (image, image[:, ::-1])
         ]
     assert not torch.allclose(scores[0], scores[1], atol=1e-4)

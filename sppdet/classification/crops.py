@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou, clip_boxes
 from sppdet.errors import DataError
-from sppdet.features.backbones import PIXEL_MEAN
 from sppdet.features.geometry import choose_scales, scale_factors_of
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.images import read_image
 from sppdet.randomness import rng
 from sppdet.resizing import resized
@@ -157,6 +157,6 @@ def cut_crop(
     # pixel i spans [i, i + 1), but warpAffine counts from pixel centres
     offset = 0.5 * larger_by - origin - 0.5
     matrix = np.array([[larger_by, 0, offset[0]], [0, larger_by, offset[1]]])
-    mean = tuple(255 * value for value in PIXEL_MEAN)
+    mean = tuple(255 * value for value in IMAGENET.mean)
     pixels = cv2.warpAffine(smaller, matrix, (config.side, config.side), borderValue=mean)
     return np.asarray(pixels, dtype=np.uint8)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.errors import DataError, ImageError, image_named
-from sppdet.features.backbones import normalised
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.digests import FileDigests, name_below
 from sppdet.io.images import find_images, read_image
 from sppdet.parallel import ordered_map
@@ -222,5 +222,5 @@ def training_batches(
     made = ordered_map(make, rows_of_all, workers=workers, ahead=ahead)
     for rows in wanted:
         crops = np.stack([next(made) for _ in rows])
-        x = normalised(crops).contiguous(memory_format=torch.channels_last)
+        x = IMAGENET.normalised(crops).contiguous(memory_format=torch.channels_last)
         yield x, torch.from_numpy(images.labels[rows])

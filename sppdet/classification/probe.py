@@ -26,7 +26,7 @@ from sppdet.evaluation.voc import (
     precision_recall,
     warn_uncounted,
 )
-from sppdet.features.backbones import Backbone, to_input
+from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.io.backbone_weights import load_backbone
@@ -97,7 +97,7 @@ class Features:
             image = centre_crop(image, side=side, crop=side, size=side)
         else:
             image = resized_to(image, side, side)
-        return to_input(image, factor)
+        return self._backbone.preprocessing.to_input(image, factor)
 
     def of_all(self, paths: Sequence[Path], *, workers: int) -> Matrix:
         """Compute the features (N, D) of images."""

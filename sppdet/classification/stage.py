@@ -26,7 +26,7 @@ from sppdet.classification.data import (
 from sppdet.classification.trainer import VERSION, Trainer, batches_of_epoch, size_of_epoch
 from sppdet.classification.views import centre_crop
 from sppdet.errors import TrainingError, image_named
-from sppdet.features.backbones import normalised
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io import plain_yaml
 from sppdet.io.digests import FileDigests
 from sppdet.parallel import ordered_map
@@ -204,7 +204,7 @@ class _Pretraining:
         for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
             if len(part):
                 crops = np.stack([next(made) for _ in part])
-                x = normalised(crops).contiguous(memory_format=torch.channels_last)
+                x = IMAGENET.normalised(crops).contiguous(memory_format=torch.channels_last)
                 yield x, torch.from_numpy(images.labels[part])
 
 

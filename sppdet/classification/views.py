@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sppdet.classification.classifier import SppClassifier
 from sppdet.classification.config import ViewSet
-from sppdet.features.backbones import normalised, to_input
 from sppdet.features.geometry import project, scale_factor
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.spp import spp_windows
 from sppdet.resizing import resized, resized_to
 from sppdet.types import ImageArray
@@ -102,13 +102,17 @@ def score_crops(
     for view in views:
         seen = _mirrored(image, view.mirrored)
         if view.position is None:
-            x = to_input(seen, whole_factor(image, view.side)).to(device)
+            x = IMAGENET.to_input(seen, whole_factor(image, view.side)).to(device)
             total += classifier(x).float().softmax(dim=1)[0]
         else:
             larger = resized(seen, view.side / min(image.shape[:2]))
             crops.append(resized_to(_cut(larger, view, crop), size, size))
     if crops:
-        batch = normalised(np.stack(crops)).to(device).contiguous(memory_format=torch.channels_last)
+        batch = (
+            IMAGENET.normalised(np.stack(crops))
+            .to(device)
+            .contiguous(memory_format=torch.channels_last)
+        )
         total += classifier(batch).float().softmax(dim=1).sum(dim=0)
     return total / len(views)
 
@@ -125,7 +129,7 @@ def score_maps(
     device = next(classifier.parameters()).device
     total = torch.zeros(len(classifier.class_names), device=device)
     for (factor, mirrored), wanted in _by_map(views, image).items():
-        x = to_input(_mirrored(image, mirrored), factor)
+        x = IMAGENET.to_input(_mirrored(image, mirrored), factor)
         feature_map = classifier.conv(x.to(device))[0].float()
         height, width = (round(length * factor) for length in image.shape[:2])
         windows = Counter(

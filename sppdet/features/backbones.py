@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision.models as tv
 from numpy.typing import NDArray
 from torch import nn
@@ -16,17 +15,17 @@ from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError
 from sppdet.features.geometry import scale_factors_of
 from sppdet.features.graph import before_last_pooling, geometry_of
+from sppdet.features.measured import measured_geometry
 from sppdet.features.nets import OWN_NETS, problem_with_name
+from sppdet.features.preprocessing import IMAGENET, Preprocessing
+from sppdet.features.timm_nets import PREFIX as TIMM
+from sppdet.features.timm_nets import timm_layers, timm_model
 from sppdet.parallel import multiplying_in
 from sppdet.randomness import keeping_torch_state
 from sppdet.resizing import resized
 from sppdet.types import FeatureMaps, ImageArray
 
 VERSION = 4  # raise it when the same weights give other maps, or maps are stored in another form
-
-# RGB / 255, as torchvision's ImageNet weights expect
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Backbone:
     stride: int
     offset: float
     fc: FcLayers | None
+    preprocessing: Preprocessing = IMAGENET
 
     def scaled(self, image: ImageArray, scales: list[int], config: FeaturesConfig) -> ScaledImage:
         """Resize an image (H, W, 3) RGB to every distinct scale (shorter sides in resized pixels).
@@ -64,7 +64,8 @@ class Backbone:
         """
         height, width = image.shape[:2]
         factors = scale_factors_of(scales, width=width, height=height, max_side=config.max_side)
-        pixels = [torch.from_numpy(resized(image, f)) for f in factors.tolist()]
+        kind = self.preprocessing.interpolation
+        pixels = [torch.from_numpy(resized(image, f, kind)) for f in factors.tolist()]
         if next(self.layers.parameters()).is_cuda:
             pixels = [p.pin_memory() for p in pixels]  # for asynchronous copies
         return ScaledImage(tuple(pixels), factors)
@@ -84,7 +85,7 @@ class Backbone:
         device = next(self.layers.parameters()).device
         maps = []
         for pixels in image.pixels:
-            x = padded_input(pixels.to(device, non_blocking=True))
+            x = self.preprocessing.padded_input(pixels.to(device, non_blocking=True))
             with multiplying_in(precision, device):
                 maps.append(self.layers(x)[0])
         return FeatureMaps(tuple(maps), image.scale_factors, self.stride, self.offset)
@@ -96,43 +97,6 @@ class ScaledImage:
 
     pixels: tuple[torch.Tensor, ...]  # S × (h, w, 3) RGB uint8
     scale_factors: NDArray[np.float64]  # (S,) resized / original pixels, ascending
-
-
-def to_input(image: ImageArray, factor: float) -> torch.Tensor:
-    """Resize an image by `factor`, normalise and pad it; returns (1, 3, h, w) float32."""
-    return padded_input(torch.from_numpy(resized(image, factor)))
-
-
-def padded_input(pixels: torch.Tensor) -> torch.Tensor:
-    """Normalise an image (h, w, 3) in 0..255; returns (1, 3, h, w) float32 on its device.
-
-    Sides shorter than `_MIN_SIDE` are padded with zeros on the right or below.
-    """
-    x = normalised(pixels[None])
-    missing = [max(0, _MIN_SIDE - side) for side in (x.shape[3], x.shape[2])]
-    padded = F.pad(x, (0, missing[0], 0, missing[1]))
-    return padded.contiguous(memory_format=torch.channels_last)
-
-
-_MIN_SIDE = 64  # resized pixels; some networks make no cell of a narrower image
-
-
-def normalised(
-    images: NDArray[np.uint8] | NDArray[np.float32] | torch.Tensor,
-) -> torch.Tensor:
-    """Normalise RGB images (N, H, W, 3) in 0..255 for the networks; returns (N, 3, H, W) float32."""
-    x = torch.as_tensor(images).permute(0, 3, 1, 2).float()
-    mean, std = _mean_and_std(x.device)
-    return (x - mean) / std
-
-
-@functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation (1, 3, 1, 1) of 0..255, cached on the device: a copy would block."""
-    mean = torch.tensor(PIXEL_MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(PIXEL_STD, device=device).view(1, 3, 1, 1) * 255
-    return mean, std
 
 
 def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
@@ -147,6 +111,8 @@ def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
 def random_model(name: str) -> nn.Module:
     if name in OWN_NETS:
         return OWN_NETS[name]()
+    if name.startswith(TIMM):
+        return timm_model(name)
     # without it these two warn that their initialisation is slow
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = tv.get_model(name, weights=None, **options)
@@ -160,16 +126,22 @@ def filled_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
 
 
 def backbone_of(name: str, model: nn.Module, *, whole: bool, with_fc: bool) -> Backbone:
+    preprocessing = IMAGENET
     try:
-        layers = _conv_layers(name, model, whole=whole).eval().requires_grad_(False)
-        layers = layers.to(memory_format=torch.channels_last)
-        stride, offset = geometry_of(layers)
+        if name.startswith(TIMM):
+            layers, preprocessing = timm_layers(name, model, whole=whole)
+        else:
+            layers = _conv_layers(name, model, whole=whole)
+        layers = layers.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        measure = measured_geometry if name.startswith(TIMM) else geometry_of
+        stride, offset = measure(layers)
     except ValueError as error:
         raise ConfigError(f"{name}: can't be used as a backbone: {error}") from None
+    side = math.lcm(32, preprocessing.multiple) * 3
     with torch.inference_mode():
-        channels = layers(torch.zeros(1, 3, 96, 96)).shape[1]
+        channels = layers(torch.zeros(1, 3, side, side)).shape[1]
     fc = _fc_layers(name, model, channels) if with_fc else None
-    return Backbone(name, layers, channels, stride, offset, fc)
+    return Backbone(name, layers, channels, stride, offset, fc, preprocessing)
 
 
 def _conv_layers(name: str, model: nn.Module, *, whole: bool) -> nn.Module:

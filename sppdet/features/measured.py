@@ -62,20 +62,22 @@ def _uniform(layers: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             channels = torch.rand(module.weight.shape[:2], generator=generator).double() + 0.5
             weight = channels[:, :, None, None].expand_as(module.weight)
-            module.weight.data = weight / weight.flatten(1).sum(1)[:, None, None, None]
+            # sums of 1/4: what residual branches add up stays below the bound of ReLU6
+            module.weight.data = weight / (4 * weight.flatten(1).sum(1)[:, None, None, None])
         elif isinstance(module, nn.Linear):
-            module.weight.data.zero_()
+            nn.init.zeros_(module.weight)
         elif isinstance(module, _NORMS):
             if module.weight is not None:
                 module.weight.data.fill_(1)
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
-        if isinstance(getattr(module, "bias", None), torch.Tensor):
-            module.bias.data.zero_()  # type: ignore[union-attr]
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            nn.init.zeros_(bias)
 
     def switch_off(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if inputs[0].shape[-2:] == (1, 1):
-            module.weight.data.zero_()  # type: ignore[union-attr]
+            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
 
     hooks = [
         m.register_forward_pre_hook(switch_off) for m in probe.modules() if isinstance(m, nn.Conv2d)

@@ -13,6 +13,7 @@ import torchvision.models as tv
 from torch import nn
 
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+from sppdet.features.timm_nets import PREFIX, timm_name_problem
 
 
 def _conv(
@@ -142,6 +143,8 @@ def problem_with_name(name: str) -> str | None:
 
     A network of torchvision's without a convolutional map is refused when it is built.
     """
+    if name.startswith(PREFIX):
+        return timm_name_problem(name)
     known = [*OWN_NETS, *tv.list_models(module=tv)]
     if name in known:
         return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+from sppdet.resizing import Interpolation, resized
+from sppdet.types import ImageArray
 
 _MIN_SIDE = 64  # resized pixels; some networks make no cell of a narrower image
 
@@ -26,7 +28,7 @@ class Preprocessing:
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     multiple: int = 1
 
     def normalised(
@@ -36,6 +38,10 @@ class Preprocessing:
         x = torch.as_tensor(images).permute(0, 3, 1, 2).float()
         mean, std = _mean_and_std(self, x.device)
         return (x - mean) / std
+
+    def to_input(self, image: ImageArray, factor: float) -> torch.Tensor:
+        """Resize an image by `factor`, normalise and pad it; returns (1, 3, h, w) float32."""
+        return self.padded_input(torch.from_numpy(resized(image, factor, self.interpolation)))
 
     def padded_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise an image (h, w, 3) in 0..255; returns (1, 3, h, w) float32 on its device.

@@ -10,6 +10,7 @@ from torch import nn
 
 from sppdet.errors import ConfigError
 from sppdet.features.preprocessing import Preprocessing
+from sppdet.resizing import Interpolation
 
 PREFIX = "timm/"
 _STRIDE = 16  # the detector's, as for torchvision's networks
@@ -80,7 +81,7 @@ def _preprocessing(config: Mapping[str, Any], stages: list[dict[str, Any]]) -> P
     # sides of whole strides: vision transformers take whole patches, and where the paddings of
     # "same" convolutions depend on the sides, cells stay where they are
     multiple = max(int(stage["reduction"]) for stage in stages)
-    kind = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
+    kind: Interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
     return Preprocessing(tuple(config["mean"]), tuple(config["std"]), kind, multiple)
 
 

@@ -17,6 +17,8 @@ from sppdet.errors import ArtifactError, ConfigError, WeightsError
 from sppdet.features.backbones import Backbone, FcLayers, backbone_of, filled_linear, random_model
 from sppdet.features.levels import spp_width
 from sppdet.features.nets import OWN_NETS, problem_with_name
+from sppdet.features.timm_nets import PREFIX as TIMM
+from sppdet.features.timm_nets import timm_model
 from sppdet.randomness import torch_stream
 from sppdet.runs.artifacts import read_tensors
 from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
@@ -59,6 +61,8 @@ def _imagenet_model(name: str) -> nn.Module:
             f"backbone.weights: there are no imagenet weights for {name}; expected a file, the run "
             "of a classifier, or none"
         )
+    if name.startswith(TIMM):
+        return _timm_model(name)
     weights = tv.get_model_weights(name).DEFAULT
     for entry in tv.get_model_weights(name):
         if entry.name == "IMAGENET1K_V1":  # the plain recipe, the nearest to the paper's
@@ -70,6 +74,16 @@ def _imagenet_model(name: str) -> nn.Module:
             f"backbone.weights: imagenet weights of {name} can't be fetched from {weights.url}: {error}"
         ) from None
     return model
+
+
+def _timm_model(name: str) -> nn.Module:
+    try:
+        return timm_model(name, pretrained=True)
+    except Exception as error:  # the hub's errors have no common base
+        first = str(error).strip().split("\n")[0]
+        raise WeightsError(
+            f"backbone.weights: weights of {name} can't be fetched from timm's hub: {first}"
+        ) from None
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -99,7 +113,9 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> bool:
     state = read_state_dict(path)
     # the classification layer isn't used: it may be missing, or have other classes
     last = "classifier.6." if name.startswith(("alexnet", "vgg")) else "classifier."
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith((last, "fc."))}
+    of_timm = getattr(model, "default_cfg", {}).get("classifier") or last
+    unused = (last, "fc.", *([of_timm] if isinstance(of_timm, str) else of_timm))
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith(unused)}
     for key, tensor in state.items():
         if key in own and own[key].shape != tensor.shape:
             raise WeightsError(

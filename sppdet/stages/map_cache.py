@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from sppdet.config import FeaturesConfig
 from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledImage
+from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.runs.artifacts import fingerprint
@@ -52,6 +54,7 @@ class MapCache:
             scales,
             config.max_side,
             self.arithmetic,
+            *([] if backbone.preprocessing == IMAGENET else [asdict(backbone.preprocessing)]),
         )
         stored = config.store
         if stored == "auto":
