@@ -60,6 +60,7 @@ TESTS = {
     "detection/*.py": "test_detect_* test_detector",
     "stages/evaluate_files.py": "test_evaluation_ids test_detect_then_eval test_cli",
     "stages/export_proposals.py": "test_cli",
+    "stages/model*.py": "test_model_files test_pipeline",
     "stages/*.py": "test_stage_run test_pipeline test_resume",
     "evaluation/*.py": "test_evaluation_*",
     "io/matlab.py": "test_stored_files",
