@@ -35,7 +35,9 @@ def folder_lock(folder: Path, *, name: str = ".lock", doing: str = "training") -
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held, so that no other process can hold it
+            # ours are empty, those of earlier versions have numbers; others are somebody else's
+            if set(path.read_bytes()) <= set(b"0123456789abcdef \n"):
+                path.unlink()  # while it is held, so that no other process can hold it
         lock.release()
 
 
