@@ -8,6 +8,7 @@ import pytest
 
 from runs import CommandLine, contents
 from sppdet.errors import ArtifactError
+from sppdet.runs.lock import folder_lock
 from sppdet.runs.places import check_run_folder, claim_folder
 
 
@@ -72,3 +73,16 @@ def test_the_detections_are_not_overwritten_by_their_scores(
         )
         assert status == 1 and "is the folder of --detections" in said
     assert found.read_text() == "[]"
+
+
+def test_a_lock_file_of_somebody_else_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / ".lock"
+    theirs.write_text("theirs")
+    for _ in range(2):
+        with folder_lock(tmp_path), pytest.raises(ArtifactError, match="another process"):
+            folder_lock(tmp_path).__enter__()
+        assert theirs.read_text() == "theirs"
+    theirs.unlink()
+    with folder_lock(tmp_path):
+        assert theirs.exists()
+    assert not theirs.exists()

@@ -32,16 +32,16 @@ from sppdet.io.digests import FileDigests
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import (
     fingerprint,
-    fingerprint_of,
     is_intact,
     read_checkpoint,
+    why_made_again,
     write_tensors,
     write_text,
 )
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.environment import worker_count
-from sppdet.runs.lock import run_lock
-from sppdet.runs.log import LOGGER, event, log_file, timed, track
+from sppdet.runs.lock import open_run
+from sppdet.runs.log import LOGGER, event, timed, track
 from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model import choose_device
 from sppdet.training.sgd import Batch
@@ -60,11 +60,7 @@ def pretrain(config: PretrainConfig, run: Path, *, device: str = "auto") -> None
         ArtifactError: another process is training in this folder.
         DataError, TrainingError: see the stages.
     """
-    with (
-        joined_ranks(choose_device(device)) as ranks,
-        log_file(run, ranks),
-        run_lock(run, first=ranks.is_first),
-    ):
+    with joined_ranks(choose_device(device)) as ranks, open_run(run, ranks):
         _pretrain(config, run, ranks)
 
 
@@ -93,10 +89,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks) -> None:
         LOGGER.info("the classifier is there already")
         return
     if last.exists():
-        reason = "made by other settings or data"
-        if fingerprint_of(last) in (None, made_by):
-            reason = "damaged, or written by an earlier version"
-        LOGGER.info("the classifier is %s; made again", reason)
+        LOGGER.info("the classifier is %s; made again", why_made_again(last, made_by))
     trainer = Trainer(classifier, config.train, seed=config.seed, ranks=ranks)
     path = _state_path(run)
     checkpoint = read_checkpoint(path, made_by)

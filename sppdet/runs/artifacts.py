@@ -289,6 +289,13 @@ def is_intact(path: Path, made_by: str) -> bool:
     return True
 
 
+def why_made_again(path: Path, made_by: str) -> str:
+    """Say why a tensor file that isn't intact is replaced by one with the fingerprint `made_by`."""
+    if fingerprint_of(path) in (None, made_by):
+        return "damaged, or written by an earlier version"
+    return "made by other settings or data"
+
+
 def read_checkpoint(
     path: Path, made_by: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

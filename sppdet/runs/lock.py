@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.artifacts import remove_leftovers
+from sppdet.runs.log import log_file
 from sppdet.runs.places import check_run_folder
+
+if TYPE_CHECKING:
+    from sppdet.runs.distributed import Ranks
 
 
 @contextlib.contextmanager
@@ -35,24 +40,31 @@ def folder_lock(folder: Path, *, name: str = ".lock", doing: str = "training") -
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held, so that no other process can hold it
+            # ours are empty, those of earlier versions have numbers; others are somebody else's
+            if set(path.read_bytes()) <= set(b"0123456789abcdef \n"):
+                path.unlink()  # while it is held, so that no other process can hold it
         lock.release()
 
 
 @contextlib.contextmanager
-def run_lock(run: Path, *, first: bool = True) -> Iterator[None]:
+def run_lock(run: Path) -> Iterator[None]:
     """Hold a run's folder to train in, and remove what killed processes left there.
-
-    Args:
-        first: whether this is the first of several processes, which holds the folder for all.
 
     Raises:
         ArtifactError: another process is training in this folder, or it has other files than a run's.
     """
-    if not first:
-        yield
-        return
     check_run_folder(run)
     with folder_lock(run):
         remove_leftovers(run)
+        yield
+
+
+@contextlib.contextmanager
+def open_run(run: Path, ranks: Ranks) -> Iterator[None]:
+    """Lock a run's folder to train in and keep its log; the first process does so for all.
+
+    Raises:
+        ArtifactError: see `run_lock`.
+    """
+    with log_file(run, ranks), run_lock(run) if ranks.is_first else contextlib.nullcontext():
         yield

@@ -10,7 +10,7 @@ from sppdet.config import Config
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
 from sppdet.io.image_cache import ImageCache
-from sppdet.runs.artifacts import fingerprint_of
+from sppdet.runs.artifacts import why_made_again
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.model_files import ModelFiles
@@ -67,8 +67,6 @@ class Context:
             return False
         path = self.files.of(part)
         if path.exists():
-            reason = "made by other settings or data"
-            if fingerprint_of(path) in (None, self.plan.made_by[part]):
-                reason = "damaged, or written by an earlier version"
+            reason = why_made_again(path, self.plan.made_by[part])
             LOGGER.info("%s: %s; made again", part, reason, extra=event("stage redone", part=part))
         return True

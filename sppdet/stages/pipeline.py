@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sppdet.config import Config
 from sppdet.runs.distributed import joined_ranks
-from sppdet.runs.lock import run_lock
-from sppdet.runs.log import LOGGER, event, log_file, timed
+from sppdet.runs.lock import open_run
+from sppdet.runs.log import LOGGER, event, timed
 from sppdet.stages.bbox import train_regressors
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.data import read_data
@@ -52,11 +52,7 @@ def train(
         ConfigError: no training set is named.
     """
     config.data.sets_of("train")  # checks that one is named
-    with (
-        joined_ranks(choose_device(device)) as ranks,
-        log_file(run, ranks),
-        run_lock(run, first=ranks.is_first),
-    ):
+    with joined_ranks(choose_device(device)) as ranks, open_run(run, ranks):
         settings = config.model_dump(mode="json")
         facts = event("run started", config=settings, until=until, processes=ranks.count)
         LOGGER.debug("training in %s", run, extra=facts)
