@@ -67,11 +67,19 @@ class BackboneConfig(Section):
     """Convolutional layers."""
 
     name: str = "alexnet"
-    """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, or a
-    convolutional network of torchvision (alexnet, vgg16, squeezenet1_1, resnet50, ...)."""
+    """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, a
+    convolutional network of torchvision (alexnet, vgg16, squeezenet1_1, resnet50, ...), or one of timm
+    (timm/tf_efficientnet_lite0, timm/vit_small_patch14_dinov2, ...; needs `pip install 'sppdet[timm]'`)."""
     weights: str = "imagenet"
-    """Weights of the network. imagenet: torchvision's, downloaded on first use; none: random; or the path
-    of a `.safetensors` or `.pth` file or of a classifier's run (`sppdet pretrain`)."""
+    """Weights of the network. imagenet: torchvision's or those of timm's hub, downloaded on first use;
+    none: random; or the path of a `.safetensors` or `.pth` file or of a classifier's run (`sppdet
+    pretrain`)."""
+    stages: (
+        Literal["auto"] | Annotated[list[Count], Field(min_length=1), AfterValidator(ascending)]
+    ) = "auto"
+    """Strides of the feature maps to pool together, ascending, such as [16, 32]: the last map of each is
+    brought to the cells of the first and scaled to the same mean square. auto: the last map of stride
+    16 or less alone."""
 
 
 class FeaturesConfig(Section):
@@ -88,6 +96,9 @@ class FeaturesConfig(Section):
     max_side: Side = 2400
     """Maximum longer side of a resized image, in pixels; bounds the memory for panoramas (not in the
     paper). Scales that coincide under it count once."""
+    project: Annotated[Count | None, BeforeValidator(none_of)] = None
+    """Number of channels to which feature maps are reduced, by the principal components of the training
+    images' cells; makes vectors shorter and everything after the maps faster. null: all channels."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Floating-point type of the networks, fine-tuning excepted. auto: float16 on a GPU, float32 on a
     CPU."""
@@ -294,6 +305,10 @@ class Config(Section):
     def svm_layer(self) -> Layer:
         """Resolve `svm.layer`."""
         return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
+
+    def joins_maps(self) -> bool:
+        """Check whether maps are joined or projected, which is fitted to the training images."""
+        return self.backbone.stages != "auto" or self.features.project is not None
 
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain data with every default.

@@ -31,7 +31,7 @@ def small_classifier(*, dropout: float = 0.0, normalised: bool = False) -> SppCl
         nn.BatchNorm2d(6) if normalised else nn.Identity(),
         nn.ReLU(),
     )
-    backbone = Backbone("own", layers, 6, 2, 0.5, None)
+    backbone = Backbone("own", layers, 6, ((2, 0.5),), None)
     return SppClassifier(backbone, (2, 1), Head(30, [8], 3, dropout), ("a", "b", "c"))
 
 

@@ -49,7 +49,7 @@ def classifier() -> SppClassifier:
 @pytest.fixture(scope="module")
 def pixels() -> SppClassifier:
     """One whose maps are the image itself: a cell is a pixel."""
-    backbone = Backbone("own", nn.Conv2d(3, 3, 1), 3, 1, 0.5, None)
+    backbone = Backbone("own", nn.Conv2d(3, 3, 1), 3, ((1, 0.5),), None)
     with torch.no_grad():
         backbone.layers.weight.copy_(torch.eye(3)[:, :, None, None])  # type: ignore[operator]
         backbone.layers.bias.zero_()  # type: ignore[operator]

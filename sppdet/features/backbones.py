@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import nn
 
 from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError
-from sppdet.features.geometry import scale_factors_of
-from sppdet.features.graph import before_last_pooling, geometry_of
+from sppdet.features.geometry import Geometry, scale_factors_of
+from sppdet.features.graph import before_last_pooling, cut_at_strides, geometry_of
+from sppdet.features.joined import JoinedMaps
 from sppdet.features.measured import measured_geometry
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.features.preprocessing import IMAGENET, Preprocessing
@@ -45,17 +47,28 @@ class FcLayers:
 class Backbone:
     """Convolutional layers with their geometry.
 
-    `stride` is S, the product of the strides; `offset` is c₀, the centre of the first cell's
-    receptive field in continuous pixels of the network's input.
+    `geometries` are (S, c₀) of the maps that are joined, the finest first: S, the product of the
+    strides, and c₀, the centre of the first cell's receptive field in continuous pixels of the
+    network's input.
     """
 
     name: str
     layers: nn.Module
     channels: int
-    stride: int
-    offset: float
+    geometries: tuple[Geometry, ...]
     fc: FcLayers | None
     preprocessing: Preprocessing = IMAGENET
+    origin: str = ""  # where the weights are from, and their licence
+
+    @property
+    def stride(self) -> int:
+        """S of the map."""
+        return self.geometries[0][0]
+
+    @property
+    def offset(self) -> float:
+        """c₀ of the map."""
+        return self.geometries[0][1]
 
     def scaled(self, image: ImageArray, scales: list[int], config: FeaturesConfig) -> ScaledImage:
         """Resize an image (H, W, 3) RGB to every distinct scale (shorter sides in resized pixels).
@@ -99,13 +112,31 @@ class ScaledImage:
     scale_factors: NDArray[np.float64]  # (S,) resized / original pixels, ascending
 
 
-def conv_backbone(name: str, *, whole: bool = False) -> Backbone:
-    """Build convolutional layers without pre-trained weights, to load those of a run."""
+def conv_backbone(
+    name: str,
+    *,
+    whole: bool = False,
+    stages: Sequence[int] | None = None,
+    project: int | None = None,
+    geometries: Sequence[Geometry] | None = None,
+) -> Backbone:
+    """Build convolutional layers without pre-trained weights, to load those of a run.
+
+    See `backbone_of` for the arguments.
+    """
     if problem := problem_with_name(name):
         raise ConfigError(f"backbone.name: {problem}")
     with keeping_torch_state():
         model = random_model(name)
-    return backbone_of(name, model, whole=whole, with_fc=False)
+        return backbone_of(
+            name,
+            model,
+            whole=whole,
+            with_fc=False,
+            stages=stages,
+            project=project,
+            geometries=geometries,
+        )
 
 
 def random_model(name: str) -> nn.Module:
@@ -125,23 +156,77 @@ def filled_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     return layer
 
 
-def backbone_of(name: str, model: nn.Module, *, whole: bool, with_fc: bool) -> Backbone:
+def backbone_of(
+    name: str,
+    model: nn.Module,
+    *,
+    whole: bool,
+    with_fc: bool,
+    stages: Sequence[int] | None = None,
+    project: int | None = None,
+    geometries: Sequence[Geometry] | None = None,
+) -> Backbone:
+    """Take the convolutional layers of a model.
+
+    Args:
+        whole: up to the last pooling, for a classifier; otherwise up to stride 16 where a network
+            goes beyond.
+        with_fc: keep fc6 and fc7 as well, where the model has them.
+        stages: strides of the maps to join, ascending; None takes the last map.
+        project: channels to which the map is projected; None leaves them as they are.
+        geometries: (S, c₀) of the maps, where they are known; measured otherwise.
+    """
     preprocessing = IMAGENET
     try:
         if name.startswith(TIMM):
-            layers, preprocessing = timm_layers(name, model, whole=whole)
+            layers, preprocessing = timm_layers(name, model, whole=whole, strides=stages or ())
         else:
-            layers = _conv_layers(name, model, whole=whole)
-        layers = layers.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        measure = measured_geometry if name.startswith(TIMM) else geometry_of
-        stride, offset = measure(layers)
+            layers = _conv_layers(name, model, whole=whole or stages is not None)
+            layers = cut_at_strides(layers, stages) if stages is not None else layers
+        layers = layers.eval().requires_grad_(False)
+        if geometries is None:
+            measure = measured_geometry if name.startswith(TIMM) else _geometry
+            geometries = [measure(_Nth(layers, k).eval()) for k in range(len(stages or (0,)))]
     except ValueError as error:
         raise ConfigError(f"{name}: can't be used as a backbone: {error}") from None
     side = math.lcm(32, preprocessing.multiple) * 3
     with torch.inference_mode():
-        channels = layers(torch.zeros(1, 3, side, side)).shape[1]
-    fc = _fc_layers(name, model, channels) if with_fc else None
-    return Backbone(name, layers, channels, stride, offset, fc, preprocessing)
+        found = layers(torch.zeros(1, 3, side, side))
+    channels = [m.shape[1] for m in (found if isinstance(found, tuple) else (found,))]
+    fc = (
+        _fc_layers(name, model, channels[0])
+        if with_fc and stages is None and project is None
+        else None
+    )
+    if stages is not None or project is not None:
+        layers = JoinedMaps(layers, geometries, channels, project).eval().requires_grad_(False)
+    layers = layers.to(memory_format=torch.channels_last)
+    return Backbone(name, layers, project or sum(channels), tuple(geometries), fc, preprocessing)
+
+
+class _Nth(nn.Module):
+    """Layers that return one of their maps alone."""
+
+    def __init__(self, layers: nn.Module, number: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.number = number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.layers(x)
+        result: torch.Tensor = found[self.number] if isinstance(found, tuple) else found
+        return result
+
+
+def _geometry(layers: nn.Module) -> Geometry:
+    """Compute (S, c₀) of the layers' map: by their graph, or measured where the graph can't tell."""
+    try:
+        return geometry_of(layers)
+    except ValueError as error:
+        try:
+            return measured_geometry(layers)
+        except (ValueError, RuntimeError):
+            raise error from None
 
 
 def _conv_layers(name: str, model: nn.Module, *, whole: bool) -> nn.Module:

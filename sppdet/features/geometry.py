@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from sppdet.types import Boxes
 
+Geometry = tuple[
+    int, float
+]  # stride S and first centre c₀ of a map, in pixels of the network's input
+
 # distances that differ by less than this fraction of the canonical area count as equal: factors such
 # as 1.4 are rounded, even in float64
 _TIE = 1e-9

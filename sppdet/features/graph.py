@@ -1,16 +1,18 @@
-"""Analysis of networks as graphs of layers: the last pooling, and the geometry of cells."""
+"""Analysis of networks as graphs of layers: where to cut them, and the geometry of cells."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from sppdet.features.geometry import Geometry
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 
 _SMALL_PROBE, _LARGE_PROBE = 128, 320  # resized pixels a side
@@ -38,14 +40,34 @@ def before_last_pooling(model: nn.Module) -> nn.Module:
     source = pooling[-1].args[0]
     while _is_dropping(source, modules):  # a max pooling just before it counts as the last
         source = source.args[0]
+    return fx.GraphModule(model, _up_to(graph, source))
+
+
+def cut_at_strides(layers: nn.Module, strides: Sequence[int]) -> nn.Module:
+    """Let layers return the last map of each stride, as a tuple, instead of their last map.
+
+    Raises:
+        ValueError: there is no map of a stride, or the layers can't be traced.
+    """
+    graph, modules = _trace(layers), dict(layers.named_modules())
+    geometry = _geometry_along(0, graph, modules)
+    last = {stride: node for node, (stride, _) in geometry.items() if node.op != "output"}
+    if missing := [stride for stride in strides if stride not in last]:
+        raise ValueError(f"it has no map of stride {missing[0]}; it has {sorted(last)}")
+    return fx.GraphModule(layers, _up_to(graph, *(last[stride] for stride in strides)))
+
+
+def _up_to(graph: fx.Graph, *sources: fx.Node) -> fx.Graph:
+    """Copy a graph up to a node, which becomes its output; of several nodes, a tuple of them."""
     cut = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copied[node] = cut.node_copy(node, lambda n: copied[n])
-        if node is source:
-            cut.output(copied[node])
+        if all(source in copied for source in sources):
             break
-    return fx.GraphModule(model, cut)
+    outputs = tuple(copied[source] for source in sources)
+    cut.output(outputs if len(outputs) > 1 else outputs[0])
+    return cut
 
 
 def _trace(model: nn.Module) -> fx.Graph:
@@ -68,7 +90,7 @@ def _is_dropping(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return isinstance(layer, nn.MaxPool2d | nn.Dropout | nn.Flatten)
 
 
-def geometry_of(layers: nn.Module) -> tuple[int, float]:
+def geometry_of(layers: nn.Module) -> Geometry:
     """Compute (S, c₀) of the last map: the product of the strides, and the centre of the first cell.
 
     Propagated through the graph by the kernels, strides and paddings of the layers; where branches
@@ -79,29 +101,35 @@ def geometry_of(layers: nn.Module) -> tuple[int, float]:
             a map whose size contradicts the stride.
     """
     graph, modules = _trace(layers), dict(layers.named_modules())
-    down, across = (_geometry_along(axis, graph, modules) for axis in (0, 1))
+    output = next(iter(node for node in reversed(graph.nodes) if node.op == "output"))
+    down, across = (_geometry_along(axis, graph, modules)[output] for axis in (0, 1))
     if down != across:
         raise ValueError(f"stride and centre are {down} down, {across} across: expected the same")
     _check_size(layers, down[0])
     return down
 
 
-def _geometry_along(axis: int, graph: fx.Graph, modules: dict[str, nn.Module]) -> tuple[int, float]:
-    geometry: dict[fx.Node, tuple[int, float]] = {}
+def _geometry_along(
+    axis: int, graph: fx.Graph, modules: dict[str, nn.Module]
+) -> dict[fx.Node, Geometry]:
+    """Compute (S, c₀) of every node that depends on the image."""
+    geometry: dict[fx.Node, Geometry] = {}
     for node in graph.nodes:
         inputs = [geometry[source] for source in node.all_input_nodes if source in geometry]
         if node.op == "placeholder":
             geometry[node] = (1, 0.5)
         elif node.op == "output":
-            return inputs[0]
+            if not inputs:
+                raise ValueError("its layers have no output")
+            geometry[node] = inputs[0]
         elif inputs:
             stride, centre = _joined(node, inputs)
             kernel, step, padding = (_along(axis, v) for v in _sizes_of(node, modules))
             geometry[node] = (stride * step, centre + ((kernel - 1) / 2 - padding) * stride)
-    raise ValueError("its layers have no output")
+    return geometry
 
 
-def _joined(node: fx.Node, inputs: list[tuple[int, float]]) -> tuple[int, float]:
+def _joined(node: fx.Node, inputs: list[Geometry]) -> Geometry:
     if node.target in (operator.mul, operator.imul):  # squeeze-and-excitation: a gate of one cell
         return min(inputs)
     if len({stride for stride, _ in inputs}) > 1:

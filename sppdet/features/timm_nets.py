@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,21 +17,21 @@ _STRIDE = 16  # the detector's, as for torchvision's networks
 
 
 class TimmLayers(nn.Module):
-    """Layers of a timm network up to one of its maps; (N, 3, H, W) to (N, C, h, w)."""
+    """Layers of a timm network up to one or several of its maps; (N, 3, H, W) to (N, C, h, w) each."""
 
-    def __init__(self, model: nn.Module, index: int) -> None:
+    def __init__(self, model: nn.Module, indices: list[int]) -> None:
         super().__init__()
-        model.prune_intermediate_layers([index], prune_norm=False, prune_head=True)  # type: ignore[operator]
+        model.prune_intermediate_layers(indices, prune_norm=False, prune_head=True)  # type: ignore[operator]
         self.model = model
-        self._index = index
+        self._indices = indices
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the map of images (N, 3, H, W) whose sides are multiples of the stride."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Return the maps of images (N, 3, H, W) whose sides are multiples of the stride."""
         found = self.model.forward_intermediates(  # type: ignore[operator]
-            x, indices=[self._index], norm=True, output_fmt="NCHW", intermediates_only=True
+            x, indices=self._indices, norm=True, output_fmt="NCHW", intermediates_only=True
         )
-        last: torch.Tensor = found[-1]
-        return last
+        maps: tuple[torch.Tensor, ...] = tuple(found)
+        return maps if len(maps) > 1 else maps[0]
 
 
 def timm_name_problem(name: str) -> str | None:
@@ -59,22 +59,32 @@ def timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
     return model
 
 
-def timm_layers(name: str, model: nn.Module, *, whole: bool) -> tuple[nn.Module, Preprocessing]:
+def timm_layers(
+    name: str, model: nn.Module, *, whole: bool, strides: Sequence[int] = ()
+) -> tuple[nn.Module, Preprocessing]:
     """Cut a network at its last map of stride 16 or less; `whole`: at its last map.
+
+    Args:
+        strides: of the maps to return instead.
 
     Returns:
         the layers, and how the network wants its input.
 
     Raises:
-        ConfigError: the network has no maps.
+        ConfigError: the network has no maps, or none of a stride.
     """
     stages = getattr(model, "feature_info", None)
     stages = getattr(stages, "info", stages)
     if not stages or not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"{name}: can't be used as a backbone: timm gives no maps of it")
-    wanted = [k for k, s in enumerate(stages) if whole or s["reduction"] <= _STRIDE]
-    index = wanted[-1] if wanted else len(stages) - 1
-    return TimmLayers(model, index), _preprocessing(model.pretrained_cfg, stages)  # type: ignore[arg-type]
+    last = {int(stage["reduction"]): k for k, stage in enumerate(stages)}
+    if missing := [stride for stride in strides if stride not in last]:
+        raise ConfigError(
+            f"backbone.stages: {name} has no map of stride {missing[0]}; it has {sorted(last)}"
+        )
+    fine = [stride for stride in last if whole or stride <= _STRIDE] or list(last)
+    indices = [last[stride] for stride in strides or [max(fine)]]
+    return TimmLayers(model, indices), _preprocessing(model.pretrained_cfg, stages)  # type: ignore[arg-type]
 
 
 def _preprocessing(config: Mapping[str, Any], stages: list[dict[str, Any]]) -> Preprocessing:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from sppdet.errors import ArtifactError, ConfigError, WeightsError
 from sppdet.features.backbones import Backbone, FcLayers, backbone_of, filled_linear, random_model
+from sppdet.features.joined import JoinedMaps
 from sppdet.features.levels import spp_width
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.features.timm_nets import PREFIX as TIMM
@@ -24,7 +27,15 @@ from sppdet.runs.artifacts import read_tensors
 from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
 
 
-def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False) -> Backbone:
+def load_backbone(
+    name: str,
+    weights: str,
+    *,
+    seed: int = 0,
+    whole: bool = False,
+    stages: Sequence[int] | None = None,
+    project: int | None = None,
+) -> Backbone:
     """Build a backbone with the weights of `backbone.weights`.
 
     Args:
@@ -34,25 +45,48 @@ def load_backbone(name: str, weights: str, *, seed: int = 0, whole: bool = False
             the folder of a `sppdet pretrain` run.
         whole: build all layers up to the last pooling, for a classifier; otherwise a ResNet ends at
             stride 16.
+        stages, project: maps to join, and channels of their projection; see `backbone_of`.
 
     Raises:
         ConfigError: an unknown name, or a network without a convolutional map.
         WeightsError: no such file, not a file of tensors, tensors that don't fit, no download.
     """
+    build = partial(backbone_of, name, whole=whole, stages=stages, project=project)
     problem = problem_with_name(name)
     if problem:
         raise ConfigError(f"backbone.name: {problem}")
     with torch_stream(seed, "initial convolutional layers"):
+        model = _imagenet_model(name) if weights == "imagenet" else random_model(name)
+        path = Path(weights)
         if weights == "imagenet":
-            return backbone_of(name, _imagenet_model(name), whole=whole, with_fc=True)
-        model = random_model(name)
-    if weights == "none":
-        return backbone_of(name, model, whole=whole, with_fc=False)
-    path = Path(weights)
-    if path.is_dir():
-        backbone = backbone_of(name, model, whole=whole, with_fc=False)
-        return replace(backbone, fc=_load_run(backbone, path))
-    return backbone_of(name, model, whole=whole, with_fc=_load_weights(model, path, name))
+            backbone, origin = build(model, with_fc=True), _origin_of_imagenet(name, model)
+        elif weights == "none":
+            backbone, origin = build(model, with_fc=False), "random"
+        elif path.is_dir():
+            backbone = build(model, with_fc=False)
+            backbone = replace(backbone, fc=_load_run(backbone, path))
+            origin = f"the run {path.name}"
+        else:
+            backbone = build(model, with_fc=_load_weights(model, path, name))
+            origin = f"the file {path.name}, licence not stated"
+    return replace(backbone, origin=origin)
+
+
+def _origin_of_imagenet(name: str, model: nn.Module) -> str:
+    """Describe the source of downloaded weights and their licence."""
+    if not name.startswith(TIMM):
+        return f"torchvision, {_imagenet_weights(name).url}, licence not stated"
+    config: Any = model.pretrained_cfg
+    source = config.get("hf_hub_id") or config.get("url") or config.get("file")
+    return f"timm, {source}, licence {config.get('license') or 'not stated'}"
+
+
+def _imagenet_weights(name: str) -> Any:
+    weights = tv.get_model_weights(name).DEFAULT
+    for entry in tv.get_model_weights(name):
+        if entry.name == "IMAGENET1K_V1":  # the plain recipe, the nearest to the paper's
+            weights = entry
+    return weights
 
 
 def _imagenet_model(name: str) -> nn.Module:
@@ -63,10 +97,7 @@ def _imagenet_model(name: str) -> nn.Module:
         )
     if name.startswith(TIMM):
         return _timm_model(name)
-    weights = tv.get_model_weights(name).DEFAULT
-    for entry in tv.get_model_weights(name):
-        if entry.name == "IMAGENET1K_V1":  # the plain recipe, the nearest to the paper's
-            weights = entry
+    weights = _imagenet_weights(name)
     try:
         model: nn.Module = tv.get_model(name, weights=weights)
     except Exception as error:  # the network's and the hub's errors have no common base
@@ -152,12 +183,14 @@ def _load_run(backbone: Backbone, run: Path) -> FcLayers | None:
     if broken := not_finite(tensors):
         raise WeightsError(f"{path}: tensor {broken} has values that aren't finite")
     conv = {k.removeprefix("conv."): v for k, v in tensors.items() if k.startswith("conv.")}
-    own = backbone.layers.state_dict()
+    layers = backbone.layers.trunk if isinstance(backbone.layers, JoinedMaps) else backbone.layers
+    own = layers.state_dict()
     found = types_of({key: tensor for key, tensor in conv.items() if key in own})
     if problem := misfit(found, types_of(own)):
         raise WeightsError(f"{path}: doesn't fit {backbone.name}: {problem}")
-    backbone.layers.load_state_dict({key: conv[key] for key in own})
-    return None if len(conv) > len(own) else _fc_of_run(tensors, about, backbone, path)
+    layers.load_state_dict({key: conv[key] for key in own})
+    joined = layers is not backbone.layers
+    return None if joined or len(conv) > len(own) else _fc_of_run(tensors, about, backbone, path)
 
 
 def _fc_of_run(

@@ -8,17 +8,14 @@ import numpy as np
 
 from sppdet.config import Config
 from sppdet.errors import TrainingError
-from sppdet.features.head import check_start
 from sppdet.io import plain_yaml
-from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
-from sppdet.runs.artifacts import fingerprint, is_intact, write_text
+from sppdet.runs.artifacts import write_text
 from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, event
+from sppdet.stages.backbone import load
 from sppdet.stages.context import Context
-from sppdet.stages.map_cache import weights_digest
-from sppdet.stages.model import save_backbone
 from sppdet.types import Dataset
 
 
@@ -41,7 +38,7 @@ def read_data(context: Context) -> bool:
             if not context.files.sealed.is_file():
                 write_text(context.files.config, plain_yaml.dump(config.to_plain()))
         if context.reaches("features"):
-            _load_backbone(context)
+            context.backbone = load(context)
     return True
 
 
@@ -82,16 +79,3 @@ def _check_positives(dataset: Dataset) -> None:
                 f"class {name}: no positive in {dataset.name}; expected one object or more that "
                 "isn't difficult"
             )
-
-
-def _load_backbone(context: Context) -> None:
-    """Load the convolutional layers by the settings and keep them in the run."""
-    config = context.config
-    backbone = load_backbone(config.backbone.name, config.backbone.weights, seed=config.seed)
-    made_by = fingerprint("backbone", config.backbone.name, weights_digest(backbone.layers))
-    path = context.files.backbone
-    if context.ranks.is_first and not is_intact(path, made_by):
-        save_backbone(path, backbone, made_by=made_by)
-    backbone.layers.to(context.ranks.device)
-    check_start(backbone, config)
-    context.backbone = backbone

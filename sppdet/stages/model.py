@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -12,21 +14,42 @@ from sppdet.config import Config, Layer
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
+from sppdet.features.folding import folded
+from sppdet.features.geometry import Geometry
 from sppdet.features.head import Head, empty_head
 from sppdet.runs.weights import check_types, class_names_in, fill, read_weights, write_weights
 from sppdet.tensor_types import TensorType
 
 
 def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
-    """Write the convolutional layers' tensors."""
-    write_weights(path, backbone.layers.state_dict(), made_by=made_by)
+    """Write the convolutional layers' tensors, with their geometry and origin."""
+    about = {"geometries": backbone.geometries, "origin": backbone.origin}
+    write_weights(path, backbone.layers.state_dict(), made_by=made_by, about=about)
 
 
 def read_backbone(path: Path, config: Config) -> Backbone:
     """Read the run's convolutional layers."""
-    backbone = conv_backbone(config.backbone.name)
-    fill(backbone.layers, read_weights(path)[0], path)
+    tensors, about = read_weights(path)
+    stages = config.backbone.stages
+    backbone = conv_backbone(
+        config.backbone.name,
+        stages=None if stages == "auto" else stages,
+        project=config.features.project,
+        geometries=_geometries(about, 1 if stages == "auto" else len(stages), path),
+    )
+    backbone = replace(folded(backbone), origin=str(about.get("origin", "")))
+    fill(backbone.layers, tensors, path)
     return backbone
+
+
+def _geometries(about: dict[str, Any], count: int, path: Path) -> list[Geometry]:
+    found = about.get("geometries")
+    if isinstance(found, list) and len(found) == count:
+        pairs = [p for p in found if isinstance(p, list) and len(p) == 2]
+        pairs = [p for p in pairs if type(p[0]) is int and isinstance(p[1], int | float)]
+        if len(pairs) == count and all(s > 0 and math.isfinite(c) for s, c in pairs):
+            return [(s, float(c)) for s, c in pairs]
+    raise ArtifactError(f"{path}: damaged: expected the maps' strides and centres in its header")
 
 
 def save_head(path: Path, head: Head, *, made_by: str) -> None:

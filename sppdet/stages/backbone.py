@@ -1,0 +1,79 @@
+"""The backbone of a training: load the convolutional layers, fit what joins their maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.features.backbones import Backbone
+from sppdet.features.cost import describe_cost
+from sppdet.features.folding import folded
+from sppdet.features.head import check_start
+from sppdet.features.joined import VERSION as JOIN_VERSION
+from sppdet.features.joined import JoinedMaps, fit_joined
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.dataset_digest import dataset_digest
+from sppdet.randomness import rng
+from sppdet.runs.artifacts import fingerprint, is_intact
+from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.weights import fill, read_weights
+from sppdet.stages.context import Context
+from sppdet.stages.map_cache import weights_digest
+from sppdet.stages.model import save_backbone
+
+_FIT_IMAGES, _FIT_CELLS = 100, 200  # cells of each image that the joining is fitted to
+
+
+def load(context: Context) -> Backbone:
+    """Load the convolutional layers by the settings and keep them in the run."""
+    config, path = context.config, context.files.backbone
+    stages = config.backbone.stages
+    backbone = folded(
+        load_backbone(
+            config.backbone.name,
+            config.backbone.weights,
+            seed=config.seed,
+            stages=None if stages == "auto" else stages,
+            project=config.features.project,
+        )
+    )
+    check_start(backbone, config)
+    digest = weights_digest(backbone.layers)
+    made_by = fingerprint("backbone", config.backbone.name, digest)
+    backbone.layers.to(context.ranks.device)
+    layers = backbone.layers
+    if isinstance(layers, JoinedMaps):
+        inputs = dataset_digest(context.training_set, context.images)
+        sides = [config.scales, config.features.max_side]
+        made_by = fingerprint(made_by, JOIN_VERSION, stages, sides, inputs, config.seed)
+        if is_intact(path, made_by):
+            fill(layers, read_weights(path)[0], path)
+        else:
+            fit_joined(layers, _cells(context, backbone, layers))
+    if context.ranks.is_first and not is_intact(path, made_by):
+        save_backbone(path, backbone, made_by=made_by)
+    cost = describe_cost(backbone, config.scales, config.spp_levels)
+    LOGGER.info("backbone: %s", cost, extra=event("backbone", cost=cost, origin=backbone.origin))
+    return backbone
+
+
+@torch.inference_mode()
+def _cells(
+    context: Context, backbone: Backbone, layers: JoinedMaps
+) -> Iterator[Sequence[NDArray[np.float32]]]:
+    """Yield cells of training images at the middle scale: (n, C) of each map."""
+    config, images = context.config, context.training_set.images
+    scales = config.scales[len(config.scales) // 2 :][:1]
+    order = rng(config.seed, "images of the joined maps").permutation(len(images))
+    drawn = np.sort(order[:_FIT_IMAGES]).tolist()
+    for position in track(drawn, total=len(drawn), label="fitting the joined maps"):
+        pixels = context.images.read(images[position].path)
+        scaled = backbone.scaled(pixels, scales, config.features)
+        x = backbone.preprocessing.padded_input(scaled.pixels[0].to(context.ranks.device))
+        maps = [m[0].flatten(1).T.float().cpu().numpy() for m in layers.maps(x)]
+        shuffled = rng(config.seed, "cells of the joined maps", position).permutation(len(maps[0]))
+        rows = np.sort(shuffled[:_FIT_CELLS])
+        yield [m[rows] for m in maps]
