@@ -69,11 +69,17 @@ class BackboneConfig(Section):
     name: str = "alexnet"
     """Convolutional network: zf5 (the paper's), zf5_detector, convnet5, overfeat5, overfeat7, tiny, a
     convolutional network of torchvision (alexnet, vgg16, squeezenet1_1, resnet50, ...), or one of timm
-    (timm/tf_efficientnet_lite0, timm/vit_small_patch14_dinov2, ...; needs `pip install 'sppdet[timm]'`)."""
+    (timm/tf_efficientnet_lite0, timm/vit_small_patch14_dinov2, ...; needs `pip install 'sppdet[timm]'`; not
+    for `sppdet pretrain`)."""
     weights: str = "imagenet"
     """Weights of the network. imagenet: torchvision's or those of timm's hub, downloaded on first use;
     none: random; or the path of a `.safetensors` or `.pth` file or of a classifier's run (`sppdet
     pretrain`)."""
+
+
+class JoinedBackboneConfig(BackboneConfig):
+    """Convolutional layers, and the maps of theirs that are pooled."""
+
     stages: (
         Literal["auto"] | Annotated[list[Count], Field(min_length=1), AfterValidator(ascending)]
     ) = "auto"
@@ -251,7 +257,7 @@ class Config(Section):
 
     data: DataConfig
     proposals: ProposalsConfig = ProposalsConfig()
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: JoinedBackboneConfig = JoinedBackboneConfig()
     scales: Annotated[list[Side], Field(min_length=1), AfterValidator(ascending)] = [
         480,
         576,

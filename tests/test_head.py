@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from samples import random_image
-from sppdet.config import BackboneConfig, Config, FeaturesConfig, HeadConfig, Layer
+from sppdet.config import Config, FeaturesConfig, HeadConfig, JoinedBackboneConfig, Layer
 from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone
@@ -37,7 +37,7 @@ WHOLE = np.array([[0, 0, 224, 224]], np.float32)
 
 def with_head(widths: list[int], **settings: Any) -> Config:
     data = DataConfig(root=[Path("set")], train=["trainval"])
-    backbone = BackboneConfig(name="alexnet", weights="some.pth")
+    backbone = JoinedBackboneConfig(name="alexnet", weights="some.pth")
     head = HeadConfig(widths=widths)
     return Config(data=data, backbone=backbone, head=head, bbox=None, **settings)
 
