@@ -27,6 +27,7 @@ from sppdet.setting_types import (
 )
 
 Layer = Literal["pool5", "fc6", "fc7"]
+Classifier = Literal["svm", "softmax"]
 
 
 class ProposalsConfig(Section):
@@ -121,7 +122,35 @@ class HeadConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Fine-tuning of the fully connected layers."""
+    """Fine-tuning of the fully connected layers, and of convolutional ones through the pyramid."""
+
+    layers: Literal["fc", "conv2+", "conv3+", "conv4+", "conv5+", "all"] = "fc"
+    """Layers that are trained. fc: the fully connected ones, on cached feature maps; all: the convolutional
+    ones as well; conv3+: those from the third resolution of the maps on (conv3_1 of VGG-16, layer2 of a
+    ResNet). Then maps are computed again for the SVMs and regressors, and `projection` is trained, too."""
+    sampling: Literal["auto", "regions", "images"] = "auto"
+    """Where the windows of a batch are from. regions: from many images, which takes cached maps; images:
+    from `batch_images` images, whose maps are computed in the step (Girshick 2015, Fast R-CNN). auto:
+    regions with `layers: fc`, images otherwise."""
+    batch_images: Count = 2
+    """Number of images per batch with sampling: images; each has an equal share of the windows."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with momentum, as in the paper; adamw: Adam with decoupled weight decay, which needs fewer
+    batches from a random head."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Course of the learning rate. step: divided by 10 after `drop_after`; cosine: along half a cosine to
+    0, after a linear start over a tenth of the batches, at most 50."""
+    conv_rate: PositiveFloat = 0.2
+    """Factor on the learning rate for convolutional layers."""
+    image_scales: Annotated[
+        Annotated[list[Side], Field(min_length=2, max_length=2), AfterValidator(interval)] | None,
+        BeforeValidator(none_of),
+    ] = None
+    """Interval from which the shorter side of a training image is drawn with sampling: images. null: one
+    of `scales`."""
+    box_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the box regression loss beside that of the classes, with sampling: images (Girshick
+    2015). 0: classes alone."""
 
     batches: Count = 300_000
     """Number of training batches. The default suits PASCAL VOC; a thousand to a few thousand suit small
@@ -163,6 +192,24 @@ class FinetuneConfig(Section):
     batches better and take more memory."""
     pool_windows: Count = 64
     """Maximum number of windows drawn from each of these images (not in the paper)."""
+
+    @property
+    def on_images(self) -> bool:
+        """Check whether a batch has whole images, whose maps are computed in the step."""
+        return self.sampling == "images" or (self.sampling == "auto" and self.layers != "fc")
+
+    @property
+    def windows_per_image(self) -> int:
+        """Maximum number of windows drawn from an image, for a pool or for a batch."""
+        return max(1, self.batch_size // self.batch_images) if self.on_images else self.pool_windows
+
+    @model_validator(mode="after")
+    def _sampling_fits(self) -> FinetuneConfig:
+        if not self.on_images and self.layers != "fc":
+            raise ValueError(f"layers: {self.layers} needs sampling: images")
+        if not self.on_images and self.box_loss:
+            raise ValueError("box_loss needs sampling: images")
+        return self
 
 
 class SvmConfig(Section):
@@ -212,6 +259,9 @@ class SvmConfig(Section):
 class BboxConfig(Section):
     """Ridge regression of box deltas, per class."""
 
+    source: Literal["ridge", "finetune"] = "ridge"
+    """Where the regressors are from. ridge: regression on the features of `layer`, per class, as in the
+    paper; finetune: the layer that `finetune.box_loss` trained, on the last layer's features."""
     layer: Layer = "pool5"
     """Layer whose features predict the box deltas: pool5, fc6 or fc7."""
     ridge: PositiveFloat = 1000.0
@@ -231,9 +281,10 @@ class DetectConfig(Section):
 
     nms: Fraction = 0.3
     """IoU above which a detection suppresses those of lower score in the same class and image."""
-    min_score: float = -1.5
-    """Minimum score (SVM margin) of a detection. Low values complete the precision-recall curve; `detect
-    --score` raises it for one call."""
+    min_score: Literal["auto"] | float = "auto"
+    """Minimum score of a detection: the margin of an SVM, or a probability with classifier: softmax. Low
+    values complete the precision-recall curve; `detect --score` raises it for one call. auto: -1.5 for
+    margins, 0.001 for probabilities."""
     max_per_class: Count = 100
     """Maximum number of detections per class and image."""
     svd: Annotated[
@@ -242,6 +293,12 @@ class DetectConfig(Section):
     ] = None
     """Ranks of a truncated SVD of fc6 and fc7, such as [1024, 256]; faster and slightly less accurate
     (Girshick 2015, Fast R-CNN). null: full matrices."""
+
+    def lowest_score(self, classifier: Classifier) -> float:
+        """Resolve `min_score` for the scores of a kind of classifier."""
+        if self.min_score != "auto":
+            return self.min_score
+        return 0.001 if classifier == "softmax" else -1.5
 
 
 class EvalConfig(Section):
@@ -275,6 +332,9 @@ class Config(Section):
     """Fully connected layers fc6 and fc7. none: the SVMs are trained on pool5."""
     finetune: Annotated[FinetuneConfig | None, BeforeValidator(none_of)] = FinetuneConfig()
     """Fine-tuning of the head. none: the pre-trained head is used as it is."""
+    classifier: Classifier = "svm"
+    """What scores the classes. svm: one linear SVM per class, as in the paper; softmax: the probabilities
+    of the fine-tuned network itself, as in Fast R-CNN."""
     svm: SvmConfig = SvmConfig()
     bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
     """Box regression. none: detections keep the boxes of their proposals."""
@@ -301,6 +361,12 @@ class Config(Section):
         for key, layer in wanted.items():
             if layer not in (*layers, "auto"):
                 raise ValueError(f"{key}: {layer} needs a head; there is {', '.join(layers)}")
+        tuned = self.finetune if self.head is not None else None
+        if self.classifier == "softmax" and tuned is None:
+            raise ValueError("classifier: softmax needs a head and finetune settings")
+        learned = self.bbox is not None and self.bbox.source == "finetune"
+        if learned and (tuned is None or not tuned.box_loss):
+            raise ValueError("bbox.source: finetune needs a head and finetune.box_loss")
         return self
 
     def layers(self) -> list[Layer]:
@@ -309,8 +375,19 @@ class Config(Section):
         return ["pool5", *fc[: len(self.head.widths) if self.head else 0]]
 
     def svm_layer(self) -> Layer:
-        """Resolve `svm.layer`."""
-        return self.layers()[-1] if self.svm.layer == "auto" else self.svm.layer
+        """Resolve the layer whose features are classified."""
+        auto = self.svm.layer == "auto" or self.classifier == "softmax"
+        return self.layers()[-1] if auto else self.svm.layer  # type: ignore[return-value]
+
+    def bbox_layer(self) -> Layer | None:
+        """Resolve the layer whose features predict box deltas; None without regression."""
+        if self.bbox is None:
+            return None
+        return self.layers()[-1] if self.bbox.source == "finetune" else self.bbox.layer
+
+    def tunes_conv(self) -> bool:
+        """Check whether fine-tuning changes the feature maps."""
+        return self.head is not None and self.finetune is not None and self.finetune.on_images
 
     def joins_maps(self) -> bool:
         """Check whether maps are joined or projected, which is fitted to the training images."""

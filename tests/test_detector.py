@@ -128,7 +128,7 @@ def slow_detections(
         kept: list[int] = []
         for row in sorted(range(len(boxes)), key=lambda r: (-scores[r], r)):
             alone_there = all(iou[row, j] <= config.nms for j in kept)
-            if scores[row] >= config.min_score and alone_there:
+            if scores[row] >= config.lowest_score(c.kind) and alone_there:
                 kept.append(row)
         for row in kept[: config.max_per_class]:
             box = boxes[[row]]

@@ -113,8 +113,8 @@ def detect(
     if not math.isfinite(score):
         raise ConfigError(f"--score {score}: expected a number")
     detector = Detector.load(run, device=device)
-    if score < detector.config.min_score:
-        minimum = detector.config.min_score
+    minimum = detector.min_score
+    if score < minimum:
         LOGGER.info("--score %s: the run's detect.min_score is %s", score, minimum)
     result = detect_folder(
         detector,

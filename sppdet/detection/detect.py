@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
-from sppdet.config import DetectConfig, Layer
+from sppdet.config import Classifier, DetectConfig, Layer
 from sppdet.errors import DataError
 from sppdet.features.regions import FeatureExtractor
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
@@ -20,15 +20,20 @@ VERSION = 1  # raise it when the same model gives other detections
 
 @dataclass(frozen=True)
 class Classifiers:
-    """SVMs of all classes on the features of one layer, before scaling."""
+    """Linear classifiers of all classes on the features of one layer, before scaling.
+
+    SVMs score by their margins; a softmax, whose first row is the background, by probabilities.
+    """
 
     layer: Layer
-    weights: torch.Tensor  # (K, D) float32
-    biases: torch.Tensor  # (K,) float32
+    weights: torch.Tensor  # (K, D) float32; (K + 1, D) of a softmax
+    biases: torch.Tensor  # (K,) float32; (K + 1,) of a softmax
+    kind: Classifier = "svm"
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """Compute SVM margins (U, K) of features (U, D)."""
-        return features @ self.weights.T + self.biases
+        """Compute the scores (U, K) of features (U, D)."""
+        linear = features @ self.weights.T + self.biases
+        return linear if self.kind == "svm" else torch.softmax(linear, dim=1)[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def detect(
     if not np.isfinite(scores).all():
         raise DataError("scores that aren't finite: are the model's weights the right ones?")
     classes = range(len(parts.class_names))
-    chosen = [_choose(proposals.boxes, scores[:, k], parts.config) for k in classes]
+    lowest = parts.config.lowest_score(parts.classifiers.kind)
+    chosen = [_choose(proposals.boxes, scores[:, k], lowest, parts.config) for k in classes]
     counts = [len(rows) for rows in chosen]
     rows = np.concatenate(chosen)
     labels = np.repeat(np.arange(1, len(chosen) + 1), counts)
@@ -114,9 +120,9 @@ def _deltas(
     return torch.cat(parts).cpu().numpy()
 
 
-def _choose(boxes: Boxes, scores: Scores, config: DetectConfig) -> NDArray[np.int64]:
+def _choose(boxes: Boxes, scores: Scores, lowest: float, config: DetectConfig) -> NDArray[np.int64]:
     """Select the rows of one class's detections, in descending score."""
-    rows = np.flatnonzero(scores >= config.min_score)
+    rows = np.flatnonzero(scores >= lowest)
     kept = nms(boxes[rows], scores[rows], max_iou=config.nms, max_boxes=config.max_per_class)
     return rows[kept]
 

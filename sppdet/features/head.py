@@ -14,6 +14,7 @@ from sppdet.features.levels import level_columns, spp_width
 from sppdet.randomness import keeping_torch_state, torch_stream
 
 FC8_DEVIATION = 0.01
+DELTA_DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # of box deltas that the head learns (Girshick's code)
 
 
 class Head(nn.Module):
@@ -21,13 +22,23 @@ class Head(nn.Module):
 
     Args:
         outputs: number of scores of fc8: K + 1 with the background, K for a classifier.
+        boxes: add a layer of 4 · (outputs − 1) box deltas beside fc8, in units of `DELTA_DEVIATIONS`.
     """
 
-    def __init__(self, width_in: int, widths: Sequence[int], outputs: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        widths: Sequence[int],
+        outputs: int,
+        dropout: float,
+        *,
+        boxes: bool = False,
+    ) -> None:
         super().__init__()
         self.fc6 = nn.Linear(width_in, widths[0])
         self.fc7 = nn.Linear(widths[0], widths[1]) if len(widths) > 1 else None
         self.fc8 = nn.Linear(widths[-1], outputs)
+        self.box = nn.Linear(widths[-1], 4 * (outputs - 1)) if boxes else None
         self.dropout = nn.Dropout(dropout)
 
     def features(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
@@ -41,21 +52,43 @@ class Head(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Compute scores (N, outputs) of pool5 features (N, D); of K + 1, column 0 is background."""
-        x = self.dropout(torch.relu(self.fc6(pooled)))
-        if self.fc7 is not None:
-            x = self.dropout(torch.relu(self.fc7(x)))
-        scores: torch.Tensor = self.fc8(x)
+        scores: torch.Tensor = self.fc8(self._dropped(pooled))
         return scores
 
+    def scores_and_deltas(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute scores (N, K + 1) and box deltas (N, K, 4); None without the layer of boxes."""
+        x = self._dropped(pooled)
+        return self.fc8(x), self.box(x).unflatten(1, (-1, 4)) if self.box is not None else None
 
-def empty_head(backbone: Backbone, levels: Sequence[int], config: HeadConfig, outputs: int) -> Head:
+    def _dropped(self, pooled: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.dropout(torch.relu(self.fc6(pooled)))
+        if self.fc7 is not None:
+            x = self.dropout(torch.relu(self.fc7(x)))
+        return x
+
+
+def empty_head(
+    backbone: Backbone,
+    levels: Sequence[int],
+    config: HeadConfig,
+    outputs: int,
+    *,
+    boxes: bool = False,
+) -> Head:
     """Build a head to load weights into."""
     with keeping_torch_state():
-        return Head(spp_width(backbone.channels, levels), config.widths, outputs, config.dropout)
+        width = spp_width(backbone.channels, levels)
+        return Head(width, config.widths, outputs, config.dropout, boxes=boxes)
 
 
 def build_head(
-    backbone: Backbone, levels: Sequence[int], config: HeadConfig, *, outputs: int, seed: int
+    backbone: Backbone,
+    levels: Sequence[int],
+    config: HeadConfig,
+    *,
+    outputs: int,
+    seed: int,
+    boxes: bool = False,
 ) -> Head:
     """Build the initial head of fine-tuning or of a classifier's training.
 
@@ -65,7 +98,7 @@ def build_head(
     to the data with `standardise`. fc8 ~ N(0, 0.01²).
     """
     with torch_stream(seed, "initial fully connected layers"):
-        head = empty_head(backbone, levels, config, outputs)
+        head = empty_head(backbone, levels, config, outputs, boxes=boxes)
         _initialise(head)
     fc = pretrained_fc(backbone, config)
     if fc is not None:
@@ -162,6 +195,9 @@ def _initialise(head: Head) -> None:
             nn.init.zeros_(layer.bias)
     nn.init.normal_(head.fc8.weight, std=FC8_DEVIATION)
     nn.init.zeros_(head.fc8.bias)
+    if head.box is not None:
+        nn.init.normal_(head.box.weight, std=FC8_DEVIATION / 10)
+        nn.init.zeros_(head.box.bias)
 
 
 @torch.no_grad()

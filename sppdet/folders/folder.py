@@ -97,7 +97,7 @@ def detect_folder(
         ArtifactError: results can't be written, for another reason than their names.
     """
     # lower scores don't influence NMS, so nothing is computed for them
-    least = max(min_score, detector.config.min_score)
+    least = max(min_score, detector.min_score)
     settings = detector.config.model_copy(update={"min_score": least})
     plan = plan_images(paths)
     if plan.left_out:

@@ -28,8 +28,9 @@ _FIT_IMAGES, _FIT_CELLS = 100, 200  # cells of each image that the joining is fi
 
 
 def load(context: Context) -> Backbone:
-    """Load the convolutional layers by the settings and keep them in the run."""
-    config, path = context.config, context.files.backbone
+    """Load the convolutional layers by the settings; keep them in the run unless they are to be tuned."""
+    config, files = context.config, context.files
+    path = files.initial_backbone if config.tunes_conv() else files.backbone
     stages = config.backbone.stages
     backbone = folded(
         load_backbone(
@@ -53,7 +54,9 @@ def load(context: Context) -> Backbone:
             fill(layers, read_weights(path)[0], path)
         else:
             fit_joined(layers, _cells(context, backbone, layers))
-    if context.ranks.is_first and not is_intact(path, made_by):
+    # without fitting, an initial backbone is as quickly loaded by the settings
+    needed = isinstance(layers, JoinedMaps) or not config.tunes_conv()
+    if context.ranks.is_first and needed and not is_intact(path, made_by):
         save_backbone(path, backbone, made_by=made_by)
     cost = describe_cost(backbone, config.scales, config.spp_levels)
     LOGGER.info("backbone: %s", cost, extra=event("backbone", cost=cost, origin=backbone.origin))

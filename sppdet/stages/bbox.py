@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou, encode_deltas
-from sppdet.config import BboxConfig, SvmConfig
+from sppdet.config import BboxConfig, Layer, SvmConfig
 from sppdet.detection.detect import Regressors
+from sppdet.features.head import DELTA_DEVIATIONS
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
@@ -62,11 +63,25 @@ def _train_and_save(context: Context) -> bool:
     if not context.is_due("bbox"):
         return False
     made_by, data = context.plan.made_by["bbox"], context.training_data
-    width = data.extractor.width(config.bbox.layer, data.maps.channels)
-    regressors = train_box_regressors(data, config.bbox, config.svm, width=width, made_by=made_by)
+    if config.bbox.source == "finetune":
+        regressors = _of_head(data, config.layers()[-1])
+    else:
+        width = data.extractor.width(config.bbox.layer, data.maps.channels)
+        regressors = train_box_regressors(
+            data, config.bbox, config.svm, width=width, made_by=made_by
+        )
     if context.ranks.is_first:
         save_regressors(path, regressors, made_by=made_by)
     return True
+
+
+def _of_head(data: TrainingData, layer: Layer) -> Regressors:
+    """Take the regressors that fine-tuning has trained beside the classes."""
+    head = data.extractor.head
+    assert head is not None and head.box is not None
+    unit = torch.tensor(DELTA_DEVIATIONS, device=head.box.weight.device)
+    weights = head.box.weight.unflatten(0, (-1, 4)).transpose(1, 2) * unit  # [K, D, 4]
+    return Regressors(layer, weights.contiguous(), head.box.bias.unflatten(0, (-1, 4)) * unit)
 
 
 def train_box_regressors(

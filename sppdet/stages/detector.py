@@ -53,6 +53,11 @@ class Detector:
     max_pixels: int = MAX_PIXELS
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
 
+    @property
+    def min_score(self) -> float:
+        """The minimum score of a detection."""
+        return self.config.lowest_score(self.classifiers.kind)
+
     @classmethod
     def load(cls, run: Path | str, *, device: str | torch.device = "auto") -> Detector:
         """Load the detector of a run's folder; no code is run on loading.
@@ -72,7 +77,7 @@ class Detector:
         if config.bbox is not None:
             regressors = read_regressors(files.bbox, classes=len(names))
         head = None
-        if {config.svm_layer(), config.bbox.layer if config.bbox else "pool5"} != {"pool5"}:
+        if {config.svm_layer(), config.bbox_layer() or "pool5"} != {"pool5"}:
             head = read_head(files.head, backbone, config, classes=len(names)).to(target)
         extractor = FeatureExtractor.by(config.spp_levels, config.features, head, target)
         _check_width(classifiers, extractor, backbone.channels, config, files.svm)
@@ -87,8 +92,10 @@ class Detector:
             proposer=proposer,
             maps=maps,
             extractor=extractor,
-            classifiers=Classifiers(
-                classifiers.layer, classifiers.weights.to(target), classifiers.biases.to(target)
+            classifiers=replace(
+                classifiers,
+                weights=classifiers.weights.to(target),
+                biases=classifiers.biases.to(target),
             ),
             regressors=regressors
             and Regressors(
@@ -172,7 +179,7 @@ def _check_width(
     path: Path,
 ) -> None:
     """Refuse weights for features of another layer or length than the run's."""
-    wanted = config.bbox.layer if isinstance(part, Regressors) and config.bbox else None
+    wanted = config.bbox_layer() if isinstance(part, Regressors) else None
     wanted = wanted or config.svm_layer()
     if part.layer != wanted:
         raise ArtifactError(

@@ -29,25 +29,35 @@ def compute_maps(context: Context) -> bool:
         ranks=ranks,
     )
     if config.head is not None:
-        outputs = len(context.training_set.class_names) + 1
         context.initial_head = build_head(
-            context.backbone, config.spp_levels, config.head, outputs=outputs, seed=config.seed
+            context.backbone,
+            config.spp_levels,
+            config.head,
+            outputs=len(context.training_set.class_names) + 1,
+            seed=config.seed,
+            boxes=config.finetune is not None and config.finetune.box_loss > 0,
         )
     context.plan = TrainingPlan.of(
         config, context.training_data, context.initial_head, context.files
     )
-    return ranks.sums([_fill(context, maps)])[0] > 0
+    if config.tunes_conv():
+        return False  # the maps of later stages are the tuned layers'
+    return ranks.sums([fill(context, maps)])[0] > 0
 
 
-def _fill(context: Context, maps: MapCache) -> int:
+def fill(context: Context, maps: MapCache) -> int:
     """Store the maps of what is due; all maps, and on disk, where this is the last stage."""
     config, alone = context.config, context.last_stage == "features"
     stages: dict[Part, Stage] = {"head": "finetune", "svm": "svm", "bbox": "bbox"}
     due = {part for part, stage in stages.items() if alone or context.reaches(stage)}
     if not alone:
         due &= context.plan.due
-    if "head" not in context.plan.made_by or config.finetune is None:
+    if "head" not in context.plan.made_by or config.finetune is None or config.tunes_conv():
         due.discard("head")  # which takes no maps
+    if config.classifier == "softmax":
+        due.discard("svm")
+    if config.bbox is not None and config.bbox.source == "finetune":
+        due.discard("bbox")
     if not due:
         return 0
     if not alone:

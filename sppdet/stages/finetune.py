@@ -20,7 +20,10 @@ from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
-from sppdet.stages.model import read_head, save_head
+from sppdet.stages.features import fill
+from sppdet.stages.finetune_images import finetune_images
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.model import read_backbone, read_head, save_backbone, save_head
 from sppdet.stages.training_data import TrainingData
 from sppdet.training.finetune import FineTuner, Progress
 from sppdet.training.finetune_windows import (
@@ -49,6 +52,13 @@ def train_head(context: Context) -> bool:
     if config.finetune is None:
         if ranks.is_first and "head" in context.plan.due:
             save_head(files.head, initial.eval().requires_grad_(False), made_by=made_by)
+    elif config.tunes_conv():
+        trained = context.is_due("head")
+        if trained:
+            tuned = finetune_images(context, initial, config.finetune, made_by=made_by)
+            if ranks.is_first:
+                save_backbone(files.backbone, context.backbone, made_by=made_by)
+                save_head(files.head, tuned, made_by=made_by)
     elif trained := context.is_due("head"):
         pretrained = pretrained_fc(context.backbone, config.head) is not None
         tuned = finetune(
@@ -57,10 +67,23 @@ def train_head(context: Context) -> bool:
         if ranks.is_first:
             save_head(files.head, tuned, made_by=made_by)
     ranks.wait()  # the others read it
+    if config.tunes_conv():
+        _take_tuned_maps(context)
     classes = len(context.training_set.class_names)
     head = read_head(files.head, context.backbone, config, classes=classes).to(ranks.device)
     context.training_data = context.training_data.with_head(head)
     return trained
+
+
+def _take_tuned_maps(context: Context) -> None:
+    """Read the tuned backbone, and compute its maps for the stages that are due."""
+    config = context.config
+    context.backbone = read_backbone(context.files.backbone, config)
+    context.backbone.layers.to(context.ranks.device)
+    maps = MapCache(context.backbone, config.scales, config.features, context.images, context.store)
+    context.training_data = replace(context.training_data, maps=maps)
+    if context.reaches("svm"):
+        fill(context, maps)
 
 
 def finetune(

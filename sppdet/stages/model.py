@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from sppdet.config import Config, Layer
+from sppdet.config import Classifier, Config, Layer
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
@@ -61,7 +61,8 @@ def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -
     """Read the run's fully connected layers."""
     if config.head is None:
         raise ConfigError("head: none")
-    head = empty_head(backbone, config.spp_levels, config.head, classes + 1)
+    boxes = config.finetune is not None and config.finetune.box_loss > 0
+    head = empty_head(backbone, config.spp_levels, config.head, classes + 1, boxes=boxes)
     fill(head, read_weights(path)[0], path)
     return head.eval().requires_grad_(False)
 
@@ -69,20 +70,27 @@ def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -
 def save_classifiers(
     path: Path, classifiers: Classifiers, class_names: tuple[str, ...], *, made_by: str
 ) -> None:
-    """Write the SVMs with the names of their classes."""
-    about = {"layer": classifiers.layer, "class_names": list(class_names)}
+    """Write the classifiers with the names of their classes."""
+    about = {
+        "layer": classifiers.layer,
+        "class_names": list(class_names),
+        "kind": classifiers.kind,
+    }
     tensors = {"weights": classifiers.weights, "biases": classifiers.biases}
     write_weights(path, tensors, made_by=made_by, about=about)
 
 
 def read_classifiers(path: Path) -> tuple[Classifiers, tuple[str, ...]]:
-    """Read the SVMs and the names of their classes."""
+    """Read the classifiers and the names of their classes."""
     tensors, about = read_weights(path)
     names = class_names_in(about, path)
+    kind: Classifier = "softmax" if about.get("kind") == "softmax" else "svm"
+    rows = len(names) + (kind == "softmax")  # with the background
     float32 = partial(TensorType, torch.float32)
-    expected = {"weights": float32((len(names), None)), "biases": float32((len(names),))}
+    expected = {"weights": float32((rows, None)), "biases": float32((rows,))}
     check_types(tensors, expected, path)
-    return Classifiers(_layer(about, path), tensors["weights"], tensors["biases"]), names
+    layer = _layer(about, path)
+    return Classifiers(layer, tensors["weights"], tensors["biases"], kind), names
 
 
 def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None:

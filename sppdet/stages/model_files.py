@@ -20,6 +20,8 @@ class ModelFiles:
         self.run = run
         self.config = run / "config.yaml"
         self.backbone = run / "model" / "backbone.safetensors"
+        # before fine-tuning, where that changes the backbone and fitting took time
+        self.initial_backbone = run / "model" / "initial_backbone.safetensors"
         self.head = run / "model" / "head.safetensors"
         self.svm = run / "model" / "svm.safetensors"
         self.bbox = run / "model" / "bbox.safetensors"
@@ -127,8 +129,8 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
         f"net:{config.backbone.name}",
         f"scales:{scales}",
         f"spp:{levels}",
-        f"svm:{config.svm_layer()}",
-        f"ft:{'yes' if config.head and config.finetune else 'no'}",
+        f"{config.classifier}:{config.svm_layer()}",
+        f"ft:{config.finetune.layers if config.head and config.finetune else 'no'}",
         f"bb:{'yes' if config.bbox else 'no'}",
         f"prop:{config.proposals.engine}.{config.proposals.mode}",
         f"seed:{config.seed}",

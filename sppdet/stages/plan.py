@@ -37,8 +37,12 @@ class TrainingPlan:
         if initial_head is not None:
             made_by["head"] = _head(config, inputs, initial_head)
 
-        def below(layer: Layer) -> str:
-            return "" if layer == "pool5" else made_by.get("head", "")
+        def below(layer: Layer | None) -> str:
+            """Return the fingerprint of the fine-tuning that the features depend on."""
+            on_head = layer != "pool5" or config.tunes_conv()
+            return made_by.get("head", "") if on_head else ""
+
+        softmax = ["softmax"] if config.classifier == "softmax" else []
 
         made_by["svm"] = fingerprint(
             "svm",
@@ -48,18 +52,22 @@ class TrainingPlan:
             config.svm_layer(),
             below(config.svm_layer()),
             inputs,
+            *softmax,
         )
         if config.bbox is not None:
             made_by["bbox"] = fingerprint(
                 "bbox",
                 BBOX_VERSION,
                 SPP_VERSION,
-                config.bbox.model_dump(),
+                config.bbox.model_dump(exclude={"source"}),
                 config.svm.model_dump(include={"target_norm", "norm_images", "norm_windows"}),
-                below(config.bbox.layer),
+                below(config.bbox_layer()),
                 inputs,
+                *([] if config.bbox.source == "ridge" else [config.bbox.source]),
             )
-        due = (part for part, digest in made_by.items() if not is_intact(files.of(part), digest))
+        due = {part for part, digest in made_by.items() if not is_intact(files.of(part), digest)}
+        if config.tunes_conv() and not is_intact(files.backbone, made_by["head"]):
+            due.add("head")
         return cls(made_by, frozenset(due))
 
 
@@ -72,6 +80,7 @@ def _head(config: Config, inputs: str, initial: Head) -> str:
         FINETUNE_VERSION,
         SPP_VERSION,
         config.finetune.model_dump(),
+        *([sorted(config.scales), config.features.max_side] if config.tunes_conv() else []),
         config.head.model_dump(),
         weights_digest(initial),
         inputs,

@@ -27,7 +27,13 @@ def train_classifiers(context: Context) -> bool:
     if not context.is_due("svm"):
         return False
     config, made_by = context.config, context.plan.made_by["svm"]
-    classifiers = train_svms(context.training_data, config.svm_layer(), config.svm, made_by=made_by)
+    data = context.training_data
+    if config.classifier == "softmax":
+        head = data.extractor.head
+        assert head is not None
+        classifiers = Classifiers(config.svm_layer(), head.fc8.weight, head.fc8.bias, "softmax")
+    else:
+        classifiers = train_svms(data, config.svm_layer(), config.svm, made_by=made_by)
     if context.ranks.is_first:
         names = context.training_set.class_names
         save_classifiers(context.files.svm, classifiers, names, made_by=made_by)

@@ -1,13 +1,16 @@
-"""Fine-tuning of the fully connected layers on pools of windows."""
+"""Fine-tuning: the schedule, the best snapshot, and the head on pools of windows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
@@ -24,11 +27,12 @@ from sppdet.training.sgd import (
 
 VERSION = 3  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100
+_WARM_UP = 50  # batches at most
 
 
 @dataclass
 class Progress:
-    """Position of fine-tuning; with the tensors of `FineTuner.state` it is a checkpoint."""
+    """Position of fine-tuning; with the tensors of `Tuner.state` it is a checkpoint."""
 
     batch: int = 0
     pool: int = 0
@@ -37,8 +41,95 @@ class Progress:
     empty_pools: int = 0
 
 
-class FineTuner:
-    """SGD on the head; keeps the snapshot of minimum validation loss.
+class Tuner:
+    """SGD on a network, by a schedule; keeps the snapshot of minimum validation loss.
+
+    Args:
+        groups: parameter groups, as of `Sgd`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        config: FinetuneConfig,
+        *,
+        seed: int,
+        processes: Processes | None,
+    ) -> None:
+        self.net = net
+        self.config = config
+        self.progress = Progress()
+        self.history: list[dict[str, float]] = []
+        self._seed = seed
+        self._sgd = Sgd(
+            net,
+            groups,
+            momentum=config.momentum,
+            mixed_precision=config.mixed_precision,
+            processes=processes or OneProcess(),
+            optimizer=config.optimizer,
+        )
+        self._best = self._snapshot()
+
+    @property
+    def finished(self) -> bool:
+        """True after the last batch."""
+        return self.progress.batch >= self.config.batches
+
+    def _update(self) -> None:
+        """Take a step along the gradient."""
+        self._sgd.update(rate_factor=rate_factor(self.progress.batch, self.config))
+        self.progress.batch += 1
+
+    def _is_snapshot_due(self) -> bool:
+        interval = max(1, self.config.batches // self.config.snapshots)
+        return self.progress.batch % interval == 0 or self.finished
+
+    def _consider_snapshot(self, train_loss: float, validated: tuple[float, float] | None) -> None:
+        """Keep the weights if their validation loss is the lowest; without validation, always."""
+        p = self.progress
+        record = {"batch": float(p.batch), "train_loss": train_loss}
+        loss = -float(p.batch)
+        if validated is not None:
+            loss, error = validated
+            record |= {"val_loss": loss, "val_error": error}
+        if loss < p.best_loss:
+            p.best_loss, p.best_batch = loss, p.batch
+            self._best = self._snapshot()
+        self.history.append(record)
+
+    def _snapshot(self) -> dict[str, torch.Tensor]:
+        return {k: v.clone() for k, v in self.net.state_dict().items()}
+
+    def take_best(self) -> None:
+        """Give the network the best snapshot's weights, ready for inference."""
+        self.net.load_state_dict(self._best)
+        self.net.eval().requires_grad_(False)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return weights, moments and the best snapshot, for a checkpoint."""
+        return self._sgd.state("net.") | {f"best.{k}": v for k, v in self._best.items()}
+
+    def restore(self, state: dict[str, torch.Tensor], progress: Progress) -> None:
+        """Resume from a checkpoint."""
+        self._sgd.restore(state, "net.")
+        best = with_prefix(state, "best.")
+        self._best = {k: v.to(self._sgd.device) for k, v in best.items()}
+        self.progress = progress
+
+
+def rate_factor(batch: int, config: FinetuneConfig) -> float:
+    """Compute the factor on the learning rate at a batch, counted from 0."""
+    if config.schedule == "step":
+        return DROP_FACTOR if batch >= round(config.drop_after * config.batches) else 1.0
+    warm_up = min(_WARM_UP, max(1, config.batches // 10))
+    rise = min(1.0, (batch + 1) / warm_up)
+    return rise * (1 + math.cos(math.pi * batch / config.batches)) / 2
+
+
+class FineTuner(Tuner):
+    """Fine-tuning of the head on pools of windows.
 
     All processes draw the same batches; each has the features of some of their windows.
 
@@ -59,30 +150,9 @@ class FineTuner:
         mean_square: float = 1.0,
     ) -> None:
         self.head = head
-        self.config = config
-        self.progress = Progress()
-        self.history: list[dict[str, float]] = []
         self._validation = validation
-        self._seed = seed
-        # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
-        others = [p for p in head.parameters() if p is not head.fc6.weight]
-        groups = [
-            {"params": p, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
-            for p, unit in (([head.fc6.weight], mean_square), (others, 1.0))
-        ]
-        self._sgd = Sgd(
-            head,
-            groups,
-            momentum=config.momentum,
-            mixed_precision=config.mixed_precision,
-            processes=processes or OneProcess(),
-        )
-        self._best = self._snapshot()
-
-    @property
-    def finished(self) -> bool:
-        """True after the last batch."""
-        return self.progress.batch >= self.config.batches
+        groups = head_groups(head, config, mean_square)
+        super().__init__(head, groups, config, seed=seed, processes=processes)
 
     def train_on(self, pool: Pool) -> None:
         """Train on one pool's batches, up to the last of the schedule.
@@ -108,29 +178,13 @@ class FineTuner:
 
     def _step(self, pool: Pool, rows: NDArray[np.int64]) -> torch.Tensor:
         """Take one step; returns the loss, summed over this process's windows."""
-        p, config = self.progress, self.config
-        dropped = p.batch >= round(config.drop_after * config.batches)
         loss, _ = self._sgd.backward(pool.batch(rows), len(rows))
-        self._sgd.update(rate_factor=DROP_FACTOR if dropped else 1.0)
-        p.batch += 1
-        if p.batch % max(1, config.batches // config.snapshots) == 0 or self.finished:
-            self._consider_snapshot(self._sgd.processes.sums([float(loss)])[0] / len(rows))
+        self._update()
+        if self._is_snapshot_due():
+            mean = self._sgd.processes.sums([float(loss)])[0] / len(rows)
+            validated = self.validate(self._validation) if self._validation is not None else None
+            self._consider_snapshot(mean, validated)
         return loss
-
-    def _consider_snapshot(self, train_loss: float) -> None:
-        p = self.progress
-        record = {"batch": float(p.batch), "train_loss": train_loss}
-        loss = -float(p.batch)  # without validation the last snapshot is best
-        if self._validation is not None:
-            loss, error = self.validate(self._validation)
-            record |= {"val_loss": loss, "val_error": error}
-        if loss < p.best_loss:
-            p.best_loss, p.best_batch = loss, p.batch
-            self._best = self._snapshot()
-        self.history.append(record)
-
-    def _snapshot(self) -> dict[str, torch.Tensor]:
-        return {k: v.clone() for k, v in self.head.state_dict().items()}
 
     def validate(self, pool: Pool) -> tuple[float, float]:
         """Compute mean cross-entropy and fraction of misclassified windows, without dropout."""
@@ -138,16 +192,15 @@ class FineTuner:
 
     def best_head(self) -> Head:
         """Return the head with the best snapshot's weights, ready for inference."""
-        self.head.load_state_dict(self._best)
-        return self.head.eval().requires_grad_(False)
+        self.take_best()
+        return self.head
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return weights, momentum and the best snapshot, for a checkpoint."""
-        return self._sgd.state("head.") | {f"best.{k}": v for k, v in self._best.items()}
 
-    def restore(self, state: dict[str, torch.Tensor], progress: Progress) -> None:
-        """Resume from a checkpoint."""
-        self._sgd.restore(state, "head.")
-        best = with_prefix(state, "best.")
-        self._best = {k: v.to(self._sgd.device) for k, v in best.items()}
-        self.progress = progress
+def head_groups(head: Head, config: FinetuneConfig, mean_square: float) -> list[dict[str, Any]]:
+    """Build the parameter groups of a head whose input has the mean square `mean_square`."""
+    # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
+    others = [p for p in head.parameters() if p is not head.fc6.weight]
+    return [
+        {"params": p, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
+        for p, unit in (([head.fc6.weight], mean_square), (others, 1.0))
+    ]

@@ -77,11 +77,12 @@ def split_images(
 def draw_pool_images(
     training: NDArray[np.int64], number: int, *, config: FinetuneConfig, seed: int
 ) -> list[tuple[int, bool]]:
-    """Draw the (image, mirrored) pairs of pool `number`: epochs of all images in random order.
+    """Draw the (image, mirrored) pairs of pool or batch `number`: epochs of all images in random order.
 
     Depends on its arguments alone, so that training can resume at any pool.
     """
-    size = min(config.pool_images, len(training))
+    wanted = config.batch_images if config.on_images else config.pool_images
+    size = min(wanted, len(training))
     start = number * size
     chosen: list[tuple[int, bool]] = []
     while len(chosen) < size:
@@ -113,10 +114,15 @@ def label_windows(
 def draw_windows(
     labels: Labels, config: FinetuneConfig, *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw the windows of one image for a pool, at most `positive_fraction` of them positives."""
-    wanted = max(1, round(config.pool_windows * config.positive_fraction))
+    """Draw the windows of one image, at most `positive_fraction` of them positives.
+
+    For a batch of images background takes the place of positives that there aren't (Girshick 2015).
+    """
+    count = config.windows_per_image
+    wanted = max(1, round(count * config.positive_fraction))
     positives = draw(np.flatnonzero(labels > 0), wanted, rng=rng)
-    negatives = draw(np.flatnonzero(labels == 0), config.pool_windows - wanted, rng=rng)
+    rest = count - (len(positives) if config.on_images else wanted)
+    negatives = draw(np.flatnonzero(labels == 0), rest, rng=rng)
     return np.concatenate([positives, negatives])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from sppdet.randomness import torch_stream
 from sppdet.training.processes import Processes
 
 DROP_FACTOR = 0.1  # on the learning rate at each drop
+_MOMENTS = ("momentum_buffer", "step", "exp_avg", "exp_avg_sq")  # of SGD and of AdamW
 Batch = tuple[torch.Tensor, torch.Tensor]  # (N, ...) inputs, (N,) labels
 
 
@@ -28,7 +29,8 @@ class Sgd:
 
     Args:
         net: (N, ...) inputs to (N, K) scores, on the device to train on.
-        groups: parameter groups of `torch.optim.SGD`, each with its `lr` and `weight_decay`.
+        groups: parameter groups of the optimizer, each with its `lr` and `weight_decay`.
+        optimizer: sgd, with `momentum`, or adamw, where `momentum` is β₁.
         mixed_precision: compute in bfloat16 on GPUs that support it.
     """
 
@@ -40,6 +42,7 @@ class Sgd:
         momentum: float,
         mixed_precision: bool,
         processes: Processes,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
     ) -> None:
         self.net = net
         self.device = next(net.parameters()).device
@@ -51,7 +54,11 @@ class Sgd:
             self._shared = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
         self._autocast = mixed_precision and has_bfloat16(self.device)
         fused = self.device.type == "cuda"  # one pass over the weights instead of several
-        self._optimizer = torch.optim.SGD(groups, momentum=momentum, fused=fused)
+        self._optimizer: torch.optim.Optimizer
+        if optimizer == "sgd":
+            self._optimizer = torch.optim.SGD(groups, momentum=momentum, fused=fused)
+        else:
+            self._optimizer = torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def dropout_stream(
@@ -71,14 +78,22 @@ class Sgd:
             the summed loss () and the scores (n, K) of the share.
         """
         x, labels = (part.to(self.device, non_blocking=True) for part in batch)
+        scores = self.outputs(x)
+        loss = F.cross_entropy(scores.float(), labels, reduction="sum")
+        self.descend(loss, batch_size)
+        return loss.detach(), scores.detach()
+
+    def outputs(self, inputs: Any) -> Any:
+        """Run the network on this process's share of a batch, for training."""
         self._shared.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            scores = self._shared(x)
-        loss = F.cross_entropy(scores.float(), labels, reduction="sum")
+            return self._shared(inputs)
+
+    def descend(self, loss: torch.Tensor, batch_size: int) -> None:
+        """Compute the gradient of a loss () that is summed over this process's share of a batch."""
         self._optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel averages the processes' gradients; this makes it a batch mean
         (loss * (self.processes.count / batch_size)).backward()
-        return loss.detach(), scores.detach()
 
     def update(self, *, rate_factor: float) -> None:
         """Take a step along the gradient, with every group's learning rate times `rate_factor`."""
@@ -101,22 +116,26 @@ class Sgd:
         return loss / max(1, count), wrong / max(1, count)
 
     def state(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Return weights, named with `prefix`, and momentum, for a checkpoint."""
+        """Return weights, named with `prefix`, and the optimizer's moments, for a checkpoint."""
         state = {f"{prefix}{k}": v for k, v in self.net.state_dict().items()}
         for i, parameter in enumerate(self.net.parameters()):
-            buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                state[f"momentum.{i}"] = buffer
+            for name, buffer in self._optimizer.state.get(parameter, {}).items():
+                if isinstance(buffer, torch.Tensor):
+                    state[f"{name}.{i}"] = buffer
         return state
 
     def restore(self, state: Mapping[str, torch.Tensor], prefix: str) -> None:
         """Resume from a checkpoint."""
         self.net.load_state_dict(with_prefix(state, prefix))
         for i, parameter in enumerate(self.net.parameters()):
-            if f"momentum.{i}" in state:
-                # with the parameter's strides, as the optimizer allocates it, for the same bits
-                buffer = torch.empty_like(parameter).copy_(state[f"momentum.{i}"])
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+            for name in _MOMENTS:
+                found = state.get(f"{name}.{i}")
+                if found is None:
+                    continue
+                if found.shape == parameter.shape:
+                    # with the parameter's strides, as the optimizer allocates it, for the same bits
+                    found = torch.empty_like(parameter).copy_(found)
+                self._optimizer.state[parameter][name] = found
 
 
 def with_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,163 @@
+"""Fine-tuning on whole images: reads them, draws their windows, keeps checkpoints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from sppdet.boxes import box_iou, flip_boxes
+from sppdet.config import FinetuneConfig
+from sppdet.errors import ConfigError
+from sppdet.features.geometry import scale_factor
+from sppdet.features.head import Head, pretrained_fc, standardise
+from sppdet.parallel import ordered_map
+from sppdet.randomness import rng
+from sppdet.resizing import resized
+from sppdet.runs.artifacts import read_checkpoint, write_tensors
+from sppdet.runs.log import LOGGER, event, track
+from sppdet.stages.context import Context
+from sppdet.training.finetune import Progress
+from sppdet.training.finetune_images import ImageTuner, TrainingImage, WindowNetwork
+from sppdet.training.finetune_windows import (
+    draw_pool_images,
+    draw_windows,
+    label_windows,
+    split_images,
+)
+from sppdet.types import AnnotatedImage, Boxes, Labels
+
+_MAX_VALIDATION_IMAGES = 64
+_START_IMAGES = 16  # whose windows a random head is fitted to
+
+
+def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, made_by: str) -> Head:
+    """Fine-tune the backbone's layers and `head` in place; returns the head of the best snapshot.
+
+    Args:
+        made_by: fingerprint of the stage; a checkpoint of another one is ignored.
+    """
+    data, ranks, backbone = context.training_data, context.ranks, context.backbone
+    if ranks.count > config.batch_images:
+        raise ConfigError(
+            f"finetune.batch_images: {config.batch_images} for {ranks.count} processes; expected one "
+            "image or more for each"
+        )
+    training, held_out = split_images(
+        len(data.dataset), fraction=config.val_fraction, seed=data.seed
+    )
+    held_out = held_out[:_MAX_VALIDATION_IMAGES]
+    draw = WindowDrawer(context, config)
+    head.to(ranks.device)
+    levels = context.config.spp_levels
+    mean_square = 1.0
+    assert context.config.head is not None
+    if pretrained_fc(backbone, context.config.head) is None:
+        start = [draw.image(p, 0, -1, flip=False) for p in training[:_START_IMAGES].tolist()]
+        with torch.no_grad():
+            pooled = WindowNetwork(backbone, head, levels).eval().pooled(start)
+        standardise(head, pooled)
+        mean_square = float(pooled.double().square().mean()) or 1.0
+    try:
+        tuner = ImageTuner(
+            backbone,
+            head,
+            levels,
+            config,
+            seed=data.seed,
+            processes=ranks,
+            mean_square=mean_square,
+        )
+    except ValueError as error:
+        raise ConfigError(f"finetune.layers: {error}") from None
+    path = data.state_path("finetune")
+    if checkpoint := read_checkpoint(path, made_by):
+        state, about = checkpoint
+        tuner.restore(state, Progress(**about))
+        text = "finetune: going on after batch %d of %d"
+        LOGGER.info(text, tuner.progress.batch, config.batches)
+    ranks.wait()  # all have read the checkpoint before the first writes the next
+    own = ranks.share(held_out.tolist())
+
+    def batch(number: int) -> list[TrainingImage]:
+        pairs = draw_pool_images(training, number, config=config, seed=data.seed)
+        return [draw.image(p, number, place, flip=f) for place, (p, f) in enumerate(pairs)]
+
+    saved, logged = time.monotonic(), 0
+    numbers = range(tuner.progress.batch, config.batches)
+    made = ordered_map(batch, numbers, workers=1, ahead=2)
+    for images in track(made, total=len(numbers), label="fine-tuning"):
+        count = max(1, sum(len(image.labels) for image in images))
+        share = images[ranks.rank :: ranks.count]
+        held = (draw.image(p, 0, -1, flip=False) for p in own) if len(held_out) else None
+        tuner.step(share, count, held)
+        for record in tuner.history[logged:]:
+            text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
+            LOGGER.info("finetune: %s", text, extra=event("finetune", **record))
+        logged = len(tuner.history)
+        if ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
+            write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
+            saved = time.monotonic()
+    LOGGER.info("finetune: kept the snapshot after batch %d", tuner.progress.best_batch)
+    tuner.take_best()
+    return head
+
+
+class WindowDrawer:
+    """Reads training images, resizes them and draws their windows; for one thread at a time."""
+
+    def __init__(self, context: Context, config: FinetuneConfig) -> None:
+        self._context = context
+        self._config = config
+        self._labelled: dict[int, tuple[Boxes, Labels]] = {}
+
+    def image(self, position: int, number: int, place: int, *, flip: bool) -> TrainingImage:
+        """Draw the windows of an image of the training set.
+
+        Args:
+            number, place: of the batch and in it; they seed the draw. A `place` of -1 is that of
+                images whose size isn't drawn.
+        """
+        data, config = self._context.training_data, self._config
+        image = data.dataset.images[position]
+        drawn = rng(data.seed, "fine-tuning windows", number, place, position)
+        if position not in self._labelled:
+            proposals = data.proposals(position).boxes
+            self._labelled[position] = label_windows(proposals, image, config)
+        boxes, labels = self._labelled[position]
+        rows = draw_windows(labels, config, rng=drawn)
+        boxes, labels = boxes[rows], labels[rows]
+        targets = _nearest_objects(boxes, labels, image)
+        pixels = data.images.read(image.path)
+        if flip:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+            boxes, targets = (flip_boxes(b, width=image.width) for b in (boxes, targets))
+        factor = scale_factor(
+            width=image.width,
+            height=image.height,
+            scale=self._side(drawn if place >= 0 else None),
+            max_side=self._context.config.features.max_side,
+        )
+        kind = self._context.backbone.preprocessing.interpolation
+        small = torch.from_numpy(resized(pixels, factor, kind))
+        return TrainingImage(small, factor, boxes, labels, targets)
+
+    def _side(self, drawn: np.random.Generator | None) -> int:
+        """Draw a shorter side; without a generator the middle one."""
+        scales, interval = self._context.config.scales, self._config.image_scales
+        if interval is not None:
+            low, high = interval
+            return int(drawn.integers(low, high, endpoint=True)) if drawn else (low + high) // 2
+        return int(drawn.choice(scales)) if drawn else scales[len(scales) // 2]
+
+
+def _nearest_objects(boxes: Boxes, labels: Labels, image: AnnotatedImage) -> Boxes:
+    """Return for each positive its nearest object (n, 4), for background the box itself."""
+    targets: Boxes = boxes.copy()
+    positive = labels > 0
+    if positive.any():
+        nearest = box_iou(boxes[positive], image.gt_boxes).argmax(axis=1)
+        targets[positive] = image.gt_boxes[nearest]
+    return targets
