@@ -75,7 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "bbox.min_iou": 0.5,
     "bbox.whiten_epsilon": 1e-3,
     "detect.nms": 0.3,
-    "detect.min_score": -1.5,
+    "detect.min_score": "auto",
     "detect.max_per_class": 100,
     "eval.metric": "voc07",
 }

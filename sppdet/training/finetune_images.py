@@ -188,10 +188,10 @@ class ImageTuner(Tuner):
             scores, deltas = self._sgd.outputs(images)
             classes, boxes = losses(scores, deltas, images)
             self._sgd.descend(classes + self.config.box_loss * boxes, count)
-        check_finite(float(classes + boxes), f"at batch {batch}", setting="finetune.lr")
+        check_finite(float((classes + boxes).detach()), f"at batch {batch}", setting="finetune.lr")
         self._update()
         if self._is_snapshot_due():
-            mean = self._sgd.processes.sums([float(classes)])[0] / count
+            mean = self._sgd.processes.sums([float(classes.detach())])[0] / count
             validated = self.validate(validation) if validation is not None else None
             self._consider_snapshot(mean, validated)
 
