@@ -117,6 +117,15 @@ def test_quality_mode_finds_more(image: ImageArray) -> None:
     assert len(quality) > 1.5 * len(fast)
 
 
+def test_single_mode_is_one_segmentation_of_fast(image: ImageArray) -> None:
+    single, fast = (
+        rows(selective_search(image, ALL.model_copy(update={"mode": mode})).boxes)
+        for mode in ("single", "fast")
+    )
+    assert 20 < len(single) < len(fast)
+    assert single < fast
+
+
 @pytest.mark.parametrize("min_size", [1, 8, 20])
 def test_least_size_is_in_resized_pixels(image: ImageArray, min_size: int) -> None:
     config = ALL.model_copy(update={"min_size": min_size})
