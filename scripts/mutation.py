@@ -70,7 +70,7 @@ TESTS = {
     "io/npz.py": "test_stored_files",
     "io/stored*.py": "test_stored_* test_proposals",
     "io/*.py": "test_data_* test_names test_digests test_config* test_evaluation_*",
-    "proposals/*.py": "test_segmentation test_grouping test_proposals",
+    "proposals/*.py": "test_segmentation test_grouping test_proposals test_edge_boxes",
 }
 LIBRARIES = [
     "numpy",

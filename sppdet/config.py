@@ -28,17 +28,23 @@ from sppdet.setting_types import (
 
 Layer = Literal["pool5", "fc6", "fc7"]
 Classifier = Literal["svm", "softmax"]
+Engine = Literal["sppdet", "opencv", "edgeboxes", "stored"]
+# OpenCV's table of sizes of edge boxes ends at (width + height) / 2 = 10,000, and a searched image is at
+# most 4 times as high as wide
+MAX_EDGES_WIDTH = 4000
 
 
 class ProposalsConfig(Section):
-    """Class-agnostic candidate boxes: selective search, or boxes computed elsewhere."""
+    """Class-agnostic candidate boxes: selective search, edge boxes, or boxes computed elsewhere."""
 
-    engine: Literal["sppdet", "opencv", "stored"] = "sppdet"
+    engine: Engine | Annotated[list[Engine], Field(min_length=2)] = "sppdet"
     """Source of the proposals. sppdet: its own selective search; opencv: OpenCV's, slower, for
-    comparison; stored: read them from `path`."""
-    mode: Literal["fast", "quality"] = "fast"
-    """Number of hierarchies that selective search builds. fast: 8, about 2,000 boxes per image; quality:
-    80, more boxes and higher recall, but many times slower."""
+    comparison; edgeboxes: windows scored by the contours in them; stored: read them from `path`. A list
+    such as [sppdet, edgeboxes] joins the boxes of several, in turn by rank, up to `max_boxes`."""
+    mode: Literal["single", "fast", "quality"] = "fast"
+    """Number of hierarchies that selective search builds. single: 2 of one segmentation, about 700 boxes
+    per image and lower recall; fast: 8, about 2,000 boxes per image; quality: 80, more boxes and higher
+    recall, but many times slower."""
     max_boxes: Count = 2000
     """Maximum number of proposals per image. More raise recall; training and detection take
     proportionally longer."""
@@ -56,12 +62,28 @@ class ProposalsConfig(Section):
     ] = None
     """With engine: stored, a `.mat` or `.npz` file of boxes, a folder of such files, or a list of
     both."""
+    edge_model: Path | None = None
+    """With engine: edgeboxes, the file of a trained detector of structured edges in OpenCV's format
+    (`model.yml.gz`). null: edges are gradients of colour, which need no model."""
 
     @model_validator(mode="after")
-    def _stored_has_path(self) -> ProposalsConfig:
-        if (self.engine == "stored") != (self.path is not None):
+    def _engines_have_their_settings(self) -> ProposalsConfig:
+        engines = self.engines()
+        if "stored" in engines and isinstance(self.engine, list):
+            raise ValueError("engine: stored proposals stand alone, expected a list without stored")
+        if len(engines) != len(set(engines)):
+            raise ValueError("engine: expected every engine once")
+        if ("stored" in engines) != (self.path is not None):
             raise ValueError("path: expected with engine: stored, and only there")
+        if "edgeboxes" not in engines and self.edge_model is not None:
+            raise ValueError("edge_model: expected with engine: edgeboxes, and only there")
+        if "edgeboxes" in engines and self.image_width > MAX_EDGES_WIDTH:
+            raise ValueError(f"image_width: expected at most {MAX_EDGES_WIDTH} for edgeboxes")
         return self
+
+    def engines(self) -> list[Engine]:
+        """List the engines whose proposals are joined."""
+        return self.engine if isinstance(self.engine, list) else [self.engine]
 
 
 class BackboneConfig(Section):

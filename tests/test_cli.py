@@ -332,6 +332,38 @@ def test_proposals_are_written_and_read_back(
     )
 
 
+def test_joined_engines_and_objects_too_small(
+    sppdet: CommandLine, settings: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    small = objects = 0
+    for name in (demo_root / "ImageSets" / "Main" / "trainval.txt").read_text().split():
+        text = (demo_root / "Annotations" / f"{name}.xml").read_text()
+        width = int(re.findall(r"<width>(\d+)", text)[0])
+        for found in re.findall(r"<object>.*?</object>", text, re.DOTALL):
+            x1, y1, x2, y2 = (
+                int(re.findall(rf"<{c}>(\d+)", found)[0]) for c in ("xmin", "ymin", "xmax", "ymax")
+            )
+            if "<difficult>1" not in found:
+                objects += 1
+                small += min(x2 - x1 + 1, y2 - y1 + 1) * 200 / width < 50
+    assert 0 < small < objects
+    sets = ("proposals.engine=[sppdet, edgeboxes]", "proposals.min_size=50")
+    overrides = [word for one in sets for word in ("--set", one)]
+    run = tmp_path / "run"
+    status, said, err = sppdet("propose", settings, "--run", run, *overrides)
+    assert status == 0 and "are covered at IoU 0.5" in said
+    warned = [line for line in err.splitlines() if "smaller than all proposals" in line]
+    assert len(warned) == 1 and f"{small} of {objects} ground-truth boxes" in warned[0]
+    assert load_config(run / "config.yaml").proposals.engine == ["sppdet", "edgeboxes"]
+    status, _, err = sppdet("propose", settings, "--run", run, "--set", "proposals.min_size=1")
+    assert status == 0 and "smaller than all proposals" not in err
+
+    missing = ["--set", f"proposals={{engine: edgeboxes, edge_model: {tmp_path / 'no.yml.gz'}}}"]
+    status, _, err = sppdet("propose", settings, "--run", tmp_path / "other", *missing)
+    assert status == 1 and err.splitlines()[-1].startswith("error: proposals.edge_model: ")
+    assert "no.yml.gz: no such file" in err
+
+
 def test_names_as_long_as_the_file_system_takes(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path
 ) -> None:

@@ -116,6 +116,17 @@ def test_shipped_config(path: Path | None) -> None:
         ("seed: '1'", "seed: should be a valid integer, got '1'"),
         ("finetune: {flip: 1}", "finetune.flip: should be true or false, got 1"),
         ("proposals: {engine: stored, path: 3}", "proposals.path.0: "),
+        (
+            "proposals: {engine: [sppdet, stored], path: x.mat}",
+            "engine: stored proposals stand alone",
+        ),
+        ("proposals: {engine: [sppdet, sppdet]}", "proposals: engine: expected every engine once"),
+        (
+            "proposals: {engine: [sppdet]}",
+            "proposals.engine: should be 'sppdet', 'opencv', 'edgeboxes'",
+        ),
+        ("proposals: {edge_model: m.yml}", "edge_model: expected with engine: edgeboxes, and only"),
+        ("proposals: {engine: edgeboxes, image_width: 4001}", "image_width: expected at most 4000"),
         ("svm: {C: -1}", "svm.C: should be greater than 0, got -1"),
         ("svm: {hard_threshold: .nan}", "svm.hard_threshold: should be a finite number, got nan"),
         ("detect: {nms: 1.5}", "detect.nms: should be less than or equal to 1, got 1.5"),

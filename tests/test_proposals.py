@@ -24,6 +24,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.io.stored_proposals import StoredProposals, file_name
 from sppdet.proposals.colours import in_colour_space
+from sppdet.proposals.joined import propose
 from sppdet.proposals.opencv_engine import _search
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
@@ -33,9 +34,12 @@ from sppdet.types import AnnotatedImage, Boxes, ImageArray, Proposals
 CONFIG = ProposalsConfig(image_width=150, min_size=8)
 ALL = CONFIG.model_copy(update={"max_boxes": 1_000_000})
 ENGINES = pytest.mark.parametrize("engine", ["sppdet", "opencv"])
+ALL_ENGINES = pytest.mark.parametrize(
+    "engine", ["sppdet", "opencv", "edgeboxes", ["sppdet", "edgeboxes"]], ids=str
+)
 
 
-def with_engine(config: ProposalsConfig, engine: str, **others: Any) -> ProposalsConfig:
+def with_engine(config: ProposalsConfig, engine: str | list[str], **others: Any) -> ProposalsConfig:
     return config.model_copy(update={"engine": engine, **others})
 
 
@@ -64,20 +68,20 @@ def other_search(image: ImageArray) -> None:
     search.process()
 
 
-@ENGINES
+@ALL_ENGINES
 def test_the_same_boxes_in_the_same_order_whatever_runs_beside(
-    image: ImageArray, engine: str
+    image: ImageArray, engine: str | list[str]
 ) -> None:
     config = with_engine(CONFIG, engine)
-    first = selective_search(image, config).boxes
+    first = propose(image, config).boxes
     assert len(first) > 100
-    assert np.array_equal(selective_search(image, config).boxes, first)
+    assert np.array_equal(propose(image, config).boxes, first)
     other_search(image)
     cv2.setRNGSeed(99)
-    assert np.array_equal(selective_search(image, config).boxes, first)
+    assert np.array_equal(propose(image, config).boxes, first)
     with ThreadPoolExecutor(3) as pool:
         others = [pool.submit(other_search, image) for _ in range(2)]
-        found = [pool.submit(selective_search, image, config) for _ in range(4)]
+        found = [pool.submit(propose, image, config) for _ in range(4)]
         for future in found:
             assert np.array_equal(future.result().boxes, first)
         for other in others:
@@ -113,6 +117,15 @@ def test_quality_mode_finds_more(image: ImageArray) -> None:
     assert len(quality) > 1.5 * len(fast)
 
 
+def test_single_mode_is_one_segmentation_of_fast(image: ImageArray) -> None:
+    single, fast = (
+        rows(selective_search(image, ALL.model_copy(update={"mode": mode})).boxes)
+        for mode in ("single", "fast")
+    )
+    assert 20 < len(single) < len(fast)
+    assert single < fast
+
+
 @pytest.mark.parametrize("min_size", [1, 8, 20])
 def test_least_size_is_in_resized_pixels(image: ImageArray, min_size: int) -> None:
     config = ALL.model_copy(update={"min_size": min_size})
@@ -129,15 +142,15 @@ def test_least_size_is_in_resized_pixels(image: ImageArray, min_size: int) -> No
     ("width", "height"), [(40, 40), (300, 20), (20, 300), (1, 1), (60, 1), (1, 60), (2, 900)]
 )
 @pytest.mark.parametrize("grey", [False, True])
-@ENGINES
+@ALL_ENGINES
 def test_boxes_stay_in_images_of_any_shape(
-    width: int, height: int, grey: bool, engine: str
+    width: int, height: int, grey: bool, engine: str | list[str]
 ) -> None:
     rng = np.random.default_rng(width)
     image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     if grey:
         image[:] = image[:, :, :1]
-    boxes = selective_search(image, with_engine(CONFIG, engine, min_size=1)).boxes
+    boxes = propose(image, with_engine(CONFIG, engine, min_size=1)).boxes
     assert len(boxes) >= 1 and boxes.dtype == np.float32
     assert boxes[:, :2].min() >= 0
     assert boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
@@ -145,12 +158,12 @@ def test_boxes_stay_in_images_of_any_shape(
 
 
 @pytest.mark.parametrize("value", [0, 90, 255])
-@ENGINES
-def test_a_image_of_one_colour_has_just_the_whole(value: int, engine: str) -> None:
+@ALL_ENGINES
+def test_a_image_of_one_colour_has_just_the_whole(value: int, engine: str | list[str]) -> None:
     image = np.full((45, 60, 3), value, np.uint8)
     for mode in ("fast", "quality"):
         config = with_engine(CONFIG, engine, mode=mode)
-        assert selective_search(image, config).boxes.tolist() == [[0, 0, 60, 45]]
+        assert propose(image, config).boxes.tolist() == [[0, 0, 60, 45]]
 
 
 @ENGINES

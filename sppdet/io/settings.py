@@ -19,7 +19,10 @@ from sppdet.io.files import name_problem, read_text
 from sppdet.io.packaged_configs import find_config
 from sppdet.setting_types import Section
 
-PATH_KEYS = (("data", "root"), ("data", "images"), ("proposals", "path"), ("store",))
+PATH_KEYS = (
+    *(("data", "root"), ("data", "images"), ("store",)),
+    *(("proposals", "path"), ("proposals", "edge_model")),
+)
 WEIGHT_NAMES = ("imagenet", "none")
 MAX_BYTES = 1_000_000
 MAX_FILES = 20  # that build on each other

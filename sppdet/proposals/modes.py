@@ -15,6 +15,7 @@ class Mode:
 
 
 MODES = {
+    "single": Mode(("hsv",), (50,), ("ctsf", "tsf")),
     "fast": Mode(("hsv", "lab"), (50, 100), ("ctsf", "tsf")),
     "quality": Mode(
         ("hsv", "lab", "rgi", "hue", "grey"), (50, 100, 150, 300), ("ctsf", "tsf", "f", "s")

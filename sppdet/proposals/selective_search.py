@@ -12,15 +12,13 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.boxes import clip_boxes
 from sppdet.config import ProposalsConfig
 from sppdet.proposals import opencv_engine, sppdet_engine
 from sppdet.proposals.modes import MODES
+from sppdet.proposals.resized import in_original, resized_for_search
 from sppdet.randomness import rng
-from sppdet.resizing import resized_to
 from sppdet.types import ImageArray, Proposals
 
-MAX_ASPECT = 4  # height / width above which an image is shrunk further, to bound the time
 VERSION = 4  # raise it when the same settings give other boxes
 
 
@@ -36,17 +34,12 @@ def selective_search(image: ImageArray, config: ProposalsConfig) -> Proposals:
         At most `config.max_boxes` distinct boxes in original pixels, at least `config.min_size`
         resized pixels wide and high. An image of one colour gives one box, the whole image.
     """
-    height, width = image.shape[:2]
-    factor = min(config.image_width / width, MAX_ASPECT * config.image_width / height)
-    resized_size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resized = resized_to(image, *resized_size)
+    resized = resized_for_search(image, config.image_width)
     engine = opencv_engine if config.engine == "opencv" else sppdet_engine
     groups = engine.hierarchies(resized, MODES[config.mode])
     generator = rng(config.seed, "proposal ranking", _digest(resized))
     boxes = _order(groups, generator, min_size=config.min_size)[: config.max_boxes]
-    scale = np.array([width / resized_size[0], height / resized_size[1]] * 2, dtype=np.float64)
-    original = (boxes * scale).astype(np.float32)
-    return Proposals(clip_boxes(original, width=width, height=height))
+    return Proposals(in_original(boxes, resized, image))
 
 
 def _digest(image: ImageArray) -> int:

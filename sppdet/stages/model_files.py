@@ -132,7 +132,7 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
         f"{config.classifier}:{config.svm_layer()}",
         f"ft:{config.finetune.layers if config.head and config.finetune else 'no'}",
         f"bb:{'yes' if config.bbox else 'no'}",
-        f"prop:{config.proposals.engine}.{config.proposals.mode}",
+        f"prop:{'+'.join(config.proposals.engines())}.{config.proposals.mode}",
         f"seed:{config.seed}",
         f"settings:{_settings_fingerprint(config)}",
         f"train:{train[:8] if train else 'unknown'}",
@@ -149,4 +149,7 @@ def _settings_fingerprint(config: Config) -> str:
     raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
     raw["features"].pop("store")
     raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
+    edge_model = raw["proposals"].pop("edge_model")
+    if edge_model is not None:  # without it, the settings of earlier versions keep their hash
+        raw["proposals"]["edge_model"] = Path(edge_model).name
     return fingerprint(raw)[:8]

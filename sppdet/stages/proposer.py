@@ -11,12 +11,16 @@ import torch
 
 from sppdet.config import ProposalsConfig
 from sppdet.errors import DataError
+from sppdet.io.edge_model import read_edge_model
 from sppdet.io.files import read_bytes
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.stored_proposals import StoredProposals
 from sppdet.parallel import ordered_map
+from sppdet.proposals.edge_boxes import VERSION as EDGE_VERSION
+from sppdet.proposals.edge_boxes import EdgeDetector
+from sppdet.proposals.joined import propose
 from sppdet.proposals.recall import Coverage, coverage
-from sppdet.proposals.selective_search import VERSION, selective_search
+from sppdet.proposals.selective_search import VERSION
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.items import ItemStore
 from sppdet.runs.log import LOGGER, event, track
@@ -30,8 +34,15 @@ class Proposer:
     def __init__(self, config: ProposalsConfig, folder: Path | None = None) -> None:
         self._config = config
         # stored boxes by their content: a folder may be moved, and its files touched
-        settings = config.model_dump(exclude={"path"})
-        self.fingerprint = fingerprint("proposals", VERSION, settings, _contents(config.path))
+        settings = config.model_dump(exclude={"path", "edge_model"})
+        inputs = ["proposals", VERSION, settings, _contents(config.path)]
+        self._detect_edges: EdgeDetector | None = None
+        if "edgeboxes" in config.engines():
+            inputs.append(EDGE_VERSION)
+        if config.edge_model is not None:
+            self._detect_edges = read_edge_model(config.edge_model)
+            inputs.append(_digest(config.edge_model))
+        self.fingerprint = fingerprint(*inputs)
         self.store = ItemStore(folder, "proposals", self.fingerprint, _expected) if folder else None
 
     @cached_property
@@ -40,7 +51,7 @@ class Proposer:
 
     def of(self, image: ImageArray) -> Proposals:
         """Search an image (H, W, 3) that belongs to no data set."""
-        return selective_search(image, self._config)
+        return propose(image, self._config, self._detect_edges)
 
     def of_image(self, image: AnnotatedImage, images: ImageCache) -> Proposals:
         """Load the proposals of a data set's image from the store, or compute and store them.
@@ -61,7 +72,7 @@ class Proposer:
                 max_boxes=self._config.max_boxes,
             )
         else:
-            proposals = selective_search(images.read(image.path), self._config)
+            proposals = self.of(images.read(image.path))
         if self.store is not None:
             self.store.write(image.id, digest, {"boxes": torch.from_numpy(proposals.boxes)})
         return proposals
