@@ -219,6 +219,15 @@ class DetectConfig(Section):
     --score` raises it for one call."""
     max_per_class: Count = 100
     """Maximum number of detections per class and image."""
+    soft_nms: PositiveFloat | None = None
+    """Sigma of Gaussian soft-NMS, which lowers the scores of neighbours where NMS drops them (Bodla et al.
+    2017; their value is 0.5). Larger lowers less. `nms` has no effect then. null: NMS."""
+    box_voting: Fraction | None = None
+    """IoU from which the boxes of all scored proposals vote for a detection of their class: its box becomes
+    their mean, weighted by score (Gidaris and Komodakis 2015; their value is 0.5). null: no voting."""
+    flip: bool = False
+    """Detect in the mirrored image as well and average scores and box deltas of each proposal. Doubles
+    the time of the networks."""
     svd: Annotated[
         Annotated[list[Count], Field(min_length=1, max_length=2)] | None,
         BeforeValidator(none_of),
