@@ -177,7 +177,7 @@ def test_soft_nms_against_a_loop(rng: np.random.Generator, sigma: float) -> None
         expected = slow_soft_nms(boxes, scores, sigma, least)
         assert rows.tolist() == [row for row, _ in expected]
         np.testing.assert_allclose(decayed, [score for _, score in expected], rtol=1e-5, atol=1e-5)
-        assert (rows.dtype, decayed.dtype) == (np.int64, np.float32)
+        assert rows.dtype == np.int64 and decayed.dtype == np.float32
         assert (decayed <= scores[rows]).all() and (decayed < scores[rows]).sum() > 5
         few, best = soft_nms(boxes, scores, sigma=sigma, min_score=least, max_boxes=7)
         assert np.array_equal(few, rows[:7]) and np.array_equal(best, decayed[:7])
