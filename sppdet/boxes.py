@@ -1,4 +1,4 @@
-"""Operations on boxes (IoU, clipping, flips, deltas, NMS): float32 `xyxy`, 0-based, half-open."""
+"""Operations on boxes (IoU, clipping, flips, deltas, NMS, votes): float32 `xyxy`, 0-based, half-open."""
 
 from __future__ import annotations
 
@@ -118,3 +118,65 @@ def nms(
 
 
 _CANDIDATES_PER_BOX = 4  # that NMS tries first
+
+
+def soft_nms(
+    boxes: Boxes, scores: Scores, *, sigma: float, min_score: float, max_boxes: int
+) -> tuple[NDArray[np.int64], Scores]:
+    """Run Gaussian soft-NMS (Bodla et al. 2017): decay the scores of neighbours, drop none for its IoU.
+
+    The box of highest score is kept; the probability p of every other box is multiplied by
+    exp(-IoU² / sigma); and so on. A margin can be negative, so that a factor below 1 would raise it:
+    p is the margin's sigmoid, and the score is the margin whose sigmoid is the decayed p. A box that
+    nothing overlaps keeps its score, and neither p nor the factor depends on `min_score`: raising
+    it drops boxes, but changes none that remain.
+
+    Args:
+        boxes: (N, 4), scores: (N,) margins, in any order.
+        sigma: > 0; larger decays less.
+        min_score: a box whose decayed score is < this is dropped.
+        max_boxes: maximum number of boxes to keep.
+
+    Returns:
+        (M,) rows of the boxes kept, in descending decayed score, ties the earlier row first; and their
+        decayed scores (M,).
+    """
+    # -log p; a product of factors is a sum here, and nothing underflows
+    cost = np.logaddexp(0.0, -scores.astype(np.float64))
+    left = np.arange(len(boxes))
+    current = scores.astype(np.float64)
+    rows: list[int] = []
+    kept: list[float] = []
+    while len(left) and len(rows) < max_boxes:
+        best = int(np.argmax(current))
+        if current[best] < min_score:
+            break
+        rows.append(int(left[best]))
+        kept.append(float(current[best]))
+        near = box_iou(boxes[left[[best]]], boxes[left])[0]
+        others = np.arange(len(left)) != best
+        left, near, cost, current = left[others], near[others], cost[others], current[others]
+        met = near > 0
+        with np.errstate(over="ignore", divide="ignore"):  # an extreme sigma
+            cost[met] += near[met] ** 2 / sigma
+            margin = -cost[met] - np.log(-np.expm1(-cost[met]))  # logit of p = exp(-cost)
+        current[met] = np.minimum(margin, current[met])
+    return np.array(rows, dtype=np.int64), np.array(kept, dtype=np.float32)
+
+
+def vote_boxes(kept: Boxes, boxes: Boxes, weights: NDArray[np.float64], *, min_iou: float) -> Boxes:
+    """Replace every kept box by the weighted mean of its neighbours (Gidaris and Komodakis 2015, §4.2).
+
+    Args:
+        kept: (M, 4), boxes: (N, 4) that vote, the kept ones among them.
+        weights: (N,), > 0.
+        min_iou: a box votes for each kept box with which its IoU is >= this.
+
+    Returns:
+        (M, 4), row by row; a kept box without a neighbour is returned as it is.
+    """
+    votes = np.where(box_iou(kept, boxes) >= min_iou, weights, 0.0)  # [M, N]
+    total = votes.sum(axis=1, keepdims=True)
+    mean = np.divide(votes @ boxes, total, out=kept.astype(np.float64), where=total > 0)
+    voted: Boxes = mean.astype(np.float32)
+    return voted

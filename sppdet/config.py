@@ -304,11 +304,20 @@ class DetectConfig(Section):
     nms: Fraction = 0.3
     """IoU above which a detection suppresses those of lower score in the same class and image."""
     min_score: Literal["auto"] | float = "auto"
-    """Minimum score of a detection: the margin of an SVM, or a probability with classifier: softmax. Low
+    """Minimum score of a detection: the margin of an SVM, or the log odds with classifier: softmax. Low
     values complete the precision-recall curve; `detect --score` raises it for one call. auto: -1.5 for
-    margins, 0.001 for probabilities."""
+    margins, -7 for log odds."""
     max_per_class: Count = 100
     """Maximum number of detections per class and image."""
+    soft_nms: PositiveFloat | None = None
+    """Sigma of Gaussian soft-NMS, which lowers the scores of neighbours where NMS drops them (Bodla et al.
+    2017; their value is 0.5). Larger lowers less. `nms` has no effect then. null: NMS."""
+    box_voting: Fraction | None = None
+    """IoU from which the boxes of all scored proposals vote for a detection of their class: its box becomes
+    their mean, weighted by score (Gidaris and Komodakis 2015; their value is 0.5). null: no voting."""
+    flip: bool = False
+    """Detect in the mirrored image as well and average scores and box deltas of each proposal. Doubles
+    the time of the networks."""
     svd: Annotated[
         Annotated[list[Count], Field(min_length=1, max_length=2)] | None,
         BeforeValidator(none_of),
@@ -320,7 +329,7 @@ class DetectConfig(Section):
         """Resolve `min_score` for the scores of a kind of classifier."""
         if self.min_score != "auto":
             return self.min_score
-        return 0.001 if classifier == "softmax" else -1.5
+        return -7.0 if classifier == "softmax" else -1.5
 
 
 class EvalConfig(Section):
@@ -355,8 +364,8 @@ class Config(Section):
     finetune: Annotated[FinetuneConfig | None, BeforeValidator(none_of)] = FinetuneConfig()
     """Fine-tuning of the head. none: the pre-trained head is used as it is."""
     classifier: Classifier = "svm"
-    """What scores the classes. svm: one linear SVM per class, as in the paper; softmax: the probabilities
-    of the fine-tuned network itself, as in Fast R-CNN."""
+    """What scores the classes. svm: one linear SVM per class, as in the paper; softmax: the fine-tuned
+    network itself, by the log odds of its probabilities, as in Fast R-CNN."""
     svm: SvmConfig = SvmConfig()
     bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
     """Box regression. none: detections keep the boxes of their proposals."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from sppdet.boxes import (
     encode_deltas,
     flip_boxes,
     nms,
+    soft_nms,
+    vote_boxes,
 )
 from sppdet.types import Boxes, Scores
 
@@ -146,3 +150,86 @@ def test_nms_keeps_an_iou_of_exactly_the_bound(tenths: int) -> None:
     scores = np.array([1, 2], np.float32)
     assert nms(boxes, scores, max_iou=tenths / 10).tolist() == [1, 0]
     assert nms(boxes, scores, max_iou=tenths / 10 - 1e-4).tolist() == [1]
+
+
+def slow_soft_nms(
+    boxes: Boxes, scores: Scores, sigma: float, min_score: float
+) -> list[tuple[int, float]]:
+    """Algorithm 1 of Bodla et al. with Gaussian decay, on probabilities."""
+    left = {row: 1 / (1 + math.exp(-score)) for row, score in enumerate(scores.tolist())}
+    kept = []
+    while left:
+        best = max(left, key=lambda row: (left[row], -row))
+        p = left.pop(best)
+        kept.append((best, math.log(p / (1 - p))))
+        for row in left:
+            iou = box_iou(boxes[[best]], boxes[[row]])[0, 0]
+            left[row] *= math.exp(-(iou**2) / sigma)
+    return [(row, score) for row, score in kept if score >= min_score]
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_soft_nms_against_a_loop(rng: np.random.Generator, sigma: float) -> None:
+    boxes = random_boxes(rng, 60, width=30, height=30)
+    scores = rng.normal(size=60).astype(np.float32) * 2
+    for least in (-1e9, -0.5):
+        rows, decayed = soft_nms(boxes, scores, sigma=sigma, min_score=least, max_boxes=60)
+        expected = slow_soft_nms(boxes, scores, sigma, least)
+        assert rows.tolist() == [row for row, _ in expected]
+        np.testing.assert_allclose(decayed, [score for _, score in expected], rtol=1e-5, atol=1e-5)
+        assert rows.dtype == np.int64 and decayed.dtype == np.float32
+        assert (decayed <= scores[rows]).all() and (decayed < scores[rows]).sum() > 5
+        few, best = soft_nms(boxes, scores, sigma=sigma, min_score=least, max_boxes=7)
+        assert np.array_equal(few, rows[:7]) and np.array_equal(best, decayed[:7])
+
+
+def test_soft_nms_by_hand() -> None:
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 2], [8, 8, 9, 9]], np.float32)
+    # IoU 1/2: p of a margin of 0 is 1/2, and a quarter of it is left
+    sigma = 0.25 / math.log(4)
+    scores = np.array([2, 0, -3], np.float32)
+    rows, decayed = soft_nms(boxes, scores, sigma=sigma, min_score=-9, max_boxes=3)
+    assert rows.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(decayed, [2, math.log((1 / 8) / (7 / 8)), -3], rtol=1e-6)
+    assert soft_nms(boxes, scores, sigma=sigma, min_score=-1.9, max_boxes=3)[0].tolist() == [0]
+    same, score = soft_nms(boxes[[1, 1]], scores[[1, 1]], sigma=1, min_score=-9, max_boxes=2)
+    assert same.tolist() == [0, 1] and score[1] < 0  # a tie keeps the earlier row first
+    none = soft_nms(empty_boxes(), scores[:0], sigma=1, min_score=-9, max_boxes=3)
+    assert [len(part) for part in none] == [0, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_soft_nms_of_extreme_margins() -> None:
+    boxes = np.repeat(np.array([[0, 0, 4, 4]], np.float32), 3, axis=0)
+    scores = np.array([1e4, 999, -1e4], np.float32)
+    for sigma in (1e-300, 0.5, 1e300):
+        rows, decayed = soft_nms(boxes, scores, sigma=sigma, min_score=-1e6, max_boxes=3)
+        assert np.isfinite(decayed).all() and (decayed <= scores[rows]).all()
+        assert (len(rows) == 1) == (sigma < 1e-9)
+
+
+@pytest.mark.parametrize("min_iou", [0.3, 0.5, 1.0])
+def test_votes_against_a_loop(rng: np.random.Generator, min_iou: float) -> None:
+    boxes = random_boxes(rng, 80, width=20, height=20, whole=True)
+    weights = rng.random(80) + 0.1
+    kept = boxes[::4]
+    expected = []
+    for box in kept:
+        near = [j for j in range(80) if box_iou(box[None], boxes[[j]])[0, 0] >= min_iou]
+        total = sum(weights[j] for j in near)
+        expected.append([sum(weights[j] * boxes[j, c] for j in near) / total for c in range(4)])
+    found = vote_boxes(kept, boxes, weights, min_iou=min_iou)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.array_equal(found, kept) == (min_iou == 1.0)
+
+
+def test_votes_by_hand() -> None:
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 2], [1, 0, 4, 1]], np.float32)
+    weights = np.array([3.0, 1.0, 50.0])
+    voted = vote_boxes(boxes[:1], boxes, weights, min_iou=0.5)  # an IoU of exactly 0.5 votes
+    assert voted.tolist() == [[0, 0, 4, 3.5]]
+    away = np.array([[30, 30, 40, 40]], np.float32)
+    assert vote_boxes(away, boxes, weights, min_iou=0.5).tolist() == away.tolist()
+    assert vote_boxes(empty_boxes(), boxes, weights, min_iou=0.5).shape == (0, 4)
+    assert vote_boxes(away, empty_boxes(), weights[:0], min_iou=0.5).tolist() == away.tolist()

@@ -43,7 +43,13 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a run.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a run; the models of several are combined, with the settings of the first.",
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
     metric: Annotated[
         MetricName | None, typer.Option(help="Default: the one in the settings.")
@@ -67,19 +73,30 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --detections: folder for the reports.")
+        Path | None,
+        typer.Option(help="With --detections or several RUNs: folder for the reports."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a run on a split, or detections made by any detector."""
-    if run is not None and not (config or detections or out or ids):
+    """Score a run on a split, several runs as one detector, or detections made by any detector."""
+    runs = runs or []
+    if len(runs) == 1 and not (config or detections or out or ids):
         start_libraries()
         from sppdet.stages.evaluate import evaluate_run
 
-        evaluate_run(run, split, metric=metric, device=device)
+        evaluate_run(runs[0], split, metric=metric, device=device)
         return
-    if run is not None or not (config and detections and out):
-        raise ConfigError("eval: expected RUN, or --config, --detections and --out together")
+    if len(runs) > 1 and out and not (config or detections or ids):
+        start_libraries()
+        from sppdet.stages.evaluate_runs import evaluate_runs
+
+        evaluate_runs(runs, out, split, metric=metric, device=device)
+        return
+    if runs or not (config and detections and out):
+        raise ConfigError(
+            "eval: expected RUN, or --config, --detections and --out together, or several RUNs and "
+            "--out"
+        )
     start_libraries()
     from sppdet.stages.evaluate_files import evaluate_files
 

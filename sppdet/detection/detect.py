@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.boxes import clip_boxes, decode_deltas, empty_boxes, nms
+from sppdet.boxes import (
+    clip_boxes,
+    decode_deltas,
+    empty_boxes,
+    flip_boxes,
+    nms,
+    soft_nms,
+    vote_boxes,
+)
 from sppdet.config import Classifier, DetectConfig, Layer
 from sppdet.errors import DataError
 from sppdet.features.regions import FeatureExtractor
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
 
 VERSION = 1  # raise it when the same model gives other detections
+_TINY = 1e-7  # that the probability 1 is taken less of, to have finite odds
 
 
 @dataclass(frozen=True)
 class Classifiers:
     """Linear classifiers of all classes on the features of one layer, before scaling.
 
-    SVMs score by their margins; a softmax, whose first row is the background, by probabilities.
+    SVMs score by their margins; a softmax, whose first row is the background, by log odds, so that 0 is
+    even and the sigmoid of a score is the probability.
     """
 
     layer: Layer
@@ -33,7 +43,10 @@ class Classifiers:
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """Compute the scores (U, K) of features (U, D)."""
         linear = features @ self.weights.T + self.biases
-        return linear if self.kind == "svm" else torch.softmax(linear, dim=1)[:, 1:]
+        if self.kind == "svm":
+            return linear
+        log_p = torch.log_softmax(linear, dim=1)[:, 1:].clamp(max=-_TINY)
+        return log_p - torch.log(-torch.expm1(log_p))
 
 
 @dataclass(frozen=True)
@@ -60,71 +73,193 @@ class DetectionParts:
     config: DetectConfig
 
 
+@dataclass(frozen=True)
+class ScoredProposals:
+    """An image's proposals, scored by one model; `move` regresses those that are chosen."""
+
+    parts: DetectionParts
+    boxes: Boxes  # (P, 4)
+    scores: Scores  # (P, K)
+    pooled: tuple[torch.Tensor, ...]  # (U, D) of the image and, with flip, of its mirror image
+    index: tuple[NDArray[np.int64], ...]  # (P,) rows of each of `pooled`
+
+    @torch.inference_mode()
+    def move(self, chosen: Sequence[NDArray[np.int64]], *, width: int, height: int) -> list[Boxes]:
+        """Regress and clip the boxes of the rows that each class has chosen.
+
+        A box that would leave the image stays where it is, and so do all without box regression.
+        """
+        counts = [len(rows) for rows in chosen]
+        rows = np.concatenate(chosen)
+        boxes = self.boxes[rows]
+        regressors = self.parts.regressors
+        if regressors is not None and len(rows):
+            views = [
+                _deltas(self.parts.extractor, regressors, pooled, index[rows], counts)
+                for pooled, index in zip(self.pooled, self.index, strict=True)
+            ]
+            deltas = views[0]
+            if len(views) == 2:
+                deltas = (deltas + views[1] * _MIRRORED) / np.float32(2)
+            with np.errstate(over="ignore"):  # a box beyond float32 is kept unmoved
+                moved = decode_deltas(boxes, deltas)
+            boxes = _clip_or_keep(moved, boxes, width=width, height=height)
+        return np.split(boxes, np.cumsum(counts)[:-1])
+
+
+_MIRRORED = np.array([-1, 1, 1, 1], dtype=np.float32)  # dx of a mirrored box points the other way
+
+
 @torch.inference_mode()
-def detect(
-    parts: DetectionParts, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int
-) -> Detections:
-    """Score every window for every class, apply NMS per class, regress and clip the boxes.
+def score(
+    parts: DetectionParts,
+    maps: FeatureMaps,
+    proposals: Proposals,
+    *,
+    width: int,
+    mirrored: FeatureMaps | None = None,
+) -> ScoredProposals:
+    """Score every window for every class.
 
     Args:
         maps: maps of the image, on the device of the parts.
-        proposals: boxes in original pixels.
-        width, height: size of the image in original pixels.
-
-    Returns:
-        Detections in descending score; none for no proposals.
+        proposals: boxes in original pixels, of which there may be none.
+        width: of the image in original pixels.
+        mirrored: maps of the image mirrored left to right. The scores of a proposal and of its mirror
+            image are averaged, and so are their box deltas, those of the mirror image with -dx.
 
     Raises:
         DataError: a score isn't finite.
     """
     if len(proposals) == 0:
-        none = np.zeros(0, dtype=np.int64)
-        return Detections(empty_boxes(), none.astype(np.float32), none, parts.class_names)
-    windows = parts.extractor.windows(maps, proposals.boxes)
-    pooled = parts.extractor.pool(maps, windows.cells)
-    features = parts.extractor.layer(pooled, parts.classifiers.layer)
-    scores = parts.classifiers.scores(features).cpu().numpy()[windows.index]  # [P, K]
-    if not np.isfinite(scores).all():
+        nothing = np.zeros((0, len(parts.class_names)), dtype=np.float32)
+        return ScoredProposals(parts, empty_boxes(), nothing, (), ())
+    views = [(maps, proposals.boxes)]
+    if mirrored is not None:
+        views.append((mirrored, flip_boxes(proposals.boxes, width=width)))
+    pooled, index, scores = [], [], []
+    for view, boxes in views:
+        windows = parts.extractor.windows(view, boxes)
+        pooled.append(parts.extractor.pool(view, windows.cells))
+        index.append(windows.index)
+        features = parts.extractor.layer(pooled[-1], parts.classifiers.layer)
+        scores.append(parts.classifiers.scores(features).cpu().numpy()[windows.index])  # [P, K]
+    mean = scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
+    if not np.isfinite(mean).all():
         raise DataError("scores that aren't finite: are the model's weights the right ones?")
-    classes = range(len(parts.class_names))
-    lowest = parts.config.lowest_score(parts.classifiers.kind)
-    chosen = [_choose(proposals.boxes, scores[:, k], lowest, parts.config) for k in classes]
-    counts = [len(rows) for rows in chosen]
-    rows = np.concatenate(chosen)
-    labels = np.repeat(np.arange(1, len(chosen) + 1), counts)
-    kept = proposals.boxes[rows]
-    if parts.regressors is not None and len(rows):
-        used = torch.from_numpy(windows.index[rows]).to(pooled.device)
-        deltas = _deltas(parts.extractor, parts.regressors, pooled, used.split(counts))
-        with np.errstate(over="ignore"):  # a box beyond float32 is kept unmoved
-            moved = decode_deltas(kept, deltas)
-        kept = _clip_or_keep(moved, kept, width=width, height=height)
-    kept_scores = scores[rows, labels - 1]
-    order = np.argsort(-kept_scores, kind="stable")
-    return Detections(kept[order], kept_scores[order], labels[order], parts.class_names)
+    return ScoredProposals(parts, proposals.boxes, mean, tuple(pooled), tuple(index))
+
+
+def weigh(scored: ScoredProposals, weight: float, *, min_score: float) -> ScoredProposals:
+    """Multiply the excess of a model's scores over `min_score` by a weight > 0.
+
+    Margins below `min_score`, which can be negative, stay below it and those above it stay above: a
+    weight changes a model's rank among several, not which of its proposals count. 1 changes no bit.
+    """
+    if weight == 1:
+        return scored
+    low = np.float32(min_score)
+    return replace(scored, scores=low + np.float32(weight) * (scored.scores - low))
+
+
+def suppress(
+    scored: Sequence[ScoredProposals], config: DetectConfig, *, width: int, height: int
+) -> Detections:
+    """Apply NMS per class to the union of all models' scored proposals, then regress, clip and vote.
+
+    NMS and soft-NMS compare proposals, before regression; each box that is kept is regressed by the
+    model that has scored it. With `box_voting` all proposals of the class with a score >= `min_score`
+    are regressed as well, by their own models, and those whose regressed boxes have the IoU with the
+    regressed box of a detection vote for it. The weight of a vote is the sigmoid of its score, also
+    after soft-NMS of the score before it: margins can be negative, a sigmoid is positive, and it
+    doesn't depend on `min_score`.
+
+    Args:
+        scored: proposals of one image by models with the same classes, one model or more; their scores
+            are compared as they are.
+        width, height: size of the image in original pixels.
+
+    Returns:
+        Detections in descending score; none for no proposals.
+    """
+    names = scored[0].parts.class_names
+    boxes = np.concatenate([one.boxes for one in scored])
+    scores = np.concatenate([one.scores for one in scored])  # [P, K]
+    limits = [config.lowest_score(one.parts.classifiers.kind) for one in scored]
+    of_each = np.repeat(np.array(limits, dtype=np.float32), [len(one.boxes) for one in scored])
+    enough = of_each <= scores.T  # [K, P]
+    candidates = [np.flatnonzero(of_class) for of_class in enough]
+    chosen, kept_scores = [], []
+    for k, rows in enumerate(candidates):
+        kept, decayed = _choose(boxes[rows], scores[rows, k], config, min_score=min(limits))
+        chosen.append(rows[kept])
+        kept_scores.append(decayed)
+    voting = config.box_voting is not None
+    moved = _move(scored, candidates if voting else chosen, width=width, height=height)
+    if config.box_voting is not None:
+        moved = [
+            _vote(of_class, np.searchsorted(rows, kept), scores[rows, k], config.box_voting)
+            for k, (of_class, rows, kept) in enumerate(zip(moved, candidates, chosen, strict=True))
+        ]
+    labels = np.repeat(np.arange(1, len(chosen) + 1), [len(rows) for rows in chosen])
+    all_scores = np.concatenate(kept_scores)
+    order = np.argsort(-all_scores, kind="stable")
+    return Detections(np.concatenate(moved)[order], all_scores[order], labels[order], names)
 
 
 def _deltas(
     extractor: FeatureExtractor,
     regressors: Regressors,
     pooled: torch.Tensor,
-    used: Sequence[torch.Tensor],
+    rows: NDArray[np.int64],
+    counts: Sequence[int],
 ) -> NDArray[np.float32]:
-    """Compute box deltas (N, 4) of the rows of `pooled` (U, D) that each class uses, concatenated."""
+    """Compute box deltas (N, 4) of rows (N,) of `pooled` (U, D), `counts` of them for each class."""
     # class by class to save memory, but copied at once, so that a GPU is waited for once
+    used = torch.from_numpy(rows).to(pooled.device).split(list(counts))
     parts = [
-        regressors.deltas(extractor.layer(pooled[rows], regressors.layer), label)
-        for label, rows in enumerate(used, start=1)
-        if len(rows)
+        regressors.deltas(extractor.layer(pooled[own], regressors.layer), label)
+        for label, own in enumerate(used, start=1)
+        if len(own)
     ]
     return torch.cat(parts).cpu().numpy()
 
 
-def _choose(boxes: Boxes, scores: Scores, lowest: float, config: DetectConfig) -> NDArray[np.int64]:
-    """Select the rows of one class's detections, in descending score."""
-    rows = np.flatnonzero(scores >= lowest)
-    kept = nms(boxes[rows], scores[rows], max_iou=config.nms, max_boxes=config.max_per_class)
-    return rows[kept]
+def _choose(
+    boxes: Boxes, scores: Scores, config: DetectConfig, *, min_score: float
+) -> tuple[NDArray[np.int64], Scores]:
+    """Select the rows of one class's detections and their scores, in descending score."""
+    most = config.max_per_class
+    if config.soft_nms is not None:
+        return soft_nms(boxes, scores, sigma=config.soft_nms, min_score=min_score, max_boxes=most)
+    kept = nms(boxes, scores, max_iou=config.nms, max_boxes=most)
+    return kept, scores[kept]
+
+
+def _move(
+    scored: Sequence[ScoredProposals],
+    chosen: Sequence[NDArray[np.int64]],
+    *,
+    width: int,
+    height: int,
+) -> list[Boxes]:
+    """Regress the boxes of the rows of all proposals that each class has chosen, by their own models."""
+    moved = [np.zeros((len(rows), 4), dtype=np.float32) for rows in chosen]
+    start = 0
+    for one in scored:
+        own = [(start <= rows) & (rows < start + len(one.boxes)) for rows in chosen]
+        parts = [rows[mine] - start for rows, mine in zip(chosen, own, strict=True)]
+        of_model = one.move(parts, width=width, height=height)
+        for boxes, mine, regressed in zip(moved, own, of_model, strict=True):
+            boxes[mine] = regressed
+        start += len(one.boxes)
+    return moved
+
+
+def _vote(boxes: Boxes, kept: NDArray[np.int64], scores: Scores, min_iou: float) -> Boxes:
+    """Replace the boxes of the rows kept of one class by the means of their neighbours."""
+    weights = np.exp(-np.logaddexp(0.0, -scores.astype(np.float64)))  # sigmoid
+    return vote_boxes(boxes[kept], boxes, weights, min_iou=min_iou)
 
 
 def _clip_or_keep(moved: Boxes, before: Boxes, *, width: int, height: int) -> Boxes:

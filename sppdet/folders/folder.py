@@ -61,7 +61,7 @@ class _Prepared:
     made_by: str
     image: ImageArray
     proposals: Proposals
-    scaled: ScaledImage
+    views: tuple[ScaledImage, ...]
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,16 @@ def detect_folder(
             where a result would be.
         ArtifactError: results can't be written, for another reason than their names.
     """
-    # lower scores don't influence NMS, so nothing is computed for them
     least = max(min_score, detector.min_score)
-    settings = detector.config.model_copy(update={"min_score": least})
+    if detector.config.box_voting is None:
+        # lower scores influence neither NMS nor soft-NMS, so nothing is computed for them
+        settings = detector.config.model_copy(update={"min_score": least})
+        detector = replace(detector, config=settings)
     plan = plan_images(paths)
     if plan.left_out:
         LOGGER.info("left out: %d images that detect has written", plan.left_out)
     with open_outputs(out, plan, formats) as outputs:
-        work = _Work(replace(detector, config=settings), plan, outputs, formats)
+        work = _Work(detector, plan, outputs, formats, least)
         return work.run(workers)
 
 
@@ -113,6 +115,7 @@ class _Work:
     plan: FolderPlan
     outputs: Outputs
     formats: Sequence[Format]
+    min_score: float
     failed: list[str] = field(default_factory=list)
 
     def run(self, workers: int) -> FolderResult:
@@ -150,7 +153,7 @@ class _Work:
                 return _Kept()
             image = self.detector.read(item.path)
             proposals = self.detector.proposer.of(image)
-            return _Prepared(made_by, image, proposals, self.detector.maps.scaled(image))
+            return _Prepared(made_by, image, proposals, self.detector.prepare(image))
         except Exception as error:  # one image's failure must not end the others
             return _Failed(_describe(item, error))
 
@@ -158,6 +161,7 @@ class _Work:
         """Fingerprint the inputs of an image's results: its bytes, the model, the settings."""
         digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
         config = self.detector.config.model_dump()
+        config["min_score"] = self.min_score
         return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
 
     def _detect(self, due: tuple[Item, _Kept | _Prepared | _Failed]) -> _Kept | _Found | _Failed:
@@ -165,9 +169,11 @@ class _Work:
         if not isinstance(prepared, _Prepared):
             return prepared
         try:
-            maps = self.detector.maps.compute(prepared.scaled)
-            found = self.detector.detect(maps, prepared.proposals, prepared.image)
-            return _Found(prepared.made_by, prepared.image, found)
+            height, width = prepared.image.shape[:2]
+            found = self.detector.detect_prepared(
+                prepared.views, prepared.proposals, width=width, height=height
+            )
+            return _Found(prepared.made_by, prepared.image, found.above(self.min_score))
         except Exception as error:  # as above
             return _Failed(_describe(item, error))
 

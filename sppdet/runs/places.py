@@ -20,15 +20,16 @@ _FILES_OF_A_RUN = (
 )
 
 
-def claim_folder(folder: Path, *, command: str) -> None:
+def claim_folder(folder: Path, *, command: str, shared: bool = True) -> None:
     """Mark a folder as one that a command's files go to.
 
     Args:
         command: eval, propose or probe.
+        shared: whether files of other names may be there.
 
     Raises:
-        ArtifactError: it has no mark, but a file of a name that the command would write; or it can't
-            be read.
+        ArtifactError: it has no mark, but a file of a name that the command would write, or any file
+            unless `shared`; or it can't be read.
     """
     mark = folder / f".sppdet-{command}"
     if mark.exists():
@@ -38,7 +39,7 @@ def claim_folder(folder: Path, *, command: str) -> None:
     except OSError as error:
         raise ArtifactError(f"{folder}: can't be used: {error.strerror}") from None
     for name in there:
-        if any(fnmatch(name, pattern) for pattern in _WRITTEN[command]):
+        if not shared or any(fnmatch(name, pattern) for pattern in _WRITTEN[command]):
             raise ArtifactError(
                 f"{folder}: {name} is there, but `sppdet {command}` hasn't written it;"
                 " expected another folder"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +12,17 @@ import torch
 
 from sppdet.config import Config, DetectConfig
 from sppdet.detection.detect import VERSION as DETECTION_VERSION
-from sppdet.detection.detect import Classifiers, DetectionParts, Regressors, detect
-from sppdet.errors import ArtifactError
+from sppdet.detection.detect import (
+    Classifiers,
+    DetectionParts,
+    Regressors,
+    ScoredProposals,
+    score,
+    suppress,
+    weigh,
+)
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.features.backbones import ScaledImage
 from sppdet.features.head import truncated
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.image_cache import ImageCache
@@ -131,37 +142,214 @@ class Detector:
                 the file itself tells.
             ImageError: the file is missing or can't be decoded.
         """
+        path, pixels = self.pixels_of(image, bgr=bgr)
+        height, width = pixels.shape[:2]
+        proposals, views = self.proposer.of(pixels), self.prepare(pixels)
+        return self.detect_prepared(views, proposals, width=width, height=height, path=path)
+
+    @classmethod
+    def combine(
+        cls, detectors: Sequence[Detector], weights: Sequence[float] | None = None
+    ) -> CombinedDetector:
+        """Combine detectors of the same classes: one NMS over the proposals that all have scored.
+
+        Args:
+            detectors: two or more. The first one's settings of `detect` but `flip` and `svd` apply.
+            weights: positive, one for each; see `sppdet.detection.detect.weigh`. None: all 1.
+
+        Raises:
+            ConfigError: the class names differ, in more than their order.
+            ValueError: fewer than two detectors, or weights that don't fit.
+        """
+        if len(detectors) < 2:
+            raise ValueError(f"detectors: {len(detectors)}, expected two or more")
+        factors = tuple(1.0 for _ in detectors) if weights is None else tuple(weights)
+        if len(factors) != len(detectors) or not all(0 < w < math.inf for w in factors):
+            raise ValueError(f"weights: {factors}, expected {len(detectors)} positive numbers")
+        names = detectors[0].class_names
+        return CombinedDetector(tuple(one._in_order(names) for one in detectors), factors)
+
+    def pixels_of(self, image: Path | str | ImageArray, *, bgr: bool) -> tuple[str, ImageArray]:
+        """Return the path, empty for an array, and the RGB pixels of what is called with."""
         if isinstance(image, np.ndarray):
-            path, pixels = "", _checked(image)
-            if bgr:
-                pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-        elif bgr:
+            pixels = _checked(image)
+            return "", np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
+        if bgr:
             raise ValueError(f"bgr with {image}: expected an array; a file is read in its order")
-        else:
-            path, pixels = str(image), self.read(image)
-        maps = self.maps.compute(self.maps.scaled(pixels))
-        return self.detect(maps, self.proposer.of(pixels), pixels, path=path)
+        return str(image), self.read(image)
 
     def read(self, path: Path | str) -> ImageArray:
         """Read an image file; one of more than `max_pixels` is refused before decoding."""
         return read_image(path, max_pixels=self.max_pixels)
 
-    def detect(
-        self, maps: FeatureMaps, proposals: Proposals, image: ImageArray, *, path: str = ""
+    def prepare(self, image: ImageArray) -> tuple[ScaledImage, ...]:
+        """Resize an image (H, W, 3) RGB for `detect_prepared`; thread-safe.
+
+        Returns:
+            The image at every scale and, with `detect.flip`, its mirror image at every scale.
+        """
+        mirrored = (np.ascontiguousarray(image[:, ::-1]),) if self.config.flip else ()
+        return tuple(self.maps.scaled(view) for view in (image, *mirrored))
+
+    def detect_prepared(
+        self,
+        views: Sequence[ScaledImage],
+        proposals: Proposals,
+        *,
+        width: int,
+        height: int,
+        path: str = "",
     ) -> Detections:
-        """Score every window for every class, NMS, regress, clip."""
+        """Detect in what `prepare` has made of an image of known size in original pixels."""
+        maps = [self.maps.compute(view) for view in views]
+        mirrored = maps[1] if len(maps) > 1 else None
+        return self.detect_in(
+            maps[0], proposals, width=width, height=height, path=path, mirrored=mirrored
+        )
+
+    def detect(
+        self,
+        maps: FeatureMaps,
+        proposals: Proposals,
+        image: ImageArray,
+        *,
+        path: str = "",
+        mirrored: FeatureMaps | None = None,
+    ) -> Detections:
+        """Score every window for every class, NMS, regress, clip; see `detect_in`."""
         height, width = image.shape[:2]
-        return self.detect_in(maps, proposals, width=width, height=height, path=path)
+        return self.detect_in(
+            maps, proposals, width=width, height=height, path=path, mirrored=mirrored
+        )
 
     def detect_in(
-        self, maps: FeatureMaps, proposals: Proposals, *, width: int, height: int, path: str = ""
+        self,
+        maps: FeatureMaps,
+        proposals: Proposals,
+        *,
+        width: int,
+        height: int,
+        path: str = "",
+        mirrored: FeatureMaps | None = None,
     ) -> Detections:
-        """Detect like `detect`, in an image of known size in original pixels."""
+        """Detect like `detect`, in an image of known size in original pixels.
+
+        Args:
+            mirrored: maps of the mirrored image; given with `detect.flip`, and only then.
+
+        Raises:
+            ValueError: `detect.flip` without these maps, or these maps without it.
+        """
+        scored = self.score_in(maps, proposals, width=width, mirrored=mirrored)
+        found = suppress([scored], self.config, width=width, height=height)
+        return replace(found, path=path)
+
+    def score_in(
+        self,
+        maps: FeatureMaps,
+        proposals: Proposals,
+        *,
+        width: int,
+        mirrored: FeatureMaps | None = None,
+    ) -> ScoredProposals:
+        """Score every window for every class; arguments and errors are those of `detect_in`."""
+        if self.config.flip != (mirrored is not None):
+            expected = "the mirrored image's" if self.config.flip else "None"
+            raise ValueError(
+                f"mirrored maps with detect.flip {self.config.flip}: expected {expected}"
+            )
         parts = DetectionParts(
             self.class_names, self.extractor, self.classifiers, self.regressors, self.config
         )
         maps = maps.to(self.maps.device)
-        found = detect(parts, maps, proposals, width=width, height=height)
+        if mirrored is not None:
+            mirrored = mirrored.to(self.maps.device)
+        return score(parts, maps, proposals, width=width, mirrored=mirrored)
+
+    def _in_order(self, names: tuple[str, ...]) -> Detector:
+        """Return a detector of the same classes in this order."""
+        if sorted(names) != sorted(self.class_names):
+            raise ConfigError(
+                f"combined models: expected the classes {', '.join(sorted(names))} of the first one, "
+                f"not {', '.join(sorted(self.class_names))}"
+            )
+        rows = [self.class_names.index(name) for name in names]
+        c, r = self.classifiers, self.regressors
+        of_c = rows if c.kind == "svm" else [0, *(row + 1 for row in rows)]  # with the background
+        return replace(
+            self,
+            class_names=names,
+            classifiers=replace(c, weights=c.weights[of_c], biases=c.biases[of_c]),
+            regressors=r and replace(r, weights=r.weights[rows], biases=r.biases[rows]),
+        )
+
+
+@dataclass(frozen=True)
+class CombinedDetector:
+    """Several detectors as one (He et al. §4.4); made by `Detector.combine`.
+
+    Each model scores its own proposals. Proposals and feature maps that several models have in common
+    are computed once. Scores are compared as they are: the margin of every SVM is 1 on its own support
+    vectors, and log odds of several networks mean the same.
+    """
+
+    detectors: tuple[Detector, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names, in the first detector's order."""
+        return self.detectors[0].class_names
+
+    def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
+        """Detect in one image; arguments and errors are those of `Detector`."""
+        path, pixels = self.detectors[0].pixels_of(image, bgr=bgr)
+        proposers = {one.proposer.fingerprint: one.proposer for one in self.detectors}
+        found = {key: proposer.of(pixels) for key, proposer in proposers.items()}
+        height, width = pixels.shape[:2]
+        proposals = [found[one.proposer.fingerprint] for one in self.detectors]
+        return self.detect_prepared(
+            self.prepare(pixels), proposals, width=width, height=height, path=path
+        )
+
+    def prepare(self, image: ImageArray) -> dict[tuple[str, bool], ScaledImage]:
+        """Resize an image (H, W, 3) RGB for `detect_prepared`; thread-safe.
+
+        Returns:
+            The image as each backbone needs it, by the fingerprint of its maps and whether mirrored.
+        """
+        views: dict[tuple[str, bool], ScaledImage] = {}
+        for one in self.detectors:
+            missing = (one.maps.fingerprint, one.config.flip) not in views
+            if missing:
+                made = one.prepare(image)
+                views.update(
+                    ((one.maps.fingerprint, mirrored), view)
+                    for mirrored, view in zip((False, True), made, strict=False)
+                )
+        return views
+
+    def detect_prepared(
+        self,
+        views: Mapping[tuple[str, bool], ScaledImage],
+        proposals: Sequence[Proposals],
+        *,
+        width: int,
+        height: int,
+        path: str = "",
+    ) -> Detections:
+        """Detect in what `prepare` has made of an image of known size, by each model's proposals."""
+        by_maps = {one.maps.fingerprint: one.maps for one in self.detectors}
+        maps = {key: by_maps[key[0]].compute(view) for key, view in views.items()}
+        config = self.detectors[0].config
+        scored = []
+        for one, own, weight in zip(self.detectors, proposals, self.weights, strict=True):
+            plain = maps[one.maps.fingerprint, False]
+            mirrored = maps[one.maps.fingerprint, True] if one.config.flip else None
+            made = one.score_in(plain, own, width=width, mirrored=mirrored)
+            lowest = config.lowest_score(one.classifiers.kind)
+            scored.append(weigh(made, weight, min_score=lowest))
+        found = suppress(scored, config, width=width, height=height)
         return replace(found, path=path)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,8 +37,9 @@ from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposer import Proposer
 from sppdet.stages.report import print_table, write_curves, write_metrics
 from sppdet.tensor_types import TensorType, Types
-from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, FeatureMaps, Proposals
+from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, Proposals
 
+T = TypeVar("T")
 Metric = Literal["voc07", "voc10", "coco"]
 
 
@@ -152,11 +154,7 @@ def _detect_all(
     images: ImageCache,
     ranks: Ranks,
 ) -> tuple[dict[str, Detections], float]:
-    """Detect in every image that isn't in the run's store.
-
-    Returns:
-        All detections by the image's id, and the number of images that all processes detected in.
-    """
+    """Detect in every image that isn't in the run's store; returns as `detect_missing` does."""
     proposer = Proposer(config.proposals, config.store or run / "store")
     made_by = fingerprint(
         "detections",
@@ -168,46 +166,82 @@ def _detect_all(
         config.features.canonical_size,
         config.detect.model_dump(),
     )
-    store = ItemStore(run / "store", "detections", made_by, _expected)
-    names = detector.class_names
 
-    def prepare(image: AnnotatedImage) -> tuple[Proposals, ScaledImage] | None:
-        digest = images.digest(image.path)
-        if _stored(store, image, digest, names) is not None:
-            return None
+    def prepare(image: AnnotatedImage) -> tuple[Proposals, tuple[ScaledImage, ...]]:
         pixels = images.read(image.path)
-        return proposer.of_image(image, images), detector.maps.scaled(pixels)
+        return proposer.of_image(image, images), detector.prepare(pixels)
 
-    def found_in(image: AnnotatedImage, proposals: Proposals, maps: FeatureMaps) -> Detections:
-        found = detector.detect_in(maps, proposals, width=image.width, height=image.height)
+    def detect(
+        image: AnnotatedImage, prepared: tuple[Proposals, tuple[ScaledImage, ...]]
+    ) -> Detections:
+        proposals, views = prepared
+        return detector.detect_prepared(views, proposals, width=image.width, height=image.height)
+
+    return detect_missing(
+        ItemStore(run / "store", "detections", made_by, expected_types),
+        dataset,
+        images,
+        ranks,
+        names=detector.class_names,
+        prepare=prepare,
+        detect=detect,
+        workers=worker_count(config.workers),
+    )
+
+
+def detect_missing(
+    store: ItemStore,
+    dataset: Dataset,
+    images: ImageCache,
+    ranks: Ranks,
+    *,
+    names: tuple[str, ...],
+    prepare: Callable[[AnnotatedImage], T],
+    detect: Callable[[AnnotatedImage, T], Detections],
+    workers: int,
+) -> tuple[dict[str, Detections], float]:
+    """Detect in every image that isn't in a store.
+
+    Args:
+        names: class names.
+        prepare: what `detect` needs of an image; called in `workers` threads.
+
+    Returns:
+        All detections by the image's id, and the number of images that all processes detected in.
+    """
+
+    def prepare_if_due(image: AnnotatedImage) -> tuple[T] | None:
+        stored = _stored(store, image, images.digest(image.path), names)
+        return (prepare(image),) if stored is None else None
+
+    def found_in(image: AnnotatedImage, prepared: T) -> Detections:
+        found = detect(image, prepared)
         _store(store, image, images.digest(image.path), found)
         return found
 
-    def detect(due: tuple[AnnotatedImage, tuple[Proposals, ScaledImage] | None]) -> bool:
+    def detect_if_due(due: tuple[AnnotatedImage, tuple[T] | None]) -> bool:
         image, prepared = due
         if prepared is None:
             return False
-        proposals, scaled = prepared
-        found_in(image, proposals, detector.maps.compute(scaled))
+        found_in(image, *prepared)
         return True
 
     own = ranks.share(dataset.images)
-    prepared = ordered_map(prepare, own, workers=worker_count(config.workers))
+    prepared = ordered_map(prepare_if_due, own, workers=workers)
     due = zip(own, prepared, strict=True)
-    done = ordered_map(detect, due, workers=detection_threads(detector.maps.device))
+    done = ordered_map(detect_if_due, due, workers=detection_threads(ranks.device))
     new = sum(track(done, total=len(own), label=f"detecting, {dataset.name}"))
     detections = {}
     for image in dataset.images:
         found = _stored(store, image, images.digest(image.path), names)
         if found is None:  # damaged since it was written
-            maps = detector.maps.compute(detector.maps.scaled(images.read(image.path)))
-            found = found_in(image, proposer.of_image(image, images), maps)
+            found = found_in(image, prepare(image))
         detections[image.id] = found
     return detections, ranks.sums([new])[0]
 
 
-def _expected(found: Types) -> Types:
-    """Return the expected types of an item's tensors: as many scores and labels as boxes."""
+def expected_types(found: Types) -> Types:
+    """Return the expected types of stored detections: as many scores and labels as boxes."""
     boxes = found.get("boxes", TensorType(None, ())).shape
     count = boxes[0] if boxes else None
     return {

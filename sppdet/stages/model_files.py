@@ -134,7 +134,7 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
         f"bb:{'yes' if config.bbox else 'no'}",
         f"prop:{'+'.join(config.proposals.engines())}.{config.proposals.mode}",
         f"seed:{config.seed}",
-        f"settings:{_settings_fingerprint(config)}",
+        f"settings:{settings_fingerprint(config)}",
         f"train:{train[:8] if train else 'unknown'}",
         *([f"test:{test[:8]}"] if test else []),
         f"sppdet:{__version__}",
@@ -142,7 +142,7 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
     return "|".join(parts)
 
 
-def _settings_fingerprint(config: Config) -> str:
+def settings_fingerprint(config: Config) -> str:
     """Hash the settings that can change the result: not folders, threads or how often work is saved."""
     aside = {"store", "workers", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
