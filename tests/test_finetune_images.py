@@ -306,11 +306,6 @@ def test_a_finished_run_does_nothing_again(tuned: Path, demo_root: Path, tmp_pat
 def test_an_interrupted_run_ends_in_the_same_bytes(
     stop: int, tuned: Path, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, run, steps = (
-        settings_of(tmp_path, demo_root, checkpoint_minutes=0),
-        tmp_path / "run",
-        [],
-    )
     genuine = ImageTuner.step
 
     def step(self: ImageTuner, *arguments: Any) -> None:
