@@ -306,6 +306,9 @@ def test_a_finished_run_does_nothing_again(tuned: Path, demo_root: Path, tmp_pat
 def test_an_interrupted_run_ends_in_the_same_bytes(
     stop: int, tuned: Path, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = settings_of(tmp_path, demo_root, checkpoint_minutes=0)
+    run = tmp_path / "run"
+    steps: list[int] = []
     genuine = ImageTuner.step
 
     def step(self: ImageTuner, *arguments: Any) -> None:
