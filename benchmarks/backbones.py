@@ -26,8 +26,8 @@ import yaml
 from sppdet.runs.artifacts import read_json
 
 LITE0 = "timm/tf_efficientnet_lite0"
-NO_HEAD = {"head": "none", "finetune": "none", "scales": [480]}
-CONV = {
+NO_HEAD: dict[str, object] = {"head": "none", "finetune": "none", "scales": [480]}
+CONV: dict[str, object] = {
     "layers": "conv3+",
     "optimizer": "adamw",
     "schedule": "cosine",
@@ -39,7 +39,7 @@ CONV = {
     "snapshots": 2,
     "val_fraction": 0.05,
 }
-LEARNED = {"classifier": "softmax", "bbox": {"source": "finetune"}}
+LEARNED: dict[str, object] = {"classifier": "softmax", "bbox": {"source": "finetune"}}
 HEAD = {"widths": [512], "dropout": 0.0}
 
 # title, network, stages, settings, epochs of fine-tuning on whole images

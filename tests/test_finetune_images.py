@@ -23,6 +23,7 @@ from sppdet.features.joined import JoinedMaps
 from sppdet.io.settings import check_config, load_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.stages.detector import Detector
+from sppdet.stages.finetune_images import WindowDrawer
 from sppdet.training import finetune_images
 from sppdet.training.finetune import Progress, rate_factor
 from sppdet.training.finetune_images import (
@@ -31,7 +32,7 @@ from sppdet.training.finetune_images import (
     WindowNetwork,
     conv_parameters,
 )
-from stages import slow_deltas
+from stages import make_world, scenes, slow_deltas, slow_iou
 
 LEVELS = (2, 1)
 SETTINGS: dict[str, Any] = {
@@ -164,6 +165,49 @@ def test_losses_of_classes_and_boxes() -> None:
         for weight in (0.0, 1.0):
             slow = slow_loss(backbone.layers, backbone, head, images, weight)
             assert float(classes + weight * boxes) / 10 == pytest.approx(float(slow), rel=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_windows_of_an_image_and_of_its_mirror_image(
+    flip: bool, tiny: Backbone, tmp_path: Path
+) -> None:
+    """Labels and targets by slow loops on the scene, mirrored by hand where it is."""
+    world = make_world(tmp_path, tiny, scenes())
+    config = config_of(batch_size=4000, batch_images=2, positive_fraction=0.5)
+    draw = WindowDrawer(
+        world.data, config, scales=[96, 144], max_side=2400, interpolation="bilinear"
+    )
+    for position, scene in enumerate(world.scenes):
+        found = draw.image(position, 0, 0, flip=flip)
+        seen = scene.mirrored() if flip else scene
+        assert found.factor in (1.0, 1.5)
+        if found.factor == 1:
+            assert torch.equal(found.pixels, torch.from_numpy(seen.image))
+        labelled = {}
+        for box in seen.proposals + seen.boxes:
+            ious = [slow_iou(box, target) for target in seen.boxes]
+            best = max(range(len(ious)), key=lambda i: ious[i])
+            if seen.difficult[best] and ious[best] >= config.negative_iou[0]:
+                continue
+            if ious[best] >= config.positive_iou:
+                labelled[box] = (seen.labels[best], seen.boxes[best])
+            elif config.negative_iou[0] <= ious[best]:
+                labelled[box] = (0, box)
+        rows = zip(found.boxes.tolist(), found.labels.tolist(), found.targets.tolist(), strict=True)
+        got = {tuple(box): (label, tuple(target)) for box, label, target in rows}
+        assert got == labelled
+
+
+def test_background_takes_the_place_of_positives(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes())
+    config = config_of(batch_size=32, batch_images=2, positive_fraction=0.9)
+    draw = WindowDrawer(world.data, config, scales=[96], max_side=2400, interpolation="bilinear")
+    for position in range(4):
+        labels = draw.image(position, 0, 0, flip=False).labels
+        assert len(labels) == 16 and 0 < (labels > 0).sum() <= 14
+    again = draw.image(3, 0, 0, flip=False)
+    assert np.array_equal(again.labels, labels)
+    assert not np.array_equal(draw.image(3, 1, 0, flip=False).boxes, again.boxes)
 
 
 FIRST_TRAINED = {

@@ -15,10 +15,11 @@ from sppdet.features.geometry import scale_factor
 from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
-from sppdet.resizing import resized
+from sppdet.resizing import Interpolation, resized
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
+from sppdet.stages.training_data import TrainingData
 from sppdet.training.finetune import Progress
 from sppdet.training.finetune_images import ImageTuner, TrainingImage, WindowNetwork
 from sppdet.training.finetune_windows import (
@@ -49,7 +50,13 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         len(data.dataset), fraction=config.val_fraction, seed=data.seed
     )
     held_out = held_out[:_MAX_VALIDATION_IMAGES]
-    draw = WindowDrawer(context, config)
+    draw = WindowDrawer(
+        data,
+        config,
+        scales=context.config.scales,
+        max_side=context.config.features.max_side,
+        interpolation=backbone.preprocessing.interpolation,
+    )
     head.to(ranks.device)
     levels = context.config.spp_levels
     mean_square = 1.0
@@ -108,9 +115,20 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
 class WindowDrawer:
     """Reads training images, resizes them and draws their windows; for one thread at a time."""
 
-    def __init__(self, context: Context, config: FinetuneConfig) -> None:
-        self._context = context
+    def __init__(
+        self,
+        data: TrainingData,
+        config: FinetuneConfig,
+        *,
+        scales: list[int],
+        max_side: int,
+        interpolation: Interpolation,
+    ) -> None:
+        self._data = data
         self._config = config
+        self._scales = scales
+        self._max_side = max_side
+        self._interpolation = interpolation
         self._labelled: dict[int, tuple[Boxes, Labels]] = {}
 
     def image(self, position: int, number: int, place: int, *, flip: bool) -> TrainingImage:
@@ -120,7 +138,7 @@ class WindowDrawer:
             number, place: of the batch and in it; they seed the draw. A `place` of -1 is that of
                 images whose size isn't drawn.
         """
-        data, config = self._context.training_data, self._config
+        data, config = self._data, self._config
         image = data.dataset.images[position]
         drawn = rng(data.seed, "fine-tuning windows", number, place, position)
         if position not in self._labelled:
@@ -138,15 +156,14 @@ class WindowDrawer:
             width=image.width,
             height=image.height,
             scale=self._side(drawn if place >= 0 else None),
-            max_side=self._context.config.features.max_side,
+            max_side=self._max_side,
         )
-        kind = self._context.backbone.preprocessing.interpolation
-        small = torch.from_numpy(resized(pixels, factor, kind))
+        small = torch.from_numpy(resized(pixels, factor, self._interpolation))
         return TrainingImage(small, factor, boxes, labels, targets)
 
     def _side(self, drawn: np.random.Generator | None) -> int:
         """Draw a shorter side; without a generator the middle one."""
-        scales, interval = self._context.config.scales, self._config.image_scales
+        scales, interval = self._scales, self._config.image_scales
         if interval is not None:
             low, high = interval
             return int(drawn.integers(low, high, endpoint=True)) if drawn else (low + high) // 2
