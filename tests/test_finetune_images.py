@@ -71,7 +71,9 @@ def image_of(seed: int, *, side: int = 96) -> TrainingImage:
     generator = np.random.default_rng(seed)
     pixels = torch.from_numpy(generator.integers(0, 255, (side, 128, 3), dtype=np.uint8))
     low = generator.uniform(0, 60, (5, 2))
-    boxes = np.hstack([low, low + generator.uniform(40, 120, (5, 2))]).astype(np.float32)
+    high = low + generator.uniform(40, 120, (5, 2))
+    high[3] = 256, 2 * side  # to the last cell
+    boxes = np.hstack([low, high]).astype(np.float32)
     labels = np.array([0, 1, 2, 0, 1])
     shift = generator.uniform(-8, 8, (5, 4)).astype(np.float32)
     targets = np.where(labels[:, None] > 0, boxes + shift, boxes)
@@ -368,6 +370,16 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     _, said = train_quietly(config, run)
     assert f"finetune: going on after batch {stop} of 12" in said
     assert contents(run / "model", "*.safetensors") == contents(tuned / "model", "*.safetensors")
+
+
+def test_svms_on_pool5_depend_on_the_tuned_layers(demo_root: Path, tmp_path: Path) -> None:
+    more = {"svm": {"layer": "pool5", "retrain_after": 200}}
+    train_quietly(settings_of(tmp_path, demo_root, **more), tmp_path / "run", until="svm")
+    more["finetune"] = {**SETTINGS["finetune"], "lr": 2e-3}
+    changed = settings_of(tmp_path, demo_root, **more)
+    _, said = train_quietly(changed, tmp_path / "run", until="svm")
+    assert "head: made by other settings or data; made again" in said
+    assert "svm: made by other settings or data; made again" in said
 
 
 def test_softmax_and_learned_boxes(tuned: Path, demo_root: Path, tmp_path: Path) -> None:
