@@ -178,6 +178,7 @@ class _WindowPooling(torch.autograd.Function):
         channels = feature_map.shape[0]
         source = feature_map.permute(1, 2, 0).float().contiguous().numpy()
         result = np.zeros_like(source)
+        cells = result.reshape(-1, channels)  # the same memory
         for n in ctx.levels:
             columns = level_columns(channels, ctx.levels, n)
             gradient = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
@@ -187,7 +188,7 @@ class _WindowPooling(torch.autograd.Function):
                 list(
                     pool.map(
                         lambda p, gradient=gradient: _spread(
-                            source[:, :, p], ctx.windows, gradient[..., p], result[:, :, p]
+                            source[:, :, p], ctx.windows, gradient[..., p], cells[:, p]
                         ),
                         parts,
                     )
@@ -246,8 +247,11 @@ def _spread(
     gradients: NDArray[np.float32],
     result: NDArray[np.float32],
 ) -> None:
-    """Add gradients (U, n, n, C) of bins to the first maximum cells of a map (H, W, C)."""
+    """Add gradients (U, n, n, C) of bins to the first maximum cells (H · W, C) of a map (H, W, C)."""
     n, channels = gradients.shape[1], gradients.shape[3]
+    width = feature_map.shape[1]
+    best = np.empty(channels, dtype=np.float32)
+    place = np.empty(channels, dtype=np.int32)
     for u in range(windows.shape[0]):
         left, top = windows[u, 0], windows[u, 1]
         w, h = windows[u, 2] - left + 1, windows[u, 3] - top + 1
@@ -256,12 +260,17 @@ def _spread(
             for j in range(n):
                 x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
                 for c in range(channels):
-                    best_y, best_x = y0, x0
-                    for y in range(y0, y1):
-                        for x in range(x0, x1):
-                            if feature_map[y, x, c] > feature_map[best_y, best_x, c]:
-                                best_y, best_x = y, x
-                    result[best_y, best_x, c] += gradients[u, i, j, c]
+                    best[c] = feature_map[y0, x0, c]
+                    place[c] = y0 * width + x0
+                for y in range(y0, y1):
+                    for x in range(x0, x1):
+                        # over all channels of a cell, which lie together, without a branch
+                        for c in range(channels):
+                            larger = feature_map[y, x, c] > best[c]
+                            best[c] = feature_map[y, x, c] if larger else best[c]
+                            place[c] = y * width + x if larger else place[c]
+                for c in range(channels):
+                    result[place[c], c] += gradients[u, i, j, c]
 
 
 def _check_windows(windows: NDArray[np.int64], height: int, width: int) -> None:

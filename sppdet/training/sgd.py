@@ -58,7 +58,7 @@ class Sgd:
         if optimizer == "sgd":
             self._optimizer = torch.optim.SGD(groups, momentum=momentum, fused=fused)
         else:
-            self._optimizer = torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=fused)
+            self._optimizer = torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=True)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def dropout_stream(
