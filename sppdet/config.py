@@ -157,8 +157,8 @@ class FinetuneConfig(Section):
     batch_images: Count = 2
     """Number of images per batch with sampling: images; each has an equal share of the windows."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd: with momentum, as in the paper; adamw: Adam with decoupled weight decay, which needs fewer
-    batches from a random head."""
+    """Optimizer of fine-tuning. sgd: with momentum, as in the paper; adamw: Adam with decoupled weight
+    decay, which needs fewer batches from a random head."""
     schedule: Literal["step", "cosine"] = "step"
     """Course of the learning rate. step: divided by 10 after `drop_after`; cosine: along half a cosine to
     0, after a linear start over a tenth of the batches, at most 50."""
