@@ -80,7 +80,6 @@ def _head(config: Config, inputs: str, initial: Head) -> str:
         FINETUNE_VERSION,
         SPP_VERSION,
         config.finetune.model_dump(),
-        *([sorted(config.scales), config.features.max_side] if config.tunes_conv() else []),
         config.head.model_dump(),
         weights_digest(initial),
         inputs,
