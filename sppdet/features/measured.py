@@ -10,7 +10,7 @@ from torch import nn
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 
 _CELLS = 16  # of the probe's map a side: enough for the receptive field of a cell in the middle
-_SHAPE_SIDE = 448  # pixels; a multiple of 14 and 32
+_SHAPE_SIDE = 224  # pixels; a multiple of 14, 16 and 32
 _CHANNELS = 2  # of the map that are averaged
 _TOLERANCE = 0.15  # pixels between a measured centre and the nearest multiple of 1/2
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
