@@ -149,7 +149,8 @@ class FinetuneConfig(Section):
     layers: Literal["fc", "conv2+", "conv3+", "conv4+", "conv5+", "all"] = "fc"
     """Layers that are trained. fc: the fully connected ones, on cached feature maps; all: the convolutional
     ones as well; conv3+: those from the third resolution of the maps on (conv3_1 of VGG-16, layer2 of a
-    ResNet). Then maps are computed again for the SVMs and regressors, and `projection` is trained, too."""
+    ResNet). Then maps are computed again for the SVMs and regressors, and the layer of
+    `features.project` is trained, too."""
     sampling: Literal["auto", "regions", "images"] = "auto"
     """Where the windows of a batch are from. regions: from many images, which takes cached maps; images:
     from `batch_images` images, whose maps are computed in the step (Girshick 2015, Fast R-CNN). auto:
@@ -193,9 +194,9 @@ class FinetuneConfig(Section):
     drop_after: Fraction = 5 / 6
     """Fraction of the batches after which the learning rate is divided by 10 (paper: 250k of 300k)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD, or β₁ of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    """Weight decay (L2 penalty) of SGD."""
+    """Weight decay: L2 penalty of SGD, decoupled decay of AdamW."""
     flip: bool = True
     """Mirror images horizontally with probability 0.5. Mirrored feature maps double the time and the disk
     space of the features stage."""
@@ -231,6 +232,8 @@ class FinetuneConfig(Section):
             raise ValueError(f"layers: {self.layers} needs sampling: images")
         if not self.on_images and self.box_loss:
             raise ValueError("box_loss needs sampling: images")
+        if not self.on_images and self.image_scales:
+            raise ValueError("image_scales needs sampling: images")
         return self
 
 
@@ -309,10 +312,10 @@ class DetectConfig(Section):
     margins, -7 for log odds."""
     max_per_class: Count = 100
     """Maximum number of detections per class and image."""
-    soft_nms: PositiveFloat | None = None
+    soft_nms: Annotated[PositiveFloat | None, BeforeValidator(none_of)] = None
     """Sigma of Gaussian soft-NMS, which lowers the scores of neighbours where NMS drops them (Bodla et al.
     2017; their value is 0.5). Larger lowers less. `nms` has no effect then. null: NMS."""
-    box_voting: Fraction | None = None
+    box_voting: Annotated[Fraction | None, BeforeValidator(none_of)] = None
     """IoU from which the boxes of all scored proposals vote for a detection of their class: its box becomes
     their mean, weighted by score (Gidaris and Komodakis 2015; their value is 0.5). null: no voting."""
     flip: bool = False
@@ -395,6 +398,8 @@ class Config(Section):
         tuned = self.finetune if self.head is not None else None
         if self.classifier == "softmax" and tuned is None:
             raise ValueError("classifier: softmax needs a head and finetune settings")
+        if self.classifier == "softmax" and self.svm.layer not in ("auto", layers[-1]):
+            raise ValueError(f"svm.layer: {self.svm.layer} has no effect with classifier: softmax")
         learned = self.bbox is not None and self.bbox.source == "finetune"
         if learned and (tuned is None or not tuned.box_loss):
             raise ValueError("bbox.source: finetune needs a head and finetune.box_loss")
@@ -418,11 +423,8 @@ class Config(Section):
 
     def tunes_conv(self) -> bool:
         """Check whether fine-tuning changes the feature maps."""
-        return self.head is not None and self.finetune is not None and self.finetune.on_images
-
-    def joins_maps(self) -> bool:
-        """Check whether maps are joined or projected, which is fitted to the training images."""
-        return self.backbone.stages != "auto" or self.features.project is not None
+        tuned = self.finetune if self.head is not None else None
+        return tuned is not None and tuned.layers != "fc"
 
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain data with every default.

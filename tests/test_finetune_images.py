@@ -20,18 +20,20 @@ from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.folding import folded
 from sppdet.features.head import Head, build_head
 from sppdet.features.joined import JoinedMaps
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config, load_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.stages.detector import Detector
 from sppdet.stages.finetune_images import WindowDrawer
 from sppdet.training import finetune_images
-from sppdet.training.finetune import Progress, rate_factor
+from sppdet.training.finetune import Progress, head_groups, rate_factor
 from sppdet.training.finetune_images import (
     ImageTuner,
     TrainingImage,
     WindowNetwork,
     conv_parameters,
 )
+from sppdet.training.finetune_windows import split_images
 from stages import make_world, scenes, slow_deltas, slow_iou
 
 LEVELS = (2, 1)
@@ -313,6 +315,36 @@ def test_rates_of_both_schedules() -> None:
     assert [rate_factor(b, step) for b in (0, 9, 10, 11)] == [1.0, 1.0, 0.1, 0.1]
 
 
+def test_adamw_learns_alike_whatever_the_features_scale() -> None:
+    head = head_of(backbone_of())
+    rates = {
+        name: [group["lr"] for group in head_groups(head, config_of(optimizer=name, lr=0.1), 400.0)]
+        for name in ("sgd", "adamw")
+    }
+    assert rates == {"sgd": [0.1 / 400, 0.1], "adamw": [0.1, 0.1]}
+
+
+def test_at_most_so_many_images_are_held_out() -> None:
+    training, held_out = split_images(1000, fraction=0.2, seed=3, most=64)
+    assert len(held_out) == 64 and len(training) == 936
+    assert held_out.max() > 500  # drawn, not the first ones
+    assert not set(training) & set(held_out)
+
+
+def test_the_head_alone_is_trained_on_images(demo_root: Path, tmp_path: Path) -> None:
+    finetune = {**SETTINGS["finetune"], "layers": "fc", "sampling": "images"}
+    config = settings_of(tmp_path, demo_root, finetune=finetune)
+    run = tmp_path / "run"
+    assert not config.tunes_conv()
+    train_quietly(config, run)
+    _, said = train_quietly(config, run)
+    assert "head: there already" in said and "svm: there already" in said
+    initial = load_backbone("tiny", "none", seed=config.seed)
+    layers = read_tensors(run / "model" / "backbone.safetensors")[0]
+    for name, tensor in folded(initial).layers.state_dict().items():
+        assert torch.equal(layers[name], tensor)
+
+
 def settings_of(folder: Path, root: Path, **more: Any) -> Config:
     return load_config(write_settings(folder / "settings.yaml", root, **{**SETTINGS, **more}))
 
@@ -422,6 +454,8 @@ def test_a_certain_softmax_has_finite_odds(tuned: Path) -> None:
         ({"finetune": {"layers": "all", "sampling": "regions"}}, "needs sampling: images"),
         ({"finetune": {"box_loss": 1.0}}, "box_loss needs sampling: images"),
         ({"finetune": {"layers": "all", "image_scales": [300, 200]}}, "low < high"),
+        ({"finetune": {"image_scales": [200, 300]}}, "image_scales needs sampling: images"),
+        ({"classifier": "softmax", "svm": {"layer": "pool5"}}, r"svm\.layer: pool5 has no effect"),
     ],
 )
 def test_settings_that_contradict(more: dict[str, Any], expected: str) -> None:

@@ -115,7 +115,7 @@ def _model_with(layers: nn.Module) -> nn.Module:
 
 
 def test_stages_that_there_are_not() -> None:
-    with pytest.raises(ConfigError, match=r"no map of stride 32; it has \[1, 2, 4, 8, 16\]"):
+    with pytest.raises(ConfigError, match=r"backbone\.stages: .*has \[1, 2, 4, 8, 16\]"):
         conv_backbone("squeezenet1_1", stages=[16, 32])
     with pytest.raises(ValueError, match="no map of stride 3"):
         cut_at_strides(conv_backbone("tiny").layers, [3])
@@ -124,6 +124,11 @@ def test_stages_that_there_are_not() -> None:
 @pytest.mark.parametrize("stages", [None, [4, 8]])
 def test_layers_normalise_by_their_statistics(stages: list[int] | None) -> None:
     assert not any(m.training for m in conv_backbone("tiny", stages=stages).layers.modules())
+
+
+def test_a_projection_has_no_more_channels_than_the_maps() -> None:
+    with pytest.raises(ConfigError, match=r"features\.project: 129, expected at most the 128"):
+        conv_backbone("tiny", project=129)
 
 
 def test_without_stages_and_projection_nothing_is_joined() -> None:

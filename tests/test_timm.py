@@ -15,15 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runs import CommandLine, train_quietly, write_settings
+from sppdet.classification.classifier import build_classifier
+from sppdet.classification.config import PretrainConfig
+from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError, WeightsError
 from sppdet.features.backbones import conv_backbone
 from sppdet.features.geometry import Geometry
 from sppdet.features.measured import measured_geometry
 from sppdet.features.preprocessing import Preprocessing
 from sppdet.io.backbone_weights import load_backbone
-from sppdet.io.settings import load_config
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.settings import check_config, load_config
 from sppdet.runs.artifacts import read_header
 from sppdet.stages.detector import Detector
+from sppdet.stages.map_cache import MapCache
 
 timm = pytest.importorskip("timm")
 
@@ -105,6 +110,38 @@ def test_weights_from_a_file_and_its_damage(tmp_path: Path) -> None:
     save_file(state, path)
     with pytest.raises(WeightsError, match=r"has no conv_stem\.weight"):
         load_backbone("timm/test_efficientnet", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18.bogus", "Invalid pretrained tag"),
+        ("deit_tiny_patch16_224", None),
+        ("efficientvit_b0", None),
+        ("mixer_s32_224", "can't be used as a backbone"),
+    ],
+)
+def test_names_with_odd_options(name: str, expected: str | None) -> None:
+    if expected is None:
+        assert conv_backbone(f"timm/{name}").stride in (16, 32)
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            conv_backbone(f"timm/{name}")
+
+
+def test_networks_of_equal_weights_have_their_own_maps(tmp_path: Path) -> None:
+    """Blurred pooling has no weights: the name tells it."""
+    prints = set()
+    for name in ("resnet18", "resnetblur18"):
+        backbone = load_backbone(f"timm/{name}", "none", seed=1)
+        prints.add(MapCache(backbone, [96], FeaturesConfig(), ImageCache()).fingerprint)
+    assert len(prints) == 2
+
+
+def test_a_classifier_is_not_trained_on_them() -> None:
+    raw = {"data": {"root": "x"}, "backbone": {"name": "timm/test_vit", "weights": "none"}}
+    with pytest.raises(ConfigError, match="torchvision's networks or our own"):
+        build_classifier(check_config(raw, "s", PretrainConfig), ["a", "b"])
 
 
 HUB = """

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from sppdet.classification.config import PretrainConfig, read_classifier_config
+from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.head import FC8_DEVIATION, build_head, empty_head
 from sppdet.features.pyramid import SpatialPyramid
+from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.randomness import keeping_torch_state, torch_stream
 from sppdet.runs.weights import class_names_in, fill, read_weights, write_weights
@@ -50,9 +52,12 @@ def build_classifier(config: PretrainConfig, class_names: Sequence[str]) -> SppC
     Raises:
         ConfigError, WeightsError: see `load_backbone`.
     """
-    backbone = load_backbone(
-        config.backbone.name, config.backbone.weights, seed=config.seed, whole=True
-    )
+    name = config.backbone.name
+    if name.startswith(TIMM):
+        raise ConfigError(
+            f"backbone.name: {name}: a classifier is trained on torchvision's networks or our own"
+        )
+    backbone = load_backbone(name, config.backbone.weights, seed=config.seed, whole=True)
     levels, count = config.spp_levels, len(class_names)
     if config.head is None:
         with torch_stream(config.seed, "initial linear classifier"):

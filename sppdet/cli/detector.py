@@ -109,7 +109,7 @@ def detect(
     run: RunArgument,
     paths: PathsArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    score: Annotated[float, typer.Option(help="Minimum score (an SVM margin).")] = 0.0,
+    score: Annotated[float, typer.Option(help="Minimum score (an SVM margin, or log odds).")] = 0.0,
     save: Annotated[
         str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
     ] = "images,json",

@@ -182,17 +182,30 @@ def backbone_of(
             layers, preprocessing = timm_layers(name, model, whole=whole, strides=stages or ())
         else:
             layers = _conv_layers(name, model, whole=whole or stages is not None)
-            layers = cut_at_strides(layers, stages) if stages is not None else layers
+            if stages is not None:
+                try:
+                    layers = cut_at_strides(layers, stages)
+                except ValueError as error:
+                    raise ConfigError(f"backbone.stages: {name}: {error}") from None
         layers = layers.eval().requires_grad_(False)
         if geometries is None:
             measure = measured_geometry if name.startswith(TIMM) else _geometry
             geometries = [measure(_Nth(layers, k).eval()) for k in range(len(stages or (0,)))]
     except ValueError as error:
         raise ConfigError(f"{name}: can't be used as a backbone: {error}") from None
+    except (AssertionError, RuntimeError, TypeError) as error:
+        if not name.startswith(TIMM):
+            raise
+        # such as transformers that take images of one size alone
+        raise ConfigError(f"{name}: can't be used as a backbone: {error}") from None
     side = math.lcm(32, preprocessing.multiple) * 3
     with torch.inference_mode():
         found = layers(torch.zeros(1, 3, side, side))
     channels = [m.shape[1] for m in (found if isinstance(found, tuple) else (found,))]
+    if project is not None and project > sum(channels):
+        raise ConfigError(
+            f"features.project: {project}, expected at most the {sum(channels)} channels of the maps"
+        )
     fc = (
         _fc_layers(name, model, channels[0])
         if with_fc and stages is None and project is None

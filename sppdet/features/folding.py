@@ -50,7 +50,7 @@ def folded(backbone: Backbone) -> Backbone:
         setattr(parent, name, getattr(norm, "act", nn.Identity()))
     with torch.inference_mode():
         after = layers(probe)
-    if (after - before).abs().max() > _TOLERANCE * before.abs().max():
+    if not (after - before).abs().max() <= _TOLERANCE * before.abs().max():  # or NaN
         return backbone
     return replace(backbone, layers=layers.to(memory_format=torch.channels_last))
 

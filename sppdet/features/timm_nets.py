@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,10 +53,16 @@ def timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
     timm = _timm()
     if timm is None:
         raise ConfigError(f"backbone.name: {timm_name_problem(name)}")
-    options: dict[str, Any] = {"pretrained": pretrained}
-    if "vit" in name or "eva" in name:  # else they take images of one size
-        options["dynamic_img_size"] = True
-    model: nn.Module = timm.create_model(name.removeprefix(PREFIX), **options)
+    create = partial(timm.create_model, name.removeprefix(PREFIX), pretrained=pretrained)
+    try:
+        try:
+            model: nn.Module = create(dynamic_img_size=True)  # else transformers take one size
+        except TypeError:  # the network has no such option
+            model = create()
+    except RuntimeError as error:
+        if "tag" not in str(error):
+            raise
+        raise ConfigError(f"backbone.name: {name}: {error}") from None
     return model
 
 

@@ -16,7 +16,13 @@ _WRITTEN = {
 }
 _FILES_OF_A_RUN = (
     *("log.jsonl", "config.yaml", "images.json", "timings.json"),
-    *(f"model/{name}.safetensors" for name in ("backbone", "head", "svm", "bbox", "net", "last")),
+    *(
+        f"model/{name}.safetensors"
+        for name in (
+            *("backbone", "initial_backbone", "head", "svm", "bbox"),
+            *("net", "last"),
+        )
+    ),
 )
 
 
@@ -24,7 +30,7 @@ def claim_folder(folder: Path, *, command: str, shared: bool = True) -> None:
     """Mark a folder as one that a command's files go to.
 
     Args:
-        command: eval, propose or probe.
+        command: eval, propose or probe; combine for `eval` of several runs.
         shared: whether files of other names may be there.
 
     Raises:

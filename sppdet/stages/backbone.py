@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone
 from sppdet.features.cost import describe_cost
 from sppdet.features.folding import folded
@@ -23,7 +24,9 @@ from sppdet.runs.weights import fill, read_weights
 from sppdet.stages.context import Context
 from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model import save_backbone
+from sppdet.training.finetune_images import conv_parameters
 
+_FILE_VERSION = 2  # raise it when the file of a backbone has another form
 _FIT_IMAGES, _FIT_CELLS = 100, 200  # cells of each image that the joining is fitted to
 
 
@@ -42,8 +45,13 @@ def load(context: Context) -> Backbone:
         )
     )
     check_start(backbone, config)
+    if config.finetune is not None and config.tunes_conv():
+        try:
+            conv_parameters(backbone, config.finetune.layers)
+        except ValueError as error:
+            raise ConfigError(f"finetune.layers: {error}") from None
     digest = weights_digest(backbone.layers)
-    made_by = fingerprint("backbone", config.backbone.name, digest)
+    made_by = fingerprint("backbone", _FILE_VERSION, config.backbone.name, digest)
     backbone.layers.to(context.ranks.device)
     layers = backbone.layers
     if isinstance(layers, JoinedMaps):
@@ -56,6 +64,8 @@ def load(context: Context) -> Backbone:
             fit_joined(layers, _cells(context, backbone, layers))
     # without fitting, an initial backbone is as quickly loaded by the settings
     needed = isinstance(layers, JoinedMaps) or not config.tunes_conv()
+    if context.ranks.is_first and path != files.initial_backbone:
+        files.initial_backbone.unlink(missing_ok=True)  # of other settings
     if context.ranks.is_first and needed and not is_intact(path, made_by):
         save_backbone(path, backbone, made_by=made_by)
     cost = describe_cost(backbone, config.scales, config.spp_levels)

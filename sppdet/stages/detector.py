@@ -158,7 +158,8 @@ class Detector:
             weights: positive, one for each; see `sppdet.detection.detect.weigh`. None: all 1.
 
         Raises:
-            ConfigError: the class names differ, in more than their order.
+            ConfigError: the class names differ, in more than their order, or one scores by SVMs and
+                another by a softmax.
             ValueError: fewer than two detectors, or weights that don't fit.
         """
         if len(detectors) < 2:
@@ -166,6 +167,11 @@ class Detector:
         factors = tuple(1.0 for _ in detectors) if weights is None else tuple(weights)
         if len(factors) != len(detectors) or not all(0 < w < math.inf for w in factors):
             raise ValueError(f"weights: {factors}, expected {len(detectors)} positive numbers")
+        if len({one.classifiers.kind for one in detectors}) > 1:
+            raise ConfigError(
+                "combined models: margins of SVMs can't be compared with the log odds of a softmax; "
+                "expected one kind of classifier"
+            )
         names = detectors[0].class_names
         return CombinedDetector(tuple(one._in_order(names) for one in detectors), factors)
 

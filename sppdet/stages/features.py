@@ -52,7 +52,7 @@ def fill(context: Context, maps: MapCache) -> int:
     due = {part for part, stage in stages.items() if alone or context.reaches(stage)}
     if not alone:
         due &= context.plan.due
-    if "head" not in context.plan.made_by or config.finetune is None or config.tunes_conv():
+    if "head" not in context.plan.made_by or config.finetune is None or config.finetune.on_images:
         due.discard("head")  # which takes no maps
     if config.classifier == "softmax":
         due.discard("svm")

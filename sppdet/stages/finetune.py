@@ -52,12 +52,13 @@ def train_head(context: Context) -> bool:
     if config.finetune is None:
         if ranks.is_first and "head" in context.plan.due:
             save_head(files.head, initial.eval().requires_grad_(False), made_by=made_by)
-    elif config.tunes_conv():
+    elif config.finetune.on_images:
         trained = context.is_due("head")
         if trained:
             tuned = finetune_images(context, initial, config.finetune, made_by=made_by)
             if ranks.is_first:
-                save_backbone(files.backbone, context.backbone, made_by=made_by)
+                if config.tunes_conv():
+                    save_backbone(files.backbone, context.backbone, made_by=made_by)
                 save_head(files.head, tuned, made_by=made_by)
     elif trained := context.is_due("head"):
         pretrained = pretrained_fc(context.backbone, config.head) is not None

@@ -41,15 +41,18 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         made_by: fingerprint of the stage; a checkpoint of another one is ignored.
     """
     data, ranks, backbone = context.training_data, context.ranks, context.backbone
-    if ranks.count > config.batch_images:
-        raise ConfigError(
-            f"finetune.batch_images: {config.batch_images} for {ranks.count} processes; expected one "
-            "image or more for each"
-        )
     training, held_out = split_images(
-        len(data.dataset), fraction=config.val_fraction, seed=data.seed
+        len(data.dataset),
+        fraction=config.val_fraction,
+        seed=data.seed,
+        most=_MAX_VALIDATION_IMAGES,
     )
-    held_out = held_out[:_MAX_VALIDATION_IMAGES]
+    size = min(config.batch_images, len(training))
+    if ranks.count > size:
+        raise ConfigError(
+            f"finetune.batch_images: {size} for {ranks.count} processes; expected one image or more "
+            "for each"
+        )
     draw = WindowDrawer(
         data,
         config,
@@ -67,18 +70,15 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
             pooled = WindowNetwork(backbone, head, levels).eval().pooled(start)
         standardise(head, pooled)
         mean_square = float(pooled.double().square().mean()) or 1.0
-    try:
-        tuner = ImageTuner(
-            backbone,
-            head,
-            levels,
-            config,
-            seed=data.seed,
-            processes=ranks,
-            mean_square=mean_square,
-        )
-    except ValueError as error:
-        raise ConfigError(f"finetune.layers: {error}") from None
+    tuner = ImageTuner(
+        backbone,
+        head,
+        levels,
+        config,
+        seed=data.seed,
+        processes=ranks,
+        mean_square=mean_square,
+    )
     path = data.state_path("finetune")
     if checkpoint := read_checkpoint(path, made_by):
         state, about = checkpoint
@@ -113,7 +113,7 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
 
 
 class WindowDrawer:
-    """Reads training images, resizes them and draws their windows; for one thread at a time."""
+    """Reads training images, resizes them and draws their windows."""
 
     def __init__(
         self,

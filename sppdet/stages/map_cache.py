@@ -13,7 +13,9 @@ import torch
 from sppdet.config import FeaturesConfig
 from sppdet.errors import DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledImage
+from sppdet.features.joined import JoinedMaps
 from sppdet.features.preprocessing import IMAGENET
+from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.runs.artifacts import fingerprint
@@ -54,6 +56,9 @@ class MapCache:
             scales,
             config.max_side,
             self.arithmetic,
+            # layers without weights, such as a blurred pooling, show in the name alone
+            *([backbone.name] if backbone.name.startswith(TIMM) else []),
+            *([backbone.geometries] if isinstance(backbone.layers, JoinedMaps) else []),
             *([] if backbone.preprocessing == IMAGENET else [asdict(backbone.preprocessing)]),
         )
         stored = config.store

@@ -149,7 +149,6 @@ def settings_fingerprint(config: Config) -> str:
     raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
     raw["features"].pop("store")
     raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
-    edge_model = raw["proposals"].pop("edge_model")
-    if edge_model is not None:  # without it, the settings of earlier versions keep their hash
-        raw["proposals"]["edge_model"] = Path(edge_model).name
+    if raw["proposals"]["edge_model"] is not None:
+        raw["proposals"]["edge_model"] = Path(raw["proposals"]["edge_model"]).name
     return fingerprint(raw)[:8]

@@ -197,7 +197,12 @@ class FineTuner(Tuner):
 
 
 def head_groups(head: Head, config: FinetuneConfig, mean_square: float) -> list[dict[str, Any]]:
-    """Build the parameter groups of a head whose input has the mean square `mean_square`."""
+    """Build the parameter groups of a head whose input has the mean square `mean_square`.
+
+    It has no effect with AdamW, whose steps don't grow with the gradient.
+    """
+    if config.optimizer != "sgd":
+        mean_square = 1.0
     # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
     others = [p for p in head.parameters() if p is not head.fc6.weight]
     return [

@@ -156,7 +156,7 @@ class ImageTuner(Tuner):
         conv = conv_parameters(backbone, config.layers)
         for parameter in conv:
             parameter.requires_grad_(True)
-        groups = head_groups(head, config, mean_square if config.optimizer == "sgd" else 1.0)
+        groups = head_groups(head, config, mean_square)
         common = {"weight_decay": config.weight_decay}
         if conv:
             groups.append({"params": conv, "lr": config.lr * config.conv_rate, **common})

@@ -66,11 +66,12 @@ def join_windows(features: list[torch.Tensor], labels: list[Labels]) -> Pool:
 
 
 def split_images(
-    count: int, *, fraction: float, seed: int
+    count: int, *, fraction: float, seed: int, most: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the positions of training and validation images; no validation if `count` < 5."""
+    """Draw the positions of training and at most `most` validation images; none if `count` < 5."""
     order = rng(seed, "held-out images").permutation(count)
     held_out = max(1, round(count * fraction)) if fraction > 0 and count >= 5 else 0
+    held_out = held_out if most is None else min(held_out, most)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

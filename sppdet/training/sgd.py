@@ -135,6 +135,7 @@ class Sgd:
                 if found.shape == parameter.shape:
                     # with the parameter's strides, as the optimizer allocates it, for the same bits
                     found = torch.empty_like(parameter).copy_(found)
+                found = found.to(parameter.device)
                 self._optimizer.state[parameter][name] = found
 
 
