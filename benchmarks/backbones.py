@@ -89,7 +89,7 @@ ROWS: dict[str, Row] = {
         4,
     ),
     "lite0_conv_svm": (
-        "Lite0 [16, 32] → 128, ft-conv, SVMs on pool5",
+        "Lite0 [16, 32] → 128, ft-conv, SVMs on fc6",
         LITE0,
         [16, 32],
         {
@@ -97,7 +97,6 @@ ROWS: dict[str, Row] = {
             "scales": [320],
             "head": HEAD,
             "finetune": CONV,
-            "svm": {"layer": "pool5"},
         },
         4,
     ),
