@@ -16,6 +16,7 @@ from campaigns.areas_arrays import tensor_documents
 from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.cli.info import describe_run
+from sppdet.features.folding import folded
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
@@ -147,7 +148,7 @@ def store_areas(space: Workspace) -> list[Area]:
     images = ImageCache.load(run / "images.json")
     dataset = read_split(config.data, "train", None, images, workers=1)
     proposer = Proposer(config.proposals, run / "store")
-    backbone = load_backbone(config.backbone.name, "none", seed=config.seed)
+    backbone = folded(load_backbone(config.backbone.name, "none", seed=config.seed))
     maps = MapCache(backbone, config.scales, config.features, images, run / "store")
     by_file = {}
     for image in dataset.images:  # a stored item's name tells nothing of its image
