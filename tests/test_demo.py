@@ -13,7 +13,8 @@ from runs import CommandLine
 from sppdet.demo.run import run_demo
 from sppdet.demo.scene import CLASS_NAMES
 from sppdet.errors import DataError
-from sppdet.features.nets import tiny
+from sppdet.features.folding import folded
+from sppdet.io.backbone_weights import load_backbone
 from sppdet.runs.artifacts import fingerprint_of, read_tensors
 from sppdet.runs.log import ConsoleHandler, handler_added
 from sppdet.stages.model_files import read_run_config
@@ -48,10 +49,10 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     config = read_run_config(tmp_path / "run")
     assert config.backbone.weights == str(tmp_path / "backbone")
     assert config.data.root == [tmp_path / "set"] and config.svm.layer == "fc6"
-    weights, _ = read_tensors(tmp_path / "backbone" / "model" / "net.safetensors")
+    wanted = folded(load_backbone("tiny", str(tmp_path / "backbone"))).layers.state_dict()
     used, _ = read_tensors(tmp_path / "run" / "model" / "backbone.safetensors")
-    assert used.keys() == tiny().state_dict().keys()
-    assert all(torch.equal(used[key], weights[f"conv.{key}"]) for key in used)
+    assert used.keys() == wanted.keys()
+    assert all(torch.equal(used[key], wanted[key]) for key in used)
     found = json.loads((tmp_path / "detections" / "detections.json").read_text())
     assert [image["file_name"] for image in found["images"]] == ["000013.jpg", "000014.jpg"]
     assert [category["name"] for category in found["categories"]] == sorted(CLASS_NAMES)

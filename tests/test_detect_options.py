@@ -361,4 +361,4 @@ def test_eval_of_several_runs_refuses(sppdet: CommandLine, trained: Path, tmp_pa
     ):
         status, _, err = sppdet("eval", trained, trained, *arguments)
         assert status == 1 and message in err
-    assert not (trained / ".sppdet-combine").exists()
+    assert not (trained / ".sppdet-eval-runs").exists()

@@ -66,13 +66,13 @@ def files_in(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """One number for each image that the detector works on."""
-    genuine, made = Detector.detect, list[int]()
+    genuine, made = Detector.detect_prepared, list[int]()
 
     def counted(self: Detector, *arguments: Any, **named: Any) -> Detections:
         made.append(1)
         return genuine(self, *arguments, **named)
 
-    monkeypatch.setattr(Detector, "detect", counted)
+    monkeypatch.setattr(Detector, "detect_prepared", counted)
     yield made
 
 
@@ -138,13 +138,13 @@ def test_a_file_that_comes_meanwhile_stays(
 ) -> None:
     first = sorted(images.iterdir())[0].stem
     target = tmp_path / "out" / "Annotations" / f"{first}.xml"
-    genuine = Detector.detect
+    genuine = Detector.detect_prepared
 
     def slow(self: Detector, *arguments: Any, **named: Any) -> Detections:
         target.write_text("mine")
         return genuine(self, *arguments, **named)
 
-    monkeypatch.setattr(Detector, "detect", slow)
+    monkeypatch.setattr(Detector, "detect_prepared", slow)
     result, said = detect(detector, [images], tmp_path / "out", formats=["voc", "json"])
     assert target.read_text() == "mine"
     assert f"{target}: wasn't written by sppdet" in said and len(result.failed) == 1
@@ -303,7 +303,7 @@ def test_an_unknown_model_keeps_nothing(
 def test_results_so_far_are_kept_when_the_work_ends_early(
     detector: Detector, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, calls = Detector.detect, 0
+    genuine, calls = Detector.detect_prepared, 0
 
     def interrupted(self: Detector, *arguments: Any, **named: Any) -> Detections:
         nonlocal calls
@@ -312,7 +312,7 @@ def test_results_so_far_are_kept_when_the_work_ends_early(
             raise KeyboardInterrupt
         return genuine(self, *arguments, **named)
 
-    monkeypatch.setattr(Detector, "detect", interrupted)
+    monkeypatch.setattr(Detector, "detect_prepared", interrupted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         detect(detector, [images], out)
@@ -571,13 +571,13 @@ def test_an_image_that_is_deleted_meanwhile(
     detector: Detector, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = sorted(images.iterdir())[2]
-    genuine = Detector.detect
+    genuine = Detector.detect_prepared
 
     def deleting(self: Detector, *arguments: Any, **named: Any) -> Detections:
         last.unlink(missing_ok=True)
         return genuine(self, *arguments, **named)
 
-    monkeypatch.setattr(Detector, "detect", deleting)
+    monkeypatch.setattr(Detector, "detect_prepared", deleting)
     monkeypatch.setattr(
         "sppdet.folders.folder.ordered_map", lambda f, items, workers: map(f, items)
     )
@@ -588,7 +588,7 @@ def test_an_image_that_is_deleted_meanwhile(
 def test_a_model_that_fails_on_one_image(
     detector: Detector, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, calls = Detector.detect, 0
+    genuine, calls = Detector.detect_prepared, 0
 
     def failing(self: Detector, *arguments: Any, **named: Any) -> Detections:
         nonlocal calls
@@ -597,7 +597,7 @@ def test_a_model_that_fails_on_one_image(
             raise MemoryError
         return genuine(self, *arguments, **named)
 
-    monkeypatch.setattr(Detector, "detect", failing)
+    monkeypatch.setattr(Detector, "detect_prepared", failing)
     result, _ = detect(detector, [images], tmp_path / "out")
     second = sorted(images.iterdir())[1]
     assert result.failed == (f"{second}: not enough memory",)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
+from sppdet.randomness import rng
 
 _CELLS = 16  # of the probe's map a side: enough for the receptive field of a cell in the middle
 _SHAPE_SIDE = 224  # pixels; a multiple of 14, 16 and 32
@@ -54,13 +55,13 @@ def measured_geometry(layers: nn.Module) -> tuple[int, float]:
 def _uniform(layers: nn.Module) -> nn.Module:
     """Copy the layers, in float64, with weights that are uniform over kernel positions."""
     probe = copy.deepcopy(layers).double().eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
+    generator = rng(0, "channels of the measured geometry")
     for module in list(probe.modules()):
         for name, child in module.named_children():
             if isinstance(child, CrossChannelNorm | WithinChannelNorm):  # symmetric, and slow here
                 setattr(module, name, nn.Identity())
         if isinstance(module, nn.Conv2d):
-            channels = torch.rand(module.weight.shape[:2], generator=generator).double() + 0.5
+            channels = torch.from_numpy(generator.uniform(0.5, 1.5, module.weight.shape[:2]))
             weight = channels[:, :, None, None].expand_as(module.weight)
             # sums of 1/4: what residual branches add up stays below the bound of ReLU6
             module.weight.data = weight / (4 * weight.flatten(1).sum(1)[:, None, None, None])

@@ -30,14 +30,14 @@ def claim_folder(folder: Path, *, command: str, shared: bool = True) -> None:
     """Mark a folder as one that a command's files go to.
 
     Args:
-        command: eval, propose or probe; combine for `eval` of several runs.
+        command: eval, propose or probe.
         shared: whether files of other names may be there.
 
     Raises:
         ArtifactError: it has no mark, but a file of a name that the command would write, or any file
             unless `shared`; or it can't be read.
     """
-    mark = folder / f".sppdet-{command}"
+    mark = folder / f".sppdet-{command}{'' if shared else '-runs'}"
     if mark.exists():
         return
     try:

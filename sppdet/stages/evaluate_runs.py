@@ -55,7 +55,7 @@ def evaluate_runs(
     combined = Detector.combine(detectors)
     configs = [read_run_config(run) for run in runs]
     first = configs[0]
-    claim_folder(out, command="combine", shared=False)
+    claim_folder(out, command="eval", shared=False)
     images = ImageCache.load(runs[0] / "images.json", max_pixels=first.data.max_pixels)
     workers = worker_count(first.workers)
     dataset = read_split(first.data, split, combined.class_names, images, workers=workers)

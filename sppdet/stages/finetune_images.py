@@ -140,7 +140,7 @@ class WindowDrawer:
         """
         data, config = self._data, self._config
         image = data.dataset.images[position]
-        drawn = rng(data.seed, "fine-tuning windows", number, place, position)
+        drawn = rng(data.seed, "windows of training images", number, place, position)
         if position not in self._labelled:
             proposals = data.proposals(position).boxes
             self._labelled[position] = label_windows(proposals, image, config)

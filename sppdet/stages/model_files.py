@@ -130,7 +130,7 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
         f"scales:{scales}",
         f"spp:{levels}",
         f"{config.classifier}:{config.svm_layer()}",
-        f"ft:{config.finetune.layers if config.head and config.finetune else 'no'}",
+        f"ft:{_tuned(config)}",
         f"bb:{'yes' if config.bbox else 'no'}",
         f"prop:{'+'.join(config.proposals.engines())}.{config.proposals.mode}",
         f"seed:{config.seed}",
@@ -140,6 +140,13 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
         f"sppdet:{__version__}",
     ]
     return "|".join(parts)
+
+
+def _tuned(config: Config) -> str:
+    """Name what was fine-tuned: no, yes for the head, or the convolutional layers."""
+    if config.head is None or config.finetune is None:
+        return "no"
+    return config.finetune.layers if config.tunes_conv() else "yes"
 
 
 def settings_fingerprint(config: Config) -> str:

@@ -184,7 +184,7 @@ class ImageTuner(Tuner):
             TrainingError: the loss isn't finite.
         """
         batch = self.progress.batch
-        with self._sgd.dropout_stream(self._seed, "fine-tuning dropout", batch):
+        with self._sgd.dropout_stream(self._seed, "dropout on training images", batch):
             scores, deltas = self._sgd.outputs(images)
             classes, boxes = losses(scores, deltas, images)
             self._sgd.descend(classes + self.config.box_loss * boxes, count)
