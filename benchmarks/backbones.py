@@ -40,7 +40,19 @@ CONV: dict[str, object] = {
     "val_fraction": 0.05,
 }
 LEARNED: dict[str, object] = {"classifier": "softmax", "bbox": {"source": "finetune"}}
-HEAD = {"widths": [512], "dropout": 0.0}
+
+
+def to(channels: int) -> dict[str, object]:
+    """The settings of a projection."""
+    return {"features": {"project": channels}}
+
+
+TUNED: dict[str, object] = {
+    **to(128),
+    "scales": [320],
+    "head": {"widths": [512], "dropout": 0.0},
+    "finetune": CONV,
+}
 
 # title, network, stages, settings, epochs of fine-tuning on whole images
 Row = tuple[str, str, list[int] | None, dict[str, object], float]
@@ -48,58 +60,23 @@ ROWS: dict[str, Row] = {
     "squeeze": ("SqueezeNet 1.1, pool5", "squeezenet1_1", None, NO_HEAD, 0),
     "lite0": ("Lite0, pool5", LITE0, None, NO_HEAD, 0),
     "lite0_2": ("Lite0 [16, 32], pool5", LITE0, [16, 32], NO_HEAD, 0),
-    "lite0_2_256": (
-        "Lite0 [16, 32] → 256, pool5",
-        LITE0,
-        [16, 32],
-        {**NO_HEAD, "features": {"project": 256}},
-        0,
-    ),
-    "lite0_2_128": (
-        "Lite0 [16, 32] → 128, pool5",
-        LITE0,
-        [16, 32],
-        {**NO_HEAD, "features": {"project": 128}},
-        0,
-    ),
+    "lite0_2_256": ("Lite0 [16, 32] → 256, pool5", LITE0, [16, 32], {**NO_HEAD, **to(256)}, 0),
+    "lite0_2_128": ("Lite0 [16, 32] → 128, pool5", LITE0, [16, 32], {**NO_HEAD, **to(128)}, 0),
     "lite0_fc": (
         "Lite0 [16, 32] → 128, ft-fc, softmax",
         LITE0,
         [16, 32],
-        {
-            "features": {"project": 128},
-            "scales": [320],
-            "head": HEAD,
-            "finetune": {**CONV, "layers": "fc", "sampling": "images"},
-            **LEARNED,
-        },
+        {**TUNED, "finetune": {**CONV, "layers": "fc", "sampling": "images"}, **LEARNED},
         4,
     ),
     "lite0_conv": (
         "Lite0 [16, 32] → 128, ft-conv, softmax",
         LITE0,
         [16, 32],
-        {
-            "features": {"project": 128},
-            "scales": [320],
-            "head": HEAD,
-            "finetune": CONV,
-            **LEARNED,
-        },
+        {**TUNED, **LEARNED},
         4,
     ),
-    "lite0_conv_svm": (
-        "Lite0 [16, 32] → 128, ft-conv, SVMs on fc6",
-        LITE0,
-        [16, 32],
-        {
-            "features": {"project": 128},
-            "scales": [320],
-            "head": HEAD,
-            "finetune": CONV,
-        },
-        4,
-    ),
+    "lite0_conv_svm": ("Lite0 [16, 32] → 128, ft-conv, SVMs on fc6", LITE0, [16, 32], TUNED, 4),
 }
 
 

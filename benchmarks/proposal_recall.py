@@ -18,9 +18,9 @@ from typing import Any
 
 import before_torch  # noqa: F401
 import numpy as np
+from proposals import load_set
 
 from sppdet.config import ProposalsConfig
-from sppdet.io.dataset import load_dataset
 from sppdet.io.edge_model import read_edge_model
 from sppdet.io.images import read_image
 from sppdet.proposals.joined import interleaved, propose
@@ -44,17 +44,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 def draw_images(folder: Path, split: str, count: int, seed: int) -> list[AnnotatedImage]:
     """Draw images that have objects, in the order of the set."""
-    dataset = load_dataset(
-        format="voc",
-        roots=[folder],
-        sets=[split],
-        images=None,
-        class_names=None,
-        on_error="skip",
-        read_images=True,
-        known=None,
-    )
-    images = [image for image in dataset.images if (~image.difficult).any()]
+    images = [image for image in load_set(folder, split).images if (~image.difficult).any()]
     if count == 0 or count >= len(images):
         return images
     drawn = np.random.default_rng(seed).choice(len(images), count, replace=False)

@@ -28,15 +28,15 @@ from sppdet.io.images import read_image
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.environment import set_threads
-from sppdet.types import AnnotatedImage, Boxes, Proposals
+from sppdet.types import AnnotatedImage, Boxes, Dataset, Proposals
 
 ENGINES: tuple[Literal["opencv", "sppdet"], ...] = ("opencv", "sppdet")
 LIMITS = (500, 1000, 2000)
 
 
-def find_images(folder: Path, split: str, count: int) -> tuple[AnnotatedImage, ...]:
-    """At most `count` images with objects, spread evenly over a set."""
-    dataset = load_dataset(
+def load_set(folder: Path, split: str) -> Dataset:
+    """A set in the VOC layout, without what is damaged."""
+    return load_dataset(
         format="voc",
         roots=[folder],
         sets=[split],
@@ -46,7 +46,11 @@ def find_images(folder: Path, split: str, count: int) -> tuple[AnnotatedImage, .
         read_images=True,
         known=None,
     )
-    images = tuple(image for image in dataset.images if len(image.gt_boxes))
+
+
+def find_images(folder: Path, split: str, count: int) -> tuple[AnnotatedImage, ...]:
+    """At most `count` images with objects, spread evenly over a set."""
+    images = tuple(image for image in load_set(folder, split).images if len(image.gt_boxes))
     return images[:: max(1, len(images) // count)][:count]
 
 

@@ -110,6 +110,11 @@ class JoinedBackboneConfig(BackboneConfig):
     brought to the cells of the first and scaled to the same mean square. auto: the last map of stride
     16 or less alone."""
 
+    @property
+    def strides(self) -> list[int] | None:
+        """The strides of the maps to join; None: the last map alone."""
+        return None if self.stages == "auto" else self.stages
+
 
 class FeaturesConfig(Section):
     """Feature maps and the choice of an image scale for each window."""
@@ -367,8 +372,8 @@ class Config(Section):
     finetune: Annotated[FinetuneConfig | None, BeforeValidator(none_of)] = FinetuneConfig()
     """Fine-tuning of the head. none: the pre-trained head is used as it is."""
     classifier: Classifier = "svm"
-    """What scores the classes. svm: one linear SVM per class, as in the paper; softmax: the fine-tuned
-    network itself, by the log odds of its probabilities, as in Fast R-CNN."""
+    """Classifier that scores the windows. svm: one linear SVM per class, as in the paper; softmax: the
+    fine-tuned network itself, by the log odds of its probabilities, as in Fast R-CNN."""
     svm: SvmConfig = SvmConfig()
     bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
     """Box regression. none: detections keep the boxes of their proposals."""
@@ -401,7 +406,7 @@ class Config(Section):
         if self.classifier == "softmax" and self.svm.layer not in ("auto", layers[-1]):
             raise ValueError(f"svm.layer: {self.svm.layer} has no effect with classifier: softmax")
         learned = self.bbox is not None and self.bbox.source == "finetune"
-        if learned and (tuned is None or not tuned.box_loss):
+        if learned and not self.learns_boxes():
             raise ValueError("bbox.source: finetune needs a head and finetune.box_loss")
         return self
 
@@ -420,6 +425,10 @@ class Config(Section):
         if self.bbox is None:
             return None
         return self.layers()[-1] if self.bbox.source == "finetune" else self.bbox.layer
+
+    def learns_boxes(self) -> bool:
+        """Check whether fine-tuning trains a layer of box deltas beside the classes."""
+        return self.head is not None and self.finetune is not None and self.finetune.box_loss > 0
 
     def tunes_conv(self) -> bool:
         """Check whether fine-tuning changes the feature maps."""

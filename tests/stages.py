@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from images import SHAPES, save_image
 from runs import log_of
-from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.config import FeaturesConfig, FinetuneConfig, HeadConfig, Layer, ProposalsConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.regions import FeatureExtractor
@@ -238,6 +238,21 @@ def slow_iou(a: Box, b: Box) -> float:
         return 0.0
     inter = width * height
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+def slow_labels(scene: Scene, config: FinetuneConfig) -> list[tuple[Box, int, Box]]:
+    """The windows to learn from, objects among them, with label and object; background is 0 and itself."""
+    found = []
+    for box in scene.proposals + scene.boxes:
+        ious = [slow_iou(box, target) for target in scene.boxes]
+        best = max(range(len(ious)), key=lambda i: ious[i])
+        if scene.difficult[best] and ious[best] >= config.negative_iou[0]:
+            continue
+        if ious[best] >= config.positive_iou:
+            found.append((box, scene.labels[best], scene.boxes[best]))
+        elif config.negative_iou[0] <= ious[best] < config.negative_iou[1]:
+            found.append((box, 0, box))
+    return found
 
 
 def slow_window(maps: FeatureMaps, box: Box) -> Window:

@@ -34,7 +34,7 @@ from sppdet.training.finetune_images import (
     conv_parameters,
 )
 from sppdet.training.finetune_windows import split_images
-from stages import make_world, scenes, slow_deltas, slow_iou
+from stages import make_world, scenes, slow_deltas, slow_labels
 
 LEVELS = (2, 1)
 SETTINGS: dict[str, Any] = {
@@ -187,16 +187,7 @@ def test_windows_of_an_image_and_of_its_mirror_image(
         assert found.factor in (1.0, 1.5)
         if found.factor == 1:
             assert torch.equal(found.pixels, torch.from_numpy(seen.image))
-        labelled = {}
-        for box in seen.proposals + seen.boxes:
-            ious = [slow_iou(box, target) for target in seen.boxes]
-            best = max(range(len(ious)), key=lambda i: ious[i])
-            if seen.difficult[best] and ious[best] >= config.negative_iou[0]:
-                continue
-            if ious[best] >= config.positive_iou:
-                labelled[box] = (seen.labels[best], seen.boxes[best])
-            elif config.negative_iou[0] <= ious[best]:
-                labelled[box] = (0, box)
+        labelled = {box: (label, target) for box, label, target in slow_labels(seen, config)}
         rows = zip(found.boxes.tolist(), found.labels.tolist(), found.targets.tolist(), strict=True)
         got = {tuple(box): (label, tuple(target)) for box, label, target in rows}
         assert got == labelled
@@ -293,6 +284,17 @@ def test_restored_training_goes_on_to_the_same_bits(optimizer: str, tmp_path: Pa
         tuner.take_best()
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(second.network.state_dict()[name], tensor), name
+
+
+def test_names_in_checkpoints() -> None:
+    """Another name would lose the momentum of an unfinished training without a word."""
+    for optimizer, names in (("sgd", {"momentum"}), ("adamw", {"step", "exp_avg", "exp_avg_sq"})):
+        backbone = backbone_of()
+        config = config_of(optimizer=optimizer)
+        tuner = ImageTuner(backbone, head_of(backbone), LEVELS, config, seed=1)
+        tuner.step([image_of(0)], 5)
+        kinds = {name.split(".")[0] for name in tuner.state()} - {"net", "best"}
+        assert kinds == names
 
 
 def test_a_loss_that_isnt_finite_is_an_error() -> None:

@@ -57,13 +57,8 @@ class Twice(nn.Module):
         return y + z
 
 
-class Shared(nn.Module):
+class Shared(Twice):
     """A convolution that is run twice, normalised once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.norm(self.conv(self.conv(x)))

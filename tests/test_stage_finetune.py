@@ -19,36 +19,19 @@ from sppdet.training.finetune_windows import Pool
 from stages import (
     LEVELS,
     NAMES,
-    Box,
     Interrupted,
-    Scene,
     Vector,
     World,
     close,
     make_world,
     scenes,
     slow_cells,
-    slow_iou,
+    slow_labels,
     slow_pool,
     slow_window,
 )
 
 ALL: dict[str, Any] = {"pool_windows": 2000, "positive_fraction": 0.5}  # every window is drawn
-
-
-def slow_labels(scene: Scene, config: FinetuneConfig) -> list[tuple[Box, int]]:
-    """The windows to learn from, objects among them, with their labels; 0 is the background."""
-    found = []
-    for box in scene.proposals + scene.boxes:
-        ious = [slow_iou(box, target) for target in scene.boxes]
-        best = max(range(len(ious)), key=lambda i: ious[i])
-        if scene.difficult[best] and ious[best] >= config.negative_iou[0]:
-            continue
-        if ious[best] >= config.positive_iou:
-            found.append((box, scene.labels[best]))
-        elif config.negative_iou[0] <= ious[best] < config.negative_iou[1]:
-            found.append((box, 0))
-    return found
 
 
 def rows_of(pool: Pool) -> list[tuple[float, ...]]:
@@ -75,7 +58,7 @@ def test_windows_and_labels_of_a_image(
     labels: set[int] = set()
     for position, scene in enumerate(world.scenes):
         pool = PoolMaker(world.data, config).make([(position, False)], number=0)
-        expected = [(k, world.feature(position, box)) for box, k in slow_labels(scene, config)]
+        expected = [(k, world.feature(position, box)) for box, k, _ in slow_labels(scene, config)]
         assert_same_windows(pool, expected)
         labels |= {label for label, _ in expected}
     assert labels == {0, 1, 2, 3}
@@ -103,7 +86,7 @@ def test_a_pool_has_its_images_windows_in_the_asked_numbers(tiny: Backbone, tmp_
     for position, part in ((2, slice(8)), (0, slice(8, 16))):
         candidates = {
             (k, tuple(world.feature(position, box).astype(np.float32).tolist()))
-            for box, k in slow_labels(world.scenes[position], config)
+            for box, k, _ in slow_labels(world.scenes[position], config)
         }
         labels, features = pool.labels[part].tolist(), pool.features[part].tolist()
         assert all((k, tuple(x)) in candidates for k, x in zip(labels, features, strict=True))
@@ -117,7 +100,7 @@ def test_random_scales(tiny: Backbone, tmp_path: Path) -> None:
     config = FinetuneConfig(**ALL, scale="random")
     maps = world.map_of(0)
     pool = PoolMaker(world.data, config).make([(0, False)], number=0)
-    boxes = slow_labels(world.scenes[0], config)
+    boxes = [(box, label) for box, label, _ in slow_labels(world.scenes[0], config)]
     assert len(pool.labels) == len(boxes)
 
     def key(label: int, x: Vector) -> tuple[float, ...]:
@@ -163,7 +146,7 @@ def slow_loss(world: World, positions: list[int], head: Head, config: FinetuneCo
     """Mean cross-entropy over the windows of images."""
     losses = []
     for position in positions:
-        for box, label in slow_labels(world.scenes[position], config):
+        for box, label, _ in slow_labels(world.scenes[position], config):
             x = torch.from_numpy(world.feature(position, box)).float()
             scores = head.fc8(torch.relu(head.fc6(x)))
             losses.append(float(F.cross_entropy(scores[None], torch.tensor([label]))))
@@ -204,7 +187,7 @@ def test_training_lowers_the_loss_on_its_windows(tiny: Backbone, tmp_path: Path)
     assert slow_loss(world, [*range(8)], head, config) < 0.5
     right = total = 0
     for position, scene in enumerate(world.scenes):
-        for box, label in slow_labels(scene, config):
+        for box, label, _ in slow_labels(scene, config):
             x = torch.from_numpy(world.feature(position, box)).float()
             right += int(head.fc8(torch.relu(head.fc6(x))).argmax()) == label
             total += 1

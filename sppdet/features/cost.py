@@ -1,4 +1,4 @@
-"""What a backbone costs: multiplications, channels, length of the pooled vector."""
+"""Describe the cost of a backbone: multiplications, channels, length of the pooled vector."""
 
 from __future__ import annotations
 

@@ -25,12 +25,13 @@ def folded(backbone: Backbone) -> Backbone:
     own (timm's `BatchNormAct2d`) stays. Whether a convolution feeds a normalisation is seen by running
     the layers once; should the result differ, the backbone is returned as it is.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.layers.modules()):
+        return backbone
     layers = copy.deepcopy(backbone.layers)
     side = 3 * math.lcm(32, backbone.preprocessing.multiple)
     probe = torch.linspace(-2, 2, 3 * side**2).sin().view(1, 3, side, side)
-    with torch.inference_mode():
-        before = layers(probe)
-    if not (pairs := _pairs(layers, probe)):
+    before, pairs = _pairs(layers, probe)
+    if not pairs:
         return backbone
     parents = {child: (m, name) for m in layers.modules() for name, child in m.named_children()}
     for conv, norm in pairs:
@@ -55,8 +56,10 @@ def folded(backbone: Backbone) -> Backbone:
     return replace(backbone, layers=layers.to(memory_format=torch.channels_last))
 
 
-def _pairs(layers: nn.Module, probe: torch.Tensor) -> list[tuple[nn.Conv2d, Any]]:
-    """Find the normalisations whose input is a convolution's output, each used once."""
+def _pairs(
+    layers: nn.Module, probe: torch.Tensor
+) -> tuple[torch.Tensor, list[tuple[nn.Conv2d, Any]]]:
+    """Run the layers; find the normalisations whose input is a convolution's output, each used once."""
     outputs: list[tuple[torch.Tensor, nn.Conv2d]] = []  # holds the tensors, so that ids stay theirs
     fed: list[tuple[nn.Conv2d, Any]] = []
 
@@ -76,8 +79,8 @@ def _pairs(layers: nn.Module, probe: torch.Tensor) -> list[tuple[nn.Conv2d, Any]
         elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             hooks.append(module.register_forward_pre_hook(before_norm))
     with torch.inference_mode():
-        layers(probe)
+        result: torch.Tensor = layers(probe)
     for hook in hooks:
         hook.remove()
     uses = Counter(conv for _, conv in outputs) + Counter(norm for _, norm in fed)
-    return [(conv, norm) for conv, norm in fed if uses[conv] == uses[norm] == 1]
+    return result, [(conv, norm) for conv, norm in fed if uses[conv] == uses[norm] == 1]

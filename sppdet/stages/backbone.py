@@ -40,7 +40,7 @@ def load(context: Context) -> Backbone:
             config.backbone.name,
             config.backbone.weights,
             seed=config.seed,
-            stages=None if stages == "auto" else stages,
+            stages=config.backbone.strides,
             project=config.features.project,
         )
     )

@@ -35,7 +35,7 @@ def compute_maps(context: Context) -> bool:
             config.head,
             outputs=len(context.training_set.class_names) + 1,
             seed=config.seed,
-            boxes=config.finetune is not None and config.finetune.box_loss > 0,
+            boxes=config.learns_boxes(),
         )
     context.plan = TrainingPlan.of(
         config, context.training_data, context.initial_head, context.files

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count, takewhile
 
 import numpy as np
@@ -16,16 +15,16 @@ from sppdet.config import FinetuneConfig
 from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
-from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.distributed import Ranks
-from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.log import track
 from sppdet.stages.context import Context
 from sppdet.stages.features import fill
 from sppdet.stages.finetune_images import finetune_images
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model import read_backbone, read_head, save_backbone, save_head
 from sppdet.stages.training_data import TrainingData
-from sppdet.training.finetune import FineTuner, Progress
+from sppdet.stages.tuner_checkpoints import TunerCheckpoints
+from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_windows import (
     Pool,
     draw_pool_images,
@@ -109,26 +108,12 @@ def finetune(
         processes=ranks,
         mean_square=1.0 if pretrained else _fit_start(data, head, training, config),
     )
-    path = data.state_path("finetune")
-    if checkpoint := read_checkpoint(path, made_by):
-        state, about = checkpoint
-        tuner.restore(state, Progress(**about))
-        text = "finetune: going on after batch %d of %d"
-        LOGGER.info(text, tuner.progress.batch, config.batches)
-    ranks.wait()  # all have read the checkpoint before the first writes the next
-    saved, logged = time.monotonic(), 0
+    checkpoints = TunerCheckpoints(data, tuner, made_by=made_by)
     done = _train(data, tuner, training, config)
     for pool_ended in track(done, total=config.batches, label="fine-tuning"):
-        if not pool_ended:
-            continue
-        for record in tuner.history[logged:]:
-            text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            LOGGER.info("finetune: %s", text, extra=event("finetune", **record))
-        logged = len(tuner.history)
-        if ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
-            write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
-            saved = time.monotonic()
-    LOGGER.info("finetune: kept the snapshot after batch %d", tuner.progress.best_batch)
+        if pool_ended:
+            checkpoints.update()
+    checkpoints.log_choice()
     return tuner.best_head()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-
 import numpy as np
 import torch
 
@@ -16,11 +13,10 @@ from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import Interpolation, resized
-from sppdet.runs.artifacts import read_checkpoint, write_tensors
-from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.log import track
 from sppdet.stages.context import Context
 from sppdet.stages.training_data import TrainingData
-from sppdet.training.finetune import Progress
+from sppdet.stages.tuner_checkpoints import TunerCheckpoints
 from sppdet.training.finetune_images import ImageTuner, TrainingImage, WindowNetwork
 from sppdet.training.finetune_windows import (
     draw_pool_images,
@@ -79,20 +75,13 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         processes=ranks,
         mean_square=mean_square,
     )
-    path = data.state_path("finetune")
-    if checkpoint := read_checkpoint(path, made_by):
-        state, about = checkpoint
-        tuner.restore(state, Progress(**about))
-        text = "finetune: going on after batch %d of %d"
-        LOGGER.info(text, tuner.progress.batch, config.batches)
-    ranks.wait()  # all have read the checkpoint before the first writes the next
+    checkpoints = TunerCheckpoints(data, tuner, made_by=made_by)
     own = ranks.share(held_out.tolist())
 
     def batch(number: int) -> list[TrainingImage]:
         pairs = draw_pool_images(training, number, config=config, seed=data.seed)
         return [draw.image(p, number, place, flip=f) for place, (p, f) in enumerate(pairs)]
 
-    saved, logged = time.monotonic(), 0
     numbers = range(tuner.progress.batch, config.batches)
     made = ordered_map(batch, numbers, workers=1, ahead=2)
     for images in track(made, total=len(numbers), label="fine-tuning"):
@@ -100,14 +89,8 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         share = images[ranks.rank :: ranks.count]
         held = (draw.image(p, 0, -1, flip=False) for p in own) if len(held_out) else None
         tuner.step(share, count, held)
-        for record in tuner.history[logged:]:
-            text = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            LOGGER.info("finetune: %s", text, extra=event("finetune", **record))
-        logged = len(tuner.history)
-        if ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
-            write_tensors(path, tuner.state(), made_by=made_by, about=asdict(tuner.progress))
-            saved = time.monotonic()
-    LOGGER.info("finetune: kept the snapshot after batch %d", tuner.progress.best_batch)
+        checkpoints.update()
+    checkpoints.log_choice()
     tuner.take_best()
     return head
 

@@ -30,12 +30,12 @@ def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
 def read_backbone(path: Path, config: Config) -> Backbone:
     """Read the run's convolutional layers."""
     tensors, about = read_weights(path)
-    stages = config.backbone.stages
+    strides = config.backbone.strides
     backbone = conv_backbone(
         config.backbone.name,
-        stages=None if stages == "auto" else stages,
+        stages=strides,
         project=config.features.project,
-        geometries=_geometries(about, 1 if stages == "auto" else len(stages), path),
+        geometries=_geometries(about, len(strides or (0,)), path),
     )
     backbone = replace(folded(backbone), origin=str(about.get("origin", "")))
     fill(backbone.layers, tensors, path)
@@ -61,8 +61,9 @@ def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -
     """Read the run's fully connected layers."""
     if config.head is None:
         raise ConfigError("head: none")
-    boxes = config.finetune is not None and config.finetune.box_loss > 0
-    head = empty_head(backbone, config.spp_levels, config.head, classes + 1, boxes=boxes)
+    head = empty_head(
+        backbone, config.spp_levels, config.head, classes + 1, boxes=config.learns_boxes()
+    )
     fill(head, read_weights(path)[0], path)
     return head.eval().requires_grad_(False)
 

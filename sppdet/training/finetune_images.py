@@ -195,19 +195,11 @@ class ImageTuner(Tuner):
             validated = self.validate(validation) if validation is not None else None
             self._consider_snapshot(mean, validated)
 
-    @torch.inference_mode()
     def validate(self, images: Iterable[TrainingImage]) -> tuple[float, float]:
         """Compute mean cross-entropy and fraction of misclassified windows, without dropout."""
-        self.network.eval()
-        totals = [0.0, 0.0, 0.0]
-        for image in images:
-            scores, _ = self.network([image])
-            labels = torch.from_numpy(image.labels).to(scores.device)
-            totals[0] += float(F.cross_entropy(scores.float(), labels, reduction="sum"))
-            totals[1] += float((scores.argmax(dim=1) != labels).sum())
-            totals[2] += len(labels)
-        loss, wrong, count = self._sgd.processes.sums(totals)
-        return loss / max(1, count), wrong / max(1, count)
+        return self._sgd.validate_scored(
+            (self.network([image])[0], torch.from_numpy(image.labels)) for image in images
+        )
 
 
 def losses(

@@ -17,7 +17,13 @@ from sppdet.randomness import torch_stream
 from sppdet.training.processes import Processes
 
 DROP_FACTOR = 0.1  # on the learning rate at each drop
-_MOMENTS = ("momentum_buffer", "step", "exp_avg", "exp_avg_sq")  # of SGD and of AdamW
+# names in checkpoints of what SGD and AdamW keep of each parameter
+_MOMENTS = {
+    "momentum": "momentum_buffer",
+    "step": "step",
+    "exp_avg": "exp_avg",
+    "exp_avg_sq": "exp_avg_sq",
+}
 Batch = tuple[torch.Tensor, torch.Tensor]  # (N, ...) inputs, (N,) labels
 
 
@@ -101,14 +107,17 @@ class Sgd:
             group["lr"] = rate * rate_factor
         self._optimizer.step()
 
-    @torch.inference_mode()
     def validate(self, batches: Iterable[Batch]) -> tuple[float, float]:
         """Compute mean cross-entropy and fraction of errors over all processes' batches."""
+        return self.validate_scored((self.net(x.to(self.device)), labels) for x, labels in batches)
+
+    @torch.inference_mode()
+    def validate_scored(self, batches: Iterable[Batch]) -> tuple[float, float]:
+        """Validate like `validate`; the batches are scores (N, K), computed as they are asked for."""
         self.net.eval()
         totals = [0.0, 0.0, 0.0]
-        for x, labels in batches:
-            labels = labels.to(self.device)
-            scores = self.net(x.to(self.device)).float()
+        for scores, labels in batches:
+            scores, labels = scores.float(), labels.to(self.device)
             totals[0] += float(F.cross_entropy(scores, labels, reduction="sum"))
             totals[1] += float((scores.argmax(dim=1) != labels).sum())
             totals[2] += len(labels)
@@ -119,16 +128,17 @@ class Sgd:
         """Return weights, named with `prefix`, and the optimizer's moments, for a checkpoint."""
         state = {f"{prefix}{k}": v for k, v in self.net.state_dict().items()}
         for i, parameter in enumerate(self.net.parameters()):
-            for name, buffer in self._optimizer.state.get(parameter, {}).items():
-                if isinstance(buffer, torch.Tensor):
-                    state[f"{name}.{i}"] = buffer
+            kept = self._optimizer.state.get(parameter, {})
+            for name, key in _MOMENTS.items():
+                if isinstance(kept.get(key), torch.Tensor):
+                    state[f"{name}.{i}"] = kept[key]
         return state
 
     def restore(self, state: Mapping[str, torch.Tensor], prefix: str) -> None:
         """Resume from a checkpoint."""
         self.net.load_state_dict(with_prefix(state, prefix))
         for i, parameter in enumerate(self.net.parameters()):
-            for name in _MOMENTS:
+            for name, key in _MOMENTS.items():
                 found = state.get(f"{name}.{i}")
                 if found is None:
                     continue
@@ -136,7 +146,7 @@ class Sgd:
                     # with the parameter's strides, as the optimizer allocates it, for the same bits
                     found = torch.empty_like(parameter).copy_(found)
                 found = found.to(parameter.device)
-                self._optimizer.state[parameter][name] = found
+                self._optimizer.state[parameter][key] = found
 
 
 def with_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
