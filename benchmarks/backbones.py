@@ -1,12 +1,16 @@
 """What backbones, joined stages, projections and tuned layers bring and cost.
 
     python benchmarks/backbones.py --out DIR [--data SET] [--rows a,b] [--seeds 0,1,2] [--images N]
+                                   [--epochs E]
 
-SET is a folder in the VOC layout with trainval and test; data/frk5 and the weights below $SPPDET_DATA are
-taken without it. Every row is a training and an evaluation in a process of its own with one thread;
-the proposals are computed before, once for all rows. `--images N` trains on a seeded subset, every class of
-objects in turn. Prints a Markdown table of mAP (11-point) with the CPU seconds of everything but the
-proposals, training and evaluation together, and the peak memory. A row that is in DIR costs nothing again.
+SET is a folder in the VOC layout with trainval and test; data/frk5 and the weights below $SPPDET_DATA
+are taken without it. A row is NET (pool5), NET_best (pool5 at three scales), NET_fc or NET_conv (E passes
+over the training images), where NET is one of squeeze, lite0, lite0_2, lite0_2_256 and lite0_2_128. Every
+row is trained in a process of its own with one thread and evaluated in several ways, which share what
+they can; the proposals are computed before, once for all rows. `--images N` trains on a seeded subset,
+every class of objects in turn. Prints a Markdown table of mAP (11-point), of the CPU seconds of training
+without the proposals, of those of the evaluation by the image, without start-up, and of the peak memory.
+A row that is in DIR costs nothing again.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,10 +31,22 @@ import yaml
 
 from sppdet.runs.artifacts import read_json
 
+Settings = dict[str, Any]
 LITE0 = "timm/tf_efficientnet_lite0"
-NO_HEAD: dict[str, object] = {"head": "none", "finetune": "none", "scales": [480]}
-CONV: dict[str, object] = {
+# name: title, network, strides, channels of the projection
+NETS: dict[str, tuple[str, str, list[int] | None, int | None]] = {
+    "squeeze": ("SqueezeNet 1.1", "squeezenet1_1", None, None),
+    "squeeze_128": ("SqueezeNet 1.1 → 128", "squeezenet1_1", None, 128),
+    "lite0": ("Lite0", LITE0, None, None),
+    "lite0_2": ("Lite0 [16, 32]", LITE0, [16, 32], None),
+    "lite0_2_256": ("Lite0 [16, 32] → 256", LITE0, [16, 32], 256),
+    "lite0_2_128": ("Lite0 [16, 32] → 128", LITE0, [16, 32], 128),
+}
+POOL5: Settings = {"head": "none", "finetune": "none", "scales": [480]}
+BEST_SCALES = [400, 560, 800]
+TUNED: Settings = {
     "layers": "conv3+",
+    "sampling": "images",
     "optimizer": "adamw",
     "schedule": "cosine",
     "lr": 1e-3,
@@ -39,45 +57,25 @@ CONV: dict[str, object] = {
     "snapshots": 2,
     "val_fraction": 0.05,
 }
-LEARNED: dict[str, object] = {"classifier": "softmax", "bbox": {"source": "finetune"}}
-
-
-def to(channels: int) -> dict[str, object]:
-    """The settings of a projection."""
-    return {"features": {"project": channels}}
-
-
-TUNED: dict[str, object] = {
-    **to(128),
+HEAD: Settings = {
     "scales": [320],
     "head": {"widths": [512], "dropout": 0.0},
-    "finetune": CONV,
+    "finetune": TUNED,
 }
-
-# title, network, stages, settings, epochs of fine-tuning on whole images
-Row = tuple[str, str, list[int] | None, dict[str, object], float]
-ROWS: dict[str, Row] = {
-    "squeeze": ("SqueezeNet 1.1, pool5", "squeezenet1_1", None, NO_HEAD, 0),
-    "lite0": ("Lite0, pool5", LITE0, None, NO_HEAD, 0),
-    "lite0_2": ("Lite0 [16, 32], pool5", LITE0, [16, 32], NO_HEAD, 0),
-    "lite0_2_256": ("Lite0 [16, 32] → 256, pool5", LITE0, [16, 32], {**NO_HEAD, **to(256)}, 0),
-    "lite0_2_128": ("Lite0 [16, 32] → 128, pool5", LITE0, [16, 32], {**NO_HEAD, **to(128)}, 0),
-    "lite0_fc": (
-        "Lite0 [16, 32] → 128, ft-fc, softmax",
-        LITE0,
-        [16, 32],
-        {**TUNED, "finetune": {**CONV, "layers": "fc", "sampling": "images"}, **LEARNED},
-        4,
-    ),
-    "lite0_conv": (
-        "Lite0 [16, 32] → 128, ft-conv, softmax",
-        LITE0,
-        [16, 32],
-        {**TUNED, **LEARNED},
-        4,
-    ),
-    "lite0_conv_svm": ("Lite0 [16, 32] → 128, ft-conv, SVMs on fc6", LITE0, [16, 32], TUNED, 4),
+KINDS: dict[str, tuple[str, Settings]] = {
+    "": ("pool5", POOL5),
+    "best": ("pool5, best of 3 scales", {**POOL5, "scales": BEST_SCALES}),
+    "fc": ("ft-fc", {**HEAD, "finetune": {**TUNED, "layers": "fc"}}),
+    "conv": ("ft-conv", HEAD),
 }
+# the ways to train what comes after the features, each from what is there of the one before
+WITHOUT_HEAD: dict[str, Settings] = {"SVMs": {"bbox": "none"}, "SVMs, bb": {}}
+WITH_HEAD: dict[str, Settings] = {
+    "softmax, learned boxes": {"classifier": "softmax", "bbox": {"source": "finetune"}},
+    "SVMs on fc6": {"bbox": "none"},
+    "SVMs on fc6, bb": {},
+}
+ROWS = [f"{net}_{kind}".rstrip("_") for net in NETS for kind in KINDS]
 
 
 def main() -> None:
@@ -86,65 +84,127 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=below and below / "data" / "frk5")
     parser.add_argument("--weights", type=Path, default=below and below / "weights")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default="squeeze,lite0,lite0_2,lite0_2_128,lite0_2_128_conv")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--images", type=int, help="train on a subset of so many images")
+    parser.add_argument("--epochs", type=float, default=4, help="passes of fine-tuning")
     args = parser.parse_args()
     if args.data is None or args.weights is None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    print("| recipe | seed | mAP | CPU s | peak memory, GB |\n|---|---|---|---|---|", flush=True)
+    print("| recipe | seed | mAP | training, CPU s | an image, CPU s | peak memory, GB |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name in args.rows.split(","):
         for seed in (int(text) for text in args.seeds.split(",")):
-            print(row(name, seed, args), flush=True)
+            for line in rows_of(name, seed, args):
+                print(line, flush=True)
 
 
-def row(name: str, seed: int, args: argparse.Namespace) -> str:
-    """Train and evaluate one row, unless it is there, and format it."""
-    title = ROWS[name][0]
-    folder = args.out / f"{args.data.name}_{args.images or 'all'}_{name}_seed{seed}"
+def rows_of(name: str, seed: int, args: argparse.Namespace) -> list[str]:
+    """Train and evaluate a row in all of its ways, unless it is there, and format them."""
+    net, kind = split_name(name)
+    folder = args.out / folder_name(name, seed, args)
     result = folder / "row.json"
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        root, count = training_root(args, seed)
-        config = build(ROWS[name], root, count, args.weights, seed)
+        result.write_text(json.dumps(measure(net, kind, seed, folder, args), indent=1))
+    title = f"{NETS[net][0]}, {KINDS[kind][0]}"
+    return [
+        f"| {title}, {way['name']} | {seed} | {100 * way['mAP']:.1f} | {way['training']:.0f} "
+        f"| {way['image']:.2f} | {way['peak'] / 1e9:.1f} |"
+        for way in read_json(result)
+    ]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split the name of a row into net and kind."""
+    if name not in ROWS:
+        raise SystemExit(f"--rows: {name}, expected some of {', '.join(ROWS)}")
+    net, _, kind = name.rpartition("_")
+    return (net, kind) if net in NETS and kind in KINDS else (name, "")
+
+
+def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:
+    """Name the folder of a row's results."""
+    own = args.epochs != 4 and split_name(name)[1] in ("fc", "conv")
+    epochs = f"_{args.epochs:g}epochs" if own else ""
+    return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}_seed{seed}"
+
+
+def measure(
+    net: str, kind: str, seed: int, folder: Path, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Train and evaluate a row in all of its ways; keeps the detections of each in `folder`."""
+    root, count = training_root(args, seed)
+    store, run = folder / "store", folder / "run"
+    store.mkdir(exist_ok=True)
+    ways: list[dict[str, Any]] = []
+    for way, settings in (WITH_HEAD if kind in ("fc", "conv") else WITHOUT_HEAD).items():
+        config = build(net, kind, root, count, seed, args)
         path = folder / "settings.yaml"
-        path.write_text(yaml.safe_dump(config))
-        common = [str(path), "--set", f"store={args.out / 'store'}", "--run", str(folder / "run")]
-        call("propose", *common)
-        used = call("train", *common)
-        mean = read_json(folder / "run" / "eval" / "test" / "voc07" / "metrics.json")["mAP"]
-        spent = used.ru_utime + used.ru_stime
-        made = {"mAP": mean, "seconds": spent, "peak": used.ru_maxrss * 1024}
-        result.write_text(json.dumps(made))
-    made = read_json(result)
-    return (
-        f"| {title} | {seed} | {100 * made['mAP']:.1f} | {made['seconds']:.0f} "
-        f"| {made['peak'] / 1e9:.1f} |"
-    )
+        path.write_text(yaml.safe_dump({**config, **settings}))
+        if not ways:
+            shared = args.out / "store"
+            call("propose", str(path), "--set", f"store={shared}", "--run", str(folder / "propose"))
+            for made in shared.glob("proposals-*"):
+                (store / made.name).symlink_to(made.resolve())
+        before = events(run)
+        used = call("train", str(path), "--set", f"store={store}", "--run", str(run))
+        stages = stage_seconds(events(run))
+        own = stage_seconds(events(run)[len(before) :], idle=True)
+        outside = used.ru_utime + used.ru_stime - sum(own.values())
+        metrics = read_json(run / "eval" / "test" / "voc07" / "metrics.json")
+        ways.append(
+            {
+                "name": way,
+                "mAP": metrics["mAP"],
+                "training": outside + sum(stages.values()) - stages["evaluate"],
+                "image": stages["evaluate"] / metrics["images"],
+                "peak": used.ru_maxrss * 1024,
+                "stages": stages,
+            }
+        )
+        kept = folder / f"{len(ways)}_coco_results.json"
+        shutil.copy(run / "eval" / "test" / "coco_results.json", kept)
+    shutil.rmtree(store)  # maps, and links to the proposals
+    return ways
 
 
-def build(row: Row, root: Path, count: int, weights: Path, seed: int) -> dict[str, object]:
+def events(run: Path) -> list[dict[str, Any]]:
+    """Read the log of a run: the ends of its stages."""
+    log = run / "log.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return [line for line in map(json.loads, lines) if line["event"] == "stage ended"]
+
+
+def stage_seconds(ended: list[dict[str, Any]], *, idle: bool = False) -> dict[str, float]:
+    """Return the CPU seconds of each stage when it last worked; with `idle`, when it last ended."""
+    return {e["stage"]: e["cpu_seconds"] for e in ended if idle or not e["idle"]}
+
+
+def build(
+    net: str, kind: str, root: Path, count: int, seed: int, args: argparse.Namespace
+) -> Settings:
     """Compose the settings of a row for a data set of `count` training images."""
-    _, net, stages, settings, epochs = row
-    file = "tf_efficientnet_lite0" if net == LITE0 else f"{net}_imagenet"
-    composed: dict[str, object] = {
+    _, name, strides, channels = NETS[net]
+    file = "tf_efficientnet_lite0" if name == LITE0 else f"{name}_imagenet"
+    config: Settings = {
         "data": {"root": str(root.resolve()), "train": "trainval", "test": "test"},
         "backbone": {
-            "name": net,
-            "weights": str(weights / f"{file}.safetensors"),
-            "stages": stages or "auto",
+            "name": name,
+            "weights": str(args.weights / f"{file}.safetensors"),
+            "stages": strides or "auto",
         },
-        **settings,
+        "features": {"project": channels or "none"},
+        **KINDS[kind][1],
         "seed": seed,
         "workers": 1,
     }
-    if epochs:
-        finetune = composed["finetune"]
-        assert isinstance(finetune, dict)
-        composed["finetune"] = {**finetune, "batches": round(epochs * count / 2)}
-    return composed
+    if kind in ("fc", "conv"):
+        batches = max(2, round(args.epochs * count / 2))
+        config["finetune"] = {**config["finetune"], "batches": batches}
+    return config
 
 
 def training_root(args: argparse.Namespace, seed: int) -> tuple[Path, int]:

@@ -23,7 +23,7 @@ from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig, HeadConfig
 from sppdet.errors import WeightsError
 from sppdet.features.backbones import Backbone, conv_backbone
-from sppdet.features.graph import geometry_of
+from sppdet.features.followed import followed_geometries
 from sppdet.features.head import build_head
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.features.preprocessing import IMAGENET
@@ -110,11 +110,11 @@ def test_geometry_is_that_of_the_input_a_cell_sees(
 def test_geometry_by_hand() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 4, 11, 4, 2), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 5, 1, 2))
     # 0.5 + (5 − 2) + (1 − 0) · 4 + 0
-    assert geometry_of(layers) == (8, 7.5)
+    assert followed_geometries(layers) == [(8, 7.5)]
     with pytest.raises(
         ValueError, match=r"\(1, 0.5\) down, \(1, 0.5\) across|\(1, 1.5\) down, \(1, 2.5\) across"
     ):
-        geometry_of(nn.Sequential(nn.Conv2d(1, 1, (3, 5))))
+        followed_geometries(nn.Sequential(nn.Conv2d(1, 1, (3, 5))))
 
 
 def test_tiny_sees_57_pixels(tiny: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""Networks of torchvision's cut before their last pooling, and the geometry of what is left."""
+"""Networks cut before their last pooling, and geometry that is followed through layers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import torchvision.models as tv
 from torch import nn
 
 from sppdet.errors import ConfigError
-from sppdet.features.graph import before_last_pooling, geometry_of
+from sppdet.features.followed import followed_geometries
+from sppdet.features.geometry import Geometry
+from sppdet.features.graph import before_last_pooling
 from sppdet.io.backbone_weights import load_backbone
+
+
+def geometry_of(layers: nn.Module) -> Geometry:
+    (geometry,) = followed_geometries(layers.eval())
+    return geometry
 
 
 def layers_until_pooling(model: nn.Module) -> nn.Module:
@@ -150,9 +157,8 @@ class Untraceable(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced() -> None:
-    for function in (before_last_pooling, geometry_of):
-        with pytest.raises(ValueError, match="its layers can't be traced: "):
-            function(Untraceable())
+    with pytest.raises(ValueError, match="its layers can't be traced: "):
+        before_last_pooling(Untraceable())
 
 
 class Branches(nn.Module):
@@ -173,8 +179,9 @@ def conv(kernel: int, stride: int, padding: int, dilation: int = 1) -> nn.Conv2d
 def test_branches() -> None:
     even = Branches(conv(3, 2, 1), conv(1, 2, 0), operator.add)
     assert geometry_of(even) == (2, 0.5)
+    narrow = Branches(conv(3, 2, 1), conv(3, 1, 1), lambda a, b: a + F.pad(b, (0, -96, 0, -64)))
     with pytest.raises(ValueError, match=r"branches of strides \[1, 2\] meet"):
-        geometry_of(Branches(conv(3, 2, 1), conv(3, 1, 1), operator.add))
+        geometry_of(narrow)
     gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(1, 1, 0))
     assert geometry_of(Branches(conv(3, 1, 1), gate, operator.mul)) == (1, 0.5)
 
@@ -193,7 +200,7 @@ def test_geometry_by_hand(layers: nn.Module, expected: tuple[int, float]) -> Non
 
 
 class Pooled(nn.Module):
-    """Pooling by a function, its sizes given in several ways."""
+    """A 1×1 convolution, then a function."""
 
     def __init__(self, call: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -218,10 +225,57 @@ def test_pooling_by_functions(
     assert geometry_of(Pooled(call)) == expected
 
 
-def test_a_map_that_does_not_fit_its_strides() -> None:
+def test_geometry_that_is_not_known() -> None:
     upsampled = nn.Sequential(conv(3, 2, 1), nn.Upsample(scale_factor=2))
-    with pytest.raises(ValueError, match=r"maps of \[128, 320\] cells a side don't fit a stride"):
+    with pytest.raises(ValueError, match="its stride can't be followed through the layers"):
         geometry_of(upsampled)
+    pooled = nn.Sequential(conv(3, 2, 1), nn.AdaptiveAvgPool2d(7))
+    with pytest.raises(ValueError, match="its stride can't be followed through the layers"):
+        geometry_of(pooled)
     only_one = nn.Sequential(conv(1, 1, 0), nn.Flatten(2), nn.Linear(128 * 128, 9))
-    with pytest.raises(ValueError, match="it doesn't take images of any size"):
+    with pytest.raises(ValueError, match="its layers can't be run: "):
         geometry_of(only_one)
+
+
+def permuted(x: torch.Tensor) -> torch.Tensor:
+    rows_last = F.layer_norm(x.permute(0, 2, 3, 1), [3])
+    return x + F.linear(rows_last, torch.eye(3)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda x: F.pad(x, (1, 2, 1, 2)), (2, -1.5)),  # one cell of 2 pixels before the first
+        (lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), torch.ones(3, 3, 3, 3), stride=2), (4, 2.5)),
+        (lambda x: F.relu_(x).add_(1), (2, 0.5)),
+        (lambda x: x.unflatten(1, (3, 1)).transpose(1, 2).flatten(1, 2), (2, 0.5)),  # shuffled
+        (permuted, (2, 0.5)),
+        (lambda x: torch.cat([x, F.max_pool2d(x, 3, 1, 1)], dim=1), (2, 0.5)),
+        (lambda x: F.conv2d(x, torch.ones(3, 3, 3, 3), padding="same", dilation=2), (2, 0.5)),
+    ],
+)
+def test_geometry_through_functions(
+    call: Callable[[torch.Tensor], torch.Tensor], expected: Geometry
+) -> None:
+    assert geometry_of(nn.Sequential(conv(3, 2, 1), Pooled(call))) == expected
+
+
+def test_axes_that_were_exchanged_are_no_map() -> None:
+    for call in (lambda x: x.transpose(2, 3), lambda x: x.permute(0, 2, 3, 1)):
+        with pytest.raises(ValueError, match="its stride can't be followed"):
+            geometry_of(Pooled(call))
+    back = Pooled(lambda x: F.avg_pool2d(x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), 2))
+    assert geometry_of(back) == (2, 1.0)
+
+
+def test_several_maps_at_once() -> None:
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = conv(3, 2, 1), conv(3, 2, 0)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.first(x)
+            return x, self.second(x)
+
+    assert followed_geometries(Maps().eval(), multiple=14) == [(2, 0.5), (4, 2.5)]

@@ -15,7 +15,8 @@ from runs import train_quietly, write_settings
 from sppdet.config import Config
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import backbone_of, conv_backbone
-from sppdet.features.graph import cut_at_strides, geometry_of
+from sppdet.features.followed import followed_geometries
+from sppdet.features.graph import cut_at_strides
 from sppdet.features.joined import JoinedMaps, fit_joined, resampled
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import load_config
@@ -104,7 +105,8 @@ def test_layers_return_the_last_map_of_each_stride() -> None:
             if number == 7:  # before the last max pooling
                 assert torch.equal(fine, wanted)
     assert torch.equal(last, wanted)
-    assert joined.geometries == ((8, geometry_of(whole[:8])[1]), geometry_of(whole))
+    half, whole_s = (followed_geometries(part)[0] for part in (whole[:8], whole))
+    assert joined.geometries == ((8, half[1]), whole_s)
     assert joined.channels == 256 + 512
 
 

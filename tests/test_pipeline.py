@@ -87,6 +87,8 @@ def test_log_and_timings(trained: Path) -> None:
     timings = json.loads((trained / "timings.json").read_text())
     assert list(timings) == list(STAGES)
     assert all(seconds > 0 for seconds in timings.values())
+    used = {r["stage"]: r["cpu_seconds"] for r in log if r["event"] == "stage ended"}
+    assert list(used) == list(STAGES) and used["svm"] > 0
 
 
 def test_a_log_has_no_nan(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError
+from sppdet.features.followed import followed_geometries
 from sppdet.features.geometry import Geometry, scale_factors_of
-from sppdet.features.graph import before_last_pooling, cut_at_strides, geometry_of
+from sppdet.features.graph import before_last_pooling, cut_at_strides
 from sppdet.features.joined import JoinedMaps
 from sppdet.features.measured import measured_geometry
 from sppdet.features.nets import OWN_NETS, problem_with_name
@@ -189,8 +190,7 @@ def backbone_of(
                     raise ConfigError(f"backbone.stages: {name}: {error}") from None
         layers = layers.eval().requires_grad_(False)
         if geometries is None:
-            measure = measured_geometry if name.startswith(TIMM) else _geometry
-            geometries = [measure(_Nth(layers, k).eval()) for k in range(len(stages or (0,)))]
+            geometries = _geometries(layers, len(stages or (0,)), preprocessing.multiple)
     except ValueError as error:
         raise ConfigError(f"{name}: can't be used as a backbone: {error}") from None
     except (AssertionError, RuntimeError, TypeError) as error:
@@ -231,13 +231,13 @@ class _Nth(nn.Module):
         return result
 
 
-def _geometry(layers: nn.Module) -> Geometry:
-    """Compute (S, c₀) of the layers' map: by their graph, or measured where the graph can't tell."""
+def _geometries(layers: nn.Module, count: int, multiple: int) -> list[Geometry]:
+    """Find (S, c₀) of each map: followed through the layers, or measured where that can't tell."""
     try:
-        return geometry_of(layers)
+        return followed_geometries(layers, multiple=multiple)
     except ValueError as error:
         try:
-            return measured_geometry(layers)
+            return [measured_geometry(_Nth(layers, k).eval()) for k in range(count)]
         except (ValueError, RuntimeError):
             raise error from None
 

@@ -1,4 +1,4 @@
-"""Stride and first centre of any network, measured by gradients where no graph can be traced."""
+"""Stride and first centre of any network, measured by gradients where it can't be followed."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -195,22 +196,29 @@ class Timing:
 def timed(run: Path, stage: str, *, write: bool = True) -> Iterator[Timing]:
     """Time a stage; `timings.json` has its seconds of the last time that it wasn't cached.
 
-    A stage that was interrupted has the seconds since it was resumed.
+    A stage that was interrupted has the seconds since it was resumed. The log has the CPU seconds of this
+    process and its children beside them.
 
     Args:
         write: whether this process writes the run's files.
     """
-    timing, start = Timing(), time.perf_counter()
+    timing, start, cpu = Timing(), time.perf_counter(), _cpu_seconds()
     LOGGER.debug("%s started", stage, extra=event("stage started", stage=stage))
     yield timing
     seconds = round(time.perf_counter() - start, 3)
-    facts = event("stage ended", stage=stage, seconds=seconds, idle=timing.cached)
+    used = round(_cpu_seconds() - cpu, 3)
+    facts = event("stage ended", stage=stage, seconds=seconds, cpu_seconds=used, idle=timing.cached)
     LOGGER.debug("%s ended after %.3f s", stage, seconds, extra=facts)
     if write:
         path = run / "timings.json"
         timings = read_timings(path)
         if not (timing.cached and stage in timings):
             write_json(path, {**timings, stage: seconds})
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def read_timings(path: Path) -> dict[str, float]:
