@@ -1,12 +1,15 @@
-"""What box voting, soft-NMS, flips and a second model add to a trained detector, and what they cost.
+"""What box voting, soft-NMS, flips, fewer windows and a second model do to a detector, and what they cost.
 
-    python benchmarks/testtime.py RUN --held HELD [--with RUN ...] [--draws 1000] [--json FILE]
+    python benchmarks/testtime.py RUN --held HELD [--with RUN ...] [--windows 200,500]
+                                  [--draws 1000] [--json FILE]
 
 RUN is trained on trainval and tested on test, HELD by the same settings on a part of trainval and tested
 on the rest of it: there the IoU of voting and the sigma of soft-NMS are chosen, each by itself, by mAP.
-Runs of --with are combined with RUN as `sppdet eval RUN RUN --out DIR` does; all have the same proposals.
-Prints mAP on RUN's test set, the gain with the interval of a paired bootstrap over its images (see
-compare.py), and CPU seconds an image on one thread, from the decoded image and its proposals to detections.
+The windows of --windows are those that the ranking of a RUN trained with `detect.max_windows` puts
+first, and for comparison as many proposals in their own order. Runs of --with are combined with RUN as
+`sppdet eval RUN RUN --out DIR` does; all have the same proposals. Prints mAP on RUN's test set, the gain
+with the interval of a paired bootstrap over its images (see compare.py), and CPU seconds an image on one
+thread, from the decoded image and its proposals to detections.
 """
 
 from __future__ import annotations
@@ -42,12 +45,16 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--held", type=Path, required=True)
     parser.add_argument("--with", dest="others", type=Path, action="append", default=[])
+    parser.add_argument(
+        "--windows", type=lambda text: [int(n) for n in text.split(",")], default=[]
+    )
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(1)
     min_iou, sigma = choose(args.held)
-    detector = Detector.load(args.run, device="cpu")
+    ranked = Detector.load(args.run, device="cpu")
+    detector = changed(ranked, max_windows=None)
     rows: dict[str, Detector | CombinedDetector] = {
         "plain": detector,
         "voting (0.5)": changed(detector, box_voting=0.5),
@@ -56,6 +63,9 @@ def main() -> None:
         "flip": changed(detector, flip=True),
         "all": changed(detector, box_voting=min_iou, soft_nms=sigma, flip=True),
     }
+    for count in args.windows:
+        rows[f"first {count} proposals"] = detector
+        rows[f"first {count} windows of the ranking"] = changed(ranked, max_windows=count)
     for path in args.others:
         other = Detector.load(path, device="cpu")
         rows[f"{path.parent.name}/{path.name} alone"] = other
@@ -67,7 +77,8 @@ def main() -> None:
         pixels, proposals = images.read(image.path), proposer.of_image(image, images)
         for name, one in rows.items():
             start = time.process_time()
-            found[name][image.id] = detect(one, image, pixels, proposals)
+            given = first_proposals(name, proposals)
+            found[name][image.id] = detect(one, image, pixels, given)
             seconds[name] += time.process_time() - start
     report = []
     print(
@@ -87,6 +98,14 @@ def main() -> None:
         report.append({"row": name, "mAP": score, "low": low, "high": high, "seconds": spent})
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1))
+
+
+def first_proposals(row: str, proposals: Proposals) -> Proposals:
+    """The proposals of a row: as many as its name says, or all."""
+    words = row.split()
+    if words[0] != "first" or words[-1] != "proposals":
+        return proposals
+    return Proposals(proposals.boxes[: int(words[1])])
 
 
 def opened(run: Path) -> tuple[Dataset, ImageCache, Proposer]:

@@ -317,6 +317,10 @@ class DetectConfig(Section):
     margins, -7 for log odds."""
     max_per_class: Count = 100
     """Maximum number of detections per class and image."""
+    max_windows: Annotated[Count | None, BeforeValidator(none_of)] = None
+    """Maximum number of windows per image that are pooled at all levels and scored: those that a ranking
+    by the coarse levels, learned in training, puts first. Faster where windows cost much: with a large
+    head or several scales. null: all windows."""
     soft_nms: Annotated[PositiveFloat | None, BeforeValidator(none_of)] = None
     """Sigma of Gaussian soft-NMS, which lowers the scores of neighbours where NMS drops them (Bodla et al.
     2017; their value is 0.5). Larger lowers less. `nms` has no effect then. null: NMS."""

@@ -80,13 +80,14 @@ def test_metrics(trained: Path) -> None:
 def test_log_and_timings(trained: Path) -> None:
     log = log_of(trained)
     ended = [record["stage"] for record in log if record["event"] == "stage ended"]
-    assert ended[:7] == list(STAGES)
+    assert ended[: len(STAGES)] == list(STAGES)
     assert log[0]["event"] == "run started" and log[0]["config"]["seed"] == 0
     (sealed,) = [record for record in log if record["event"] == "trained"]
     assert sealed["svm"] == fingerprint_of(trained / "model" / "svm.safetensors")
     timings = json.loads((trained / "timings.json").read_text())
     assert list(timings) == list(STAGES)
-    assert all(seconds > 0 for seconds in timings.values())
+    idle = {"ranking"}  # without its setting
+    assert all(seconds > 0 or stage in idle for stage, seconds in timings.items())
     used = {r["stage"]: r["cpu_seconds"] for r in log if r["event"] == "stage ended"}
     assert list(used) == list(STAGES) and used["svm"] > 0
 

@@ -21,7 +21,9 @@ from sppdet.cli.options import (
 from sppdet.cli.process import start_libraries, state
 from sppdet.errors import ConfigError, SppdetError, printable
 
-StageName = Literal["data", "proposals", "features", "finetune", "svm", "bbox", "evaluate"]
+StageName = Literal[
+    "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "evaluate"
+]
 MetricName = Literal["voc07", "voc10", "coco"]
 
 

@@ -19,6 +19,7 @@ from sppdet.boxes import (
     vote_boxes,
 )
 from sppdet.config import Classifier, DetectConfig, Layer
+from sppdet.detection.ranking import Ranking
 from sppdet.errors import DataError
 from sppdet.features.regions import FeatureExtractor
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
@@ -71,6 +72,7 @@ class DetectionParts:
     classifiers: Classifiers
     regressors: Regressors | None
     config: DetectConfig
+    ranking: Ranking | None = None  # of windows, for `max_windows`
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def score(
     width: int,
     mirrored: FeatureMaps | None = None,
 ) -> ScoredProposals:
-    """Score every window for every class.
+    """Score every window for every class, or only the `max_windows` that the ranking puts first.
 
     Args:
         maps: maps of the image, on the device of the parts.
@@ -134,9 +136,10 @@ def score(
     if len(proposals) == 0:
         nothing = np.zeros((0, len(parts.class_names)), dtype=np.float32)
         return ScoredProposals(parts, empty_boxes(), nothing, (), ())
-    views = [(maps, proposals.boxes)]
+    kept = _first_windows(parts, maps, proposals.boxes)
+    views = [(maps, kept)]
     if mirrored is not None:
-        views.append((mirrored, flip_boxes(proposals.boxes, width=width)))
+        views.append((mirrored, flip_boxes(kept, width=width)))
     pooled, index, scores = [], [], []
     for view, boxes in views:
         windows = parts.extractor.windows(view, boxes)
@@ -147,7 +150,15 @@ def score(
     mean = scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
     if not np.isfinite(mean).all():
         raise DataError("scores that aren't finite: are the model's weights the right ones?")
-    return ScoredProposals(parts, proposals.boxes, mean, tuple(pooled), tuple(index))
+    return ScoredProposals(parts, kept, mean, tuple(pooled), tuple(index))
+
+
+def _first_windows(parts: DetectionParts, maps: FeatureMaps, boxes: Boxes) -> Boxes:
+    """Keep the boxes whose windows are to be scored."""
+    if parts.ranking is None or parts.config.max_windows is None:
+        return boxes
+    windows = parts.extractor.windows(maps, boxes)
+    return boxes[parts.ranking.best(maps, windows, parts.config.max_windows)]
 
 
 def weigh(scored: ScoredProposals, weight: float, *, min_score: float) -> ScoredProposals:

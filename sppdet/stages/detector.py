@@ -21,6 +21,7 @@ from sppdet.detection.detect import (
     suppress,
     weigh,
 )
+from sppdet.detection.ranking import Ranking
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import ScaledImage
 from sppdet.features.head import truncated
@@ -36,6 +37,7 @@ from sppdet.stages.model import (
     read_backbone,
     read_classifiers,
     read_head,
+    read_ranking,
     read_regressors,
 )
 from sppdet.stages.model_files import ModelFiles, read_run_config
@@ -62,6 +64,7 @@ class Detector:
     regressors: Regressors | None
     config: DetectConfig
     max_pixels: int = MAX_PIXELS
+    ranking: Ranking | None = None  # of windows, for `detect.max_windows`
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
 
     @property
@@ -87,6 +90,11 @@ class Detector:
         regressors = None
         if config.bbox is not None:
             regressors = read_regressors(files.bbox, classes=len(names))
+        ranking = None
+        if config.detect.max_windows is not None:
+            ranking = read_ranking(
+                files.ranking, levels=config.spp_levels, channels=backbone.channels
+            )
         head = None
         if {config.svm_layer(), config.bbox_layer() or "pool5"} != {"pool5"}:
             head = read_head(files.head, backbone, config, classes=len(names)).to(target)
@@ -114,6 +122,7 @@ class Detector:
             ),
             config=config.detect,
             max_pixels=config.data.max_pixels,
+            ranking=ranking and replace(ranking, weights=ranking.weights.to(target)),
             made_by=fingerprint(
                 "detector",
                 DETECTION_VERSION,
@@ -265,7 +274,12 @@ class Detector:
                 f"mirrored maps with detect.flip {self.config.flip}: expected {expected}"
             )
         parts = DetectionParts(
-            self.class_names, self.extractor, self.classifiers, self.regressors, self.config
+            self.class_names,
+            self.extractor,
+            self.classifiers,
+            self.regressors,
+            self.config,
+            self.ranking,
         )
         maps = maps.to(self.maps.device)
         if mirrored is not None:

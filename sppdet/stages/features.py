@@ -48,12 +48,19 @@ def compute_maps(context: Context) -> bool:
 def fill(context: Context, maps: MapCache) -> int:
     """Store the maps of what is due; all maps, and on disk, where this is the last stage."""
     config, alone = context.config, context.last_stage == "features"
-    stages: dict[Part, Stage] = {"head": "finetune", "svm": "svm", "bbox": "bbox"}
+    stages: dict[Part, Stage] = {
+        "head": "finetune",
+        "ranking": "ranking",
+        "svm": "svm",
+        "bbox": "bbox",
+    }
     due = {part for part, stage in stages.items() if alone or context.reaches(stage)}
     if not alone:
         due &= context.plan.due
     if "head" not in context.plan.made_by or config.finetune is None or config.finetune.on_images:
         due.discard("head")  # which takes no maps
+    if "ranking" not in context.plan.made_by:
+        due.discard("ranking")
     if config.classifier == "softmax":
         due.discard("svm")
     if config.bbox is not None and config.bbox.source == "finetune":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 
 from sppdet.config import Classifier, Config, Layer
 from sppdet.detection.detect import Classifiers, Regressors
+from sppdet.detection.ranking import Ranking, coarse_levels
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.folding import folded
 from sppdet.features.geometry import Geometry
 from sppdet.features.head import Head, empty_head
+from sppdet.features.levels import spp_width
 from sppdet.runs.weights import check_types, class_names_in, fill, read_weights, write_weights
 from sppdet.tensor_types import TensorType
 
@@ -107,6 +110,24 @@ def read_regressors(path: Path, *, classes: int) -> Regressors:
     expected = {"weights": float32((classes, None, 4)), "biases": float32((classes, 4))}
     check_types(tensors, expected, path)
     return Regressors(_layer(about, path), tensors["weights"], tensors["biases"])
+
+
+def save_ranking(path: Path, ranking: Ranking, *, made_by: str) -> None:
+    """Write the ranking of windows."""
+    tensors = {"weights": ranking.weights, "bias": torch.tensor([ranking.bias])}
+    write_weights(path, tensors, made_by=made_by, about={"levels": list(ranking.levels)})
+
+
+def read_ranking(path: Path, *, levels: Sequence[int], channels: int) -> Ranking:
+    """Read the ranking of windows, of maps of `channels`, for a pyramid of `levels`."""
+    tensors, about = read_weights(path)
+    coarse = coarse_levels(levels)
+    if about.get("levels") != list(coarse):
+        raise ArtifactError(f"{path}: doesn't fit the run's settings: it is for other levels")
+    float32 = partial(TensorType, torch.float32)
+    expected = {"weights": float32((spp_width(channels, coarse),)), "bias": float32((1,))}
+    check_types(tensors, expected, path)
+    return Ranking(coarse, tensors["weights"], float(tensors["bias"]))
 
 
 def _layer(about: dict[str, Any], path: Path) -> Layer:

@@ -23,17 +23,28 @@ class ModelFiles:
         # before fine-tuning, where that changes the backbone and fitting took time
         self.initial_backbone = run / "model" / "initial_backbone.safetensors"
         self.head = run / "model" / "head.safetensors"
+        self.ranking = run / "model" / "ranking.safetensors"  # of windows, where they are limited
         self.svm = run / "model" / "svm.safetensors"
         self.bbox = run / "model" / "bbox.safetensors"
         self.sealed = run / "model" / "trained.json"
 
-    def of(self, part: Literal["head", "svm", "bbox"]) -> Path:
+    def of(self, part: Literal["head", "ranking", "svm", "bbox"]) -> Path:
         """Return the path of a trained part."""
-        return {"head": self.head, "svm": self.svm, "bbox": self.bbox}[part]
+        return {
+            "head": self.head,
+            "ranking": self.ranking,
+            "svm": self.svm,
+            "bbox": self.bbox,
+        }[part]
+
+    def parts(self) -> list[Path]:
+        """List the files of the model's parts; the ranking only where it is there."""
+        ranking = [self.ranking] if self.ranking.is_file() else []
+        return [self.backbone, self.head, self.svm, self.bbox, *ranking]
 
     def fingerprint(self) -> list[str | None]:
         """Read the fingerprint and checksum of every part; None for one that is missing or damaged."""
-        headers = map(read_header, (self.backbone, self.head, self.svm, self.bbox))
+        headers = map(read_header, self.parts())
         return [f"{h.fingerprint}-{h.checksum}" if h else None for h in headers]
 
     def seal(self, config: Config, *, training_data: str, arithmetic: str) -> None:
@@ -54,7 +65,7 @@ class ModelFiles:
         """Refuse a model whose parts or settings aren't those of one finished training."""
         if not self.sealed.is_file():
             raise ArtifactError(f"{self.run}: isn't trained to the end; go on with `sppdet train`")
-        for path in (self.backbone, self.head, self.svm, self.bbox):
+        for path in self.parts():
             if path.is_file() and read_header(path) is None:
                 raise ArtifactError(
                     f"{path}: damaged, or written by an earlier version of sppdet; `sppdet train` "
@@ -108,6 +119,8 @@ def _trained_by(config: Config) -> str:
     raw["backbone"].pop("weights")  # the run has its own copy
     raw["svm"]["layer"] = config.svm_layer()
     raw["finetune"] = raw["finetune"] if config.head else None
+    if config.detect.max_windows is not None:
+        raw["ranking"] = True  # how many windows it lets pass may be edited
     return fingerprint(raw)
 
 

@@ -21,6 +21,7 @@ from sppdet.stages.features import compute_maps
 from sppdet.stages.finetune import train_head
 from sppdet.stages.model import choose_device
 from sppdet.stages.proposals import propose
+from sppdet.stages.ranking import train_ranking
 from sppdet.stages.svm import train_classifiers
 from sppdet.types import EvalResult
 
@@ -29,6 +30,7 @@ FUNCTIONS: dict[Stage, Callable[[Context], bool]] = {
     "proposals": propose,
     "features": compute_maps,
     "finetune": train_head,
+    "ranking": train_ranking,
     "svm": train_classifiers,
     "bbox": train_regressors,
     "evaluate": evaluate,

@@ -15,9 +15,10 @@ from sppdet.stages.model_files import ModelFiles
 from sppdet.stages.training_data import TrainingData
 from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
+from sppdet.training.ranking import VERSION as RANKING_VERSION
 from sppdet.training.svm import VERSION as SVM_VERSION
 
-Part = Literal["head", "svm", "bbox"]
+Part = Literal["head", "ranking", "svm", "bbox"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class TrainingPlan:
             on_head = layer != "pool5" or config.tunes_conv()
             return made_by.get("head", "") if on_head else ""
 
+        if config.detect.max_windows is not None:
+            made_by["ranking"] = fingerprint(
+                "ranking", RANKING_VERSION, SPP_VERSION, below("pool5"), inputs
+            )
         softmax = ["softmax"] if config.classifier == "softmax" else []
 
         made_by["svm"] = fingerprint(

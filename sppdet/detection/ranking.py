@@ -1,0 +1,44 @@
+"""Learned ranking of windows by the coarse levels of the pyramid, before all levels are pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sppdet.features.regions import Windows, pool_windows
+from sppdet.types import FeatureMaps
+
+_COARSE = 2  # bins per side of the finest level that is coarse
+
+
+def coarse_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """Select the levels of a pyramid that windows are ranked by: up to 2 bins a side, or the coarsest."""
+    return tuple(n for n in levels if n <= _COARSE) or (min(levels),)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Linear estimate of a window's IoU with its nearest object of any class."""
+
+    levels: tuple[int, ...]
+    weights: torch.Tensor  # (D,) float32
+    bias: float
+
+    @torch.inference_mode()
+    def best(self, maps: FeatureMaps, windows: Windows, count: int) -> NDArray[np.int64]:
+        """Choose the proposals of the `count` windows ranked first; equal ones in the order of windows.
+
+        Returns:
+            (n,) rows of `windows.index`, ascending.
+        """
+        if len(windows) <= count:
+            return np.arange(len(windows.index))
+        pooled = pool_windows(maps, windows.cells, self.levels)
+        estimates = (pooled @ self.weights + self.bias).cpu().numpy()
+        first = np.zeros(len(windows), dtype=np.bool_)
+        first[np.argsort(-estimates, kind="stable")[:count]] = True
+        return np.flatnonzero(first[windows.index])
