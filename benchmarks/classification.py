@@ -32,12 +32,12 @@ from sppdet.classification.probe import probe
 from sppdet.classification.stage import pretrain
 from sppdet.classification.testing import evaluate_classifier
 from sppdet.classification.views import score_crops, score_maps, views_of
-from sppdet.config import HeadConfig
 from sppdet.features.head import build_head
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.io.settings import load_settings
 from sppdet.runs.environment import available_cores, set_threads
+from sppdet.training_config import HeadConfig
 
 SMALL = Path(__file__).parent.parent / "configs" / "pretrain_small.yaml"
 TESTS: dict[str, dict[str, object]] = {

@@ -25,7 +25,7 @@ from typing import ParamSpec, TypeVar
 import before_torch  # noqa: F401
 import torch
 
-from sppdet.config import Config, FeaturesConfig, HeadConfig, ProposalsConfig
+from sppdet.config import Config, FeaturesConfig, ProposalsConfig
 from sppdet.data_config import DataConfig
 from sppdet.demo.set import make_demo_set
 from sppdet.detection.detect import Classifiers, Regressors
@@ -40,6 +40,7 @@ from sppdet.runs.environment import available_cores, set_threads
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
+from sppdet.training_config import HeadConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")

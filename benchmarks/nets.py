@@ -24,10 +24,11 @@ from torch import nn
 
 from sppdet.classification.classifier import build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
-from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.config import BackboneConfig
 from sppdet.features.nets import OWN_NETS
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.runs.environment import available_cores, set_threads
+from sppdet.training_config import HeadConfig
 
 NETS = ("zf5", "convnet5", "overfeat5", "overfeat7", "tiny", "alexnet", "squeezenet1_1", "resnet18")
 

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import clip_boxes
-from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.demo.set import make_demo_set
 from sppdet.features.head import build_head
 from sppdet.features.preprocessing import IMAGENET
@@ -38,6 +38,7 @@ from sppdet.io.images import find_images, read_image
 from sppdet.parallel import multiplying_in
 from sppdet.runs.environment import set_threads
 from sppdet.stages.proposer import Proposer
+from sppdet.training_config import HeadConfig, Layer
 from sppdet.types import Boxes, ImageArray
 
 LEVELS = (6, 3, 2, 1)

@@ -21,8 +21,9 @@ import numpy as np
 from sppdet.classification.classifier import SppClassifier, build_classifier
 from sppdet.classification.config import FolderConfig, PretrainConfig
 from sppdet.classification.views import View, score_crops
-from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.config import BackboneConfig
 from sppdet.runs.environment import available_cores, set_threads
+from sppdet.training_config import HeadConfig
 from sppdet.types import ImageArray
 
 NETS = (

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import SvmConfig
 from sppdet.parallel import ordered_map
 from sppdet.runs.environment import set_threads
 from sppdet.training.dual import LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool
 from sppdet.training.svm import fit_by_liblinear, svm_objective
+from sppdet.training_config import SvmConfig
 
 LATENT = 48  # dimensions that the features really have, before noise
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from images import SHAPES, save_image
 from runs import log_of
-from sppdet.config import FeaturesConfig, FinetuneConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.regions import FeatureExtractor
@@ -28,6 +28,7 @@ from sppdet.runs.log import JsonLinesHandler, handler_added
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.stages.training_data import TrainingData
+from sppdet.training_config import FinetuneConfig, HeadConfig, Layer
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, ImageArray
 
 NAMES = tuple(SHAPES)

@@ -20,7 +20,7 @@ from runs import CommandLine, write_settings
 from samples import random_image
 from sppdet.classification.classifier import SppClassifier, build_classifier, save_classifier
 from sppdet.classification.config import PretrainConfig
-from sppdet.config import FeaturesConfig, HeadConfig
+from sppdet.config import FeaturesConfig
 from sppdet.errors import WeightsError
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.followed import followed_geometries
@@ -31,6 +31,7 @@ from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
+from sppdet.training_config import HeadConfig
 
 GEOMETRY: list[tuple[str, int, float, int]] = [
     ("alexnet", 16, 15.5, 256),

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
-from sppdet.config import BboxConfig
 from sppdet.training.bbox import fit_box_regressor, fit_whitening, ridge
+from sppdet.training_config import BboxConfig
 
 
 def random_targets(count: int, seed: int = 0) -> NDArray[np.float32]:

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from sppdet.classification.config import PretrainConfig, ProbeConfig
-from sppdet.config import Config, FinetuneConfig
+from sppdet.config import Config
 from sppdet.errors import ConfigError
 from sppdet.io import plain_yaml
 from sppdet.io.settings import check_config, load_config, load_settings
+from sppdet.training_config import FinetuneConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 LEAST = {"data": {"root": "/data", "train": "trainval"}}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from samples import random_boxes, random_image
 from sppdet.boxes import box_iou, clip_boxes, decode_deltas
-from sppdet.config import DetectConfig, FeaturesConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.config import DetectConfig, FeaturesConfig, ProposalsConfig
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import DataError, ImageError
 from sppdet.features.backbones import Backbone
@@ -28,6 +28,7 @@ from sppdet.parallel import compute_type
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
+from sppdet.training_config import HeadConfig, Layer
 from sppdet.types import Boxes, FeatureMaps, ImageArray, Proposals
 
 NAMES = ("cat", "dog", "zebra")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import SvmConfig
 from sppdet.training import dual, pool
 from sppdet.training.dual import Fit, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.svm import fit_by_liblinear, fit_svm, svm_objective
+from sppdet.training_config import SvmConfig
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
@@ -28,6 +27,7 @@ from sppdet.training.finetune_windows import (
     split_images,
 )
 from sppdet.training.sampling import IGNORED
+from sppdet.training_config import FinetuneConfig
 
 WIDTH = 10
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from runs import contents, torchrun, train_quietly, write_settings
-from sppdet.config import Config, FinetuneConfig, HeadConfig
+from sppdet.config import Config
 from sppdet.errors import ConfigError, TrainingError
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.folding import folded
@@ -34,6 +34,7 @@ from sppdet.training.finetune_images import (
     conv_parameters,
 )
 from sppdet.training.finetune_windows import split_images
+from sppdet.training_config import FinetuneConfig, HeadConfig
 from stages import make_world, scenes, slow_deltas, slow_labels
 
 LEVELS = (2, 1)

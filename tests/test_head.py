@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from samples import random_image
-from sppdet.config import Config, FeaturesConfig, HeadConfig, JoinedBackboneConfig, Layer
+from sppdet.config import Config, FeaturesConfig, JoinedBackboneConfig
 from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone
@@ -30,6 +30,7 @@ from sppdet.features.head import (
 from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
+from sppdet.training_config import HeadConfig, Layer
 from sppdet.types import ImageArray
 
 WHOLE = np.array([[0, 0, 224, 224]], np.float32)

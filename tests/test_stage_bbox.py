@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from sppdet.config import BboxConfig, Layer, SvmConfig
 from sppdet.detection.detect import Regressors
 from sppdet.features.backbones import Backbone
 from sppdet.stages.bbox import train_box_regressors
+from sppdet.training_config import BboxConfig, Layer, SvmConfig
 from stages import (
     NAMES,
     Box,

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sppdet.config import FinetuneConfig, HeadConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.stages.finetune import PoolMaker, finetune
 from sppdet.training.finetune_windows import Pool
+from sppdet.training_config import FinetuneConfig, HeadConfig
 from stages import (
     LEVELS,
     NAMES,

@@ -15,7 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from runs import train_quietly
-from sppdet.config import FeaturesConfig, HeadConfig, Layer, ProposalsConfig
+from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.features.head import Head, empty_head
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
@@ -24,6 +24,7 @@ from sppdet.runs.artifacts import write_tensors
 from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import evaluate_run
 from sppdet.stages.map_cache import MapCache
+from sppdet.training_config import HeadConfig, Layer
 from sppdet.types import ImageArray
 from stages import (
     CANONICAL,

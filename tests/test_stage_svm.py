@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detect import Classifiers
 from sppdet.features.backbones import Backbone
 from sppdet.stages.svm import train_svms
+from sppdet.training_config import Layer, SvmConfig
 from stages import (
     NAMES,
     Box,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.svm import SVC
 
-from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
 from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.training.dual import LinearSvm
@@ -25,6 +24,7 @@ from sppdet.training.svm import (
     fit_svm,
     svm_objective,
 )
+from sppdet.training_config import SvmConfig
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from sppdet.config import BackboneConfig, HeadConfig
+from sppdet.config import BackboneConfig
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.io.settings import read_run_settings
 from sppdet.setting_types import (
@@ -24,6 +24,7 @@ from sppdet.setting_types import (
     Workers,
     none_of,
 )
+from sppdet.training_config import HeadConfig
 
 ViewSet = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
 

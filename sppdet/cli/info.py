@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from sppdet.config import Layer
 from sppdet.errors import ArtifactError, shorten
 from sppdet.runs.artifacts import TensorHeader, read_header, read_json
 from sppdet.runs.weights import class_names_in
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
+from sppdet.training_config import Layer
 
 # tensors of a network that aren't weights: the statistics of batch normalisation
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

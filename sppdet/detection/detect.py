@@ -18,10 +18,11 @@ from sppdet.boxes import (
     soft_nms,
     vote_boxes,
 )
-from sppdet.config import Classifier, DetectConfig, Layer
+from sppdet.config import Classifier, DetectConfig
 from sppdet.detection.ranking import Ranking
 from sppdet.errors import DataError
 from sppdet.features.regions import FeatureExtractor
+from sppdet.training_config import Layer
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
 
 VERSION = 1  # raise it when the same model gives other detections

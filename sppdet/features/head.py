@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from sppdet.config import Config, HeadConfig, Layer
+from sppdet.config import Config
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone, FcLayers
 from sppdet.features.levels import level_columns, spp_width
 from sppdet.randomness import keeping_torch_state, torch_stream
+from sppdet.training_config import HeadConfig, Layer
 
 FC8_DEVIATION = 0.01
 DELTA_DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # of box deltas that the head learns (Girshick's code)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import FeaturesConfig, Layer
+from sppdet.config import FeaturesConfig
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
 from sppdet.features.levels import spp_width
 from sppdet.features.spp import empty_vectors, spp_windows
 from sppdet.parallel import compute_type, multiplying_in
+from sppdet.training_config import Layer
 from sppdet.types import Boxes, FeatureMaps, RegionFeatures
 
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou, encode_deltas
-from sppdet.config import BboxConfig, Layer, SvmConfig
 from sppdet.detection.detect import Regressors
 from sppdet.features.head import DELTA_DEVIATIONS
 from sppdet.io.dataset_digest import dataset_digest
@@ -23,6 +22,7 @@ from sppdet.stages.model import save_regressors
 from sppdet.stages.training_data import TrainingData, feature_scale
 from sppdet.training.bbox import fit_box_regressor
 from sppdet.training.processes import Tensors
+from sppdet.training_config import BboxConfig, Layer, SvmConfig
 from sppdet.types import Boxes
 
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import flip_boxes
-from sppdet.config import FinetuneConfig
 from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
@@ -34,6 +33,7 @@ from sppdet.training.finetune_windows import (
     pool_windows,
     split_images,
 )
+from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Labels
 
 _MAX_VALIDATION_WINDOWS = 8192

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from sppdet.boxes import box_iou, flip_boxes
-from sppdet.config import FinetuneConfig
 from sppdet.errors import ConfigError
 from sppdet.features.geometry import scale_factor
 from sppdet.features.head import Head, pretrained_fc, standardise
@@ -24,6 +23,7 @@ from sppdet.training.finetune_windows import (
     label_windows,
     split_images,
 )
+from sppdet.training_config import FinetuneConfig
 from sppdet.types import AnnotatedImage, Boxes, Labels
 
 _MAX_VALIDATION_IMAGES = 64

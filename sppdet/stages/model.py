@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from sppdet.config import Classifier, Config, Layer
+from sppdet.config import Classifier, Config
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.detection.ranking import Ranking, coarse_levels
 from sppdet.errors import ArtifactError, ConfigError
@@ -22,6 +22,7 @@ from sppdet.features.head import Head, empty_head
 from sppdet.features.levels import spp_width
 from sppdet.runs.weights import check_types, class_names_in, fill, read_weights, write_weights
 from sppdet.tensor_types import TensorType
+from sppdet.training_config import Layer
 
 
 def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:

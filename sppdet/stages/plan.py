@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sppdet.config import Config, Layer
+from sppdet.config import Config
 from sppdet.features.head import Head
 from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.runs.artifacts import fingerprint, is_intact
@@ -17,6 +17,7 @@ from sppdet.training.bbox import VERSION as BBOX_VERSION
 from sppdet.training.finetune import VERSION as FINETUNE_VERSION
 from sppdet.training.ranking import VERSION as RANKING_VERSION
 from sppdet.training.svm import VERSION as SVM_VERSION
+from sppdet.training_config import Layer
 
 Part = Literal["head", "ranking", "svm", "bbox"]
 

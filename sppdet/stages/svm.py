@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from sppdet.config import Layer, SvmConfig
 from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event
@@ -20,6 +19,7 @@ from sppdet.training.pool import Matrix
 from sppdet.training.processes import Tensors
 from sppdet.training.sampling import negatives_of_class, thin_out
 from sppdet.training.svm import Candidates, Miner, cached_images, cached_negatives
+from sppdet.training_config import Layer, SvmConfig
 
 
 def train_classifiers(context: Context) -> bool:

@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sppdet.config import Layer, SvmConfig
 from sppdet.features.head import Head
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.dataset_digest import dataset_digest
@@ -23,6 +22,7 @@ from sppdet.runs.log import track
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.training.processes import Tensors
+from sppdet.training_config import Layer, SvmConfig
 from sppdet.types import AnnotatedImage, Dataset, FeatureMaps, Proposals
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import BboxConfig
+from sppdet.training_config import BboxConfig
 
 VERSION = 3  # raise it when the same settings give other weights
 

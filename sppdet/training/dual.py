@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.compiled import compiled
-from sppdet.config import SvmConfig
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.training.pool import Matrix, Pool, Rows
+from sppdet.training_config import SvmConfig
 
 Vector = NDArray[np.float64]
 SWEEPS = 2  # over all examples of a problem without duals

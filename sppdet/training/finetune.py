@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sppdet.config import FinetuneConfig
 from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
@@ -24,6 +23,7 @@ from sppdet.training.sgd import (
     check_finite,
     with_prefix,
 )
+from sppdet.training_config import FinetuneConfig
 
 VERSION = 3  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sppdet.boxes import encode_deltas
-from sppdet.config import FinetuneConfig
 from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import project
 from sppdet.features.head import DELTA_DEVIATIONS, Head
@@ -26,6 +25,7 @@ from sppdet.features.spp import spp_windows
 from sppdet.training.finetune import Tuner, head_groups
 from sppdet.training.processes import Processes
 from sppdet.training.sgd import check_finite
+from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Labels
 
 

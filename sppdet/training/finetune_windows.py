@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import FinetuneConfig
 from sppdet.features.regions import FeatureExtractor, find_windows
 from sppdet.randomness import rng
 from sppdet.training.sampling import IGNORED, draw, label_boxes
 from sppdet.training.sgd import Batch
+from sppdet.training_config import FinetuneConfig
 from sppdet.types import AnnotatedImage, Boxes, FeatureMaps, Labels
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.config import SvmConfig
 from sppdet.errors import TrainingError
 from sppdet.randomness import rng
 from sppdet.training.dual import Fit, LinearSvm, Problem, solve
 from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.processes import OneProcess, Processes, Tensors
+from sppdet.training_config import SvmConfig
 
 VERSION = 6  # raise it when the same settings give other weights
 
