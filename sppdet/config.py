@@ -23,7 +23,14 @@ from sppdet.setting_types import (
     ascending,
     none_of,
 )
-from sppdet.training_config import BboxConfig, FinetuneConfig, HeadConfig, Layer, SvmConfig
+from sppdet.training_config import (
+    BboxConfig,
+    CalibrateConfig,
+    FinetuneConfig,
+    HeadConfig,
+    Layer,
+    SvmConfig,
+)
 
 Classifier = Literal["svm", "softmax"]
 Engine = Literal["sppdet", "opencv", "edgeboxes", "stored"]
@@ -211,6 +218,9 @@ class Config(Section):
     svm: SvmConfig = SvmConfig()
     bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
     """Box regression. none: detections keep the boxes of their proposals."""
+    calibrate: Annotated[CalibrateConfig | None, BeforeValidator(none_of)] = CalibrateConfig()
+    """Probabilities and thresholds of detections, fitted to the training images by cross-validation. none:
+    detections have scores alone."""
     detect: DetectConfig = DetectConfig()
     eval: EvalConfig = EvalConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -276,7 +286,7 @@ class Config(Section):
         from the result equals this one.
         """
         raw = self.model_dump(mode="json")
-        for key in ("head", "finetune", "bbox"):
+        for key in ("head", "finetune", "bbox", "calibrate"):
             raw[key] = raw[key] or "none"
         if self.head is None:
             raw["finetune"] = "none"

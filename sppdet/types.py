@@ -146,6 +146,7 @@ class Detections:
     """Scored, labelled final boxes of one image, in descending score.
 
     `class_names[label - 1]` names a label; `path` is empty if the image was passed as an array.
+    `probabilities` are those that a detection is right at IoU 0.5; None without calibration.
     """
 
     boxes: Boxes  # (N, 4)
@@ -153,11 +154,14 @@ class Detections:
     labels: Labels  # (N,) 1..K
     class_names: tuple[str, ...] = field(default=())
     path: str = ""
+    probabilities: NDArray[np.float32] | None = None  # (N,)
 
     def __post_init__(self) -> None:
         check_boxes(self.boxes)
         _check(self.scores, "scores", (len(self.boxes),), np.float32)
         _check(self.labels, "labels", (len(self.boxes),), np.int64)
+        if self.probabilities is not None:
+            _check(self.probabilities, "probabilities", (len(self.boxes),), np.float32)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -166,11 +170,18 @@ class Detections:
         """List the class name of every detection."""
         return [self.class_names[label - 1] for label in self.labels]
 
-    def above(self, score: float) -> Detections:
-        """Select the detections with score >= `score`."""
-        keep = self.scores >= score
+    def above(self, score: float | NDArray[np.float32]) -> Detections:
+        """Select the detections with score >= `score`, one number or one for each class (K,)."""
+        least = score if isinstance(score, float | int) else score[self.labels - 1]
+        keep = self.scores >= least
+        probabilities = self.probabilities
         return Detections(
-            self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names, self.path
+            self.boxes[keep],
+            self.scores[keep],
+            self.labels[keep],
+            self.class_names,
+            self.path,
+            None if probabilities is None else probabilities[keep],
         )
 
 

@@ -70,7 +70,7 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     backbone = fingerprint_of(last)
     assert demo(tmp_path) == score
     said = capsys.readouterr().out
-    assert said.count("there already") == 4  # the backbone, head, SVMs and box regressors
+    assert said.count("there already") == 5  # the backbone, head, SVMs, box regressors, calibration
     assert {p: p.stat().st_mtime_ns for p in model} == model
 
     with pytest.raises(Exception, match="holds a demo set made by"):

@@ -33,7 +33,7 @@ from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.model_files import read_run_config
 from sppdet.types import FeatureMaps
 
-PARTS = {"head", "svm", "bbox"}
+PARTS = {"head", "svm", "bbox", "calibration"}
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -129,15 +129,16 @@ def test_only_a_random_head_is_fitted_to_the_windows(
 @pytest.mark.parametrize(
     ("setting", "redone", "new_stores"),
     [
-        ("svm.C=0.01", {"svm"}, set()),
-        ("bbox.ridge=10", {"bbox"}, set()),
-        ("svm.target_norm=10", {"svm", "bbox"}, set()),
-        ("svm.layer=pool5", {"svm"}, set()),
-        ("finetune.lr=1e-3", {"head", "svm"}, set()),
-        ("spp_levels=[3,1]", {"head", "svm", "bbox"}, set()),
-        ("scales=[120]", {"head", "svm", "bbox"}, {"maps"}),
-        ("proposals.max_boxes=100", {"head", "svm", "bbox"}, {"proposals"}),
-        ("detect.nms=0.5", set(), set()),
+        ("svm.C=0.01", {"svm", "calibration"}, set()),
+        ("bbox.ridge=10", {"bbox", "calibration"}, set()),
+        ("svm.target_norm=10", {"svm", "bbox", "calibration"}, set()),
+        ("svm.layer=pool5", {"svm", "calibration"}, set()),
+        ("finetune.lr=1e-3", {"head", "svm", "calibration"}, set()),
+        ("spp_levels=[3,1]", PARTS, set()),
+        ("scales=[120]", PARTS, {"maps"}),
+        ("proposals.max_boxes=100", PARTS, {"proposals"}),
+        ("detect.nms=0.5", {"calibration"}, set()),
+        ("calibrate={folds: 2}", {"calibration"}, set()),
         ("checkpoint_minutes=0", set(), set()),
     ],
 )
@@ -145,7 +146,7 @@ def test_a_changed_setting_redoes_what_it_concerns(
     settings: Path, run_copy: Path, setting: str, redone: set[str], new_stores: set[str]
 ) -> None:
     before, stores = times(run_copy), set((run_copy / "store").iterdir())
-    _, said = train_quietly(settings, run_copy, setting, until="bbox")
+    _, said = train_quietly(settings, run_copy, setting, until="calibrate")
     for part in PARTS:
         again = f"{part}: made by other settings or data; made again\n" in said
         skipped = f"{part}: there already\n" in said
@@ -162,7 +163,8 @@ def test_settings_of_detection_detect_again(settings: Path, run_copy: Path) -> N
     train_quietly(settings, run_copy, "detect.nms=0.6")
     after = results(run_copy)
     same = {name for name in before if before[name] == after[name]}
-    assert same == {*(f"{part}.safetensors" for part in (*PARTS, "backbone")), "trained.json"}
+    scoring = {"backbone", "head", "svm", "bbox"}  # the calibration is of other detections
+    assert same == {*(f"{part}.safetensors" for part in scoring), "trained.json"}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_maps_are_computed_only_for_what_is_due(
     shutil.rmtree(stored)
     for overrides, due in (
         ((), 0),
-        (("detect.nms=0.4",), 6),  # the test images
+        (("detect.nms=0.4",), 12 + 6),  # for the calibration, and the test images
         (("svm.C=0.002",), 12 + 6),  # no mirrored ones, which only fine-tuning wants
         (("svm.C=0.002", "finetune.batches=20"), 24 + 6),
     ):
@@ -249,7 +251,7 @@ def test_neither_folder_nor_workers_change_anything(
 
 def test_another_seed_gives_another_model(settings: Path, run_copy: Path) -> None:
     before = contents(run_copy / "model")
-    train_quietly(settings, run_copy, "seed=1", until="bbox")
+    train_quietly(settings, run_copy, "seed=1", until="calibrate")
     after = contents(run_copy / "model")
     assert after.keys() == before.keys() and not (after.items() & before.items())
 
@@ -257,8 +259,9 @@ def test_another_seed_gives_another_model(settings: Path, run_copy: Path) -> Non
 def test_without_a_head(settings: Path, run_copy: Path) -> None:
     result, _ = train_quietly(settings, run_copy, "head=none", "finetune=none")
     assert result is not None
-    parts = ("backbone.safetensors", "svm.safetensors", "bbox.safetensors", "trained.json")
-    assert set(contents(run_copy / "model")) == {*parts}
+    parts = ("backbone", "svm", "bbox", "calibration")
+    found = {f"{part}.safetensors" for part in parts}
+    assert set(contents(run_copy / "model")) == found | {"trained.json"}
     resolved = read_run_config(run_copy)
     assert resolved.head is None and resolved.finetune is None and resolved.svm.layer == "pool5"
     detector = Detector.load(run_copy, device="cpu")
@@ -269,14 +272,15 @@ def test_without_a_head(settings: Path, run_copy: Path) -> None:
 
 def test_without_box_regression(settings: Path, run_copy: Path, demo_root: Path) -> None:
     train_quietly(settings, run_copy, "bbox=none")
-    parts = ("backbone.safetensors", "head.safetensors", "svm.safetensors", "trained.json")
-    assert set(contents(run_copy / "model")) == {*parts}
+    parts = ("backbone", "head", "svm", "calibration")
+    found = {f"{part}.safetensors" for part in parts}
+    assert set(contents(run_copy / "model")) == found | {"trained.json"}
     assert read_run_config(run_copy).bbox is None
     image = read_image(demo_root / "JPEGImages" / "000013.jpg")
     detector = Detector.load(run_copy, device="cpu")
     proposed = {tuple(box) for box in detector.proposer.of(image).boxes.tolist()}
-    found = {tuple(box) for box in detector(image).boxes.tolist()}
-    assert found and found <= proposed
+    boxes = {tuple(box) for box in detector(image).boxes.tolist()}
+    assert boxes and boxes <= proposed
 
 
 def test_a_random_backbone_needs_fine_tuning(settings: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ KILLS = (
     ("state/svm.safetensors", 5, "after"),
     ("state/bbox-3.safetensors", 1, "before"),
     ("model/bbox.safetensors", 1, "before"),
+    ("state/calibrate-4.safetensors", 1, "after"),
     ("store/detections-*/*", 3, "after"),
 )
 
@@ -59,6 +60,9 @@ def test_a_run_that_is_killed_again_and_again(
     assert "bbox: going on after disc, square, star, triangle" in said[6]
     assert "svm: there already" in said[6]
     assert "bbox: there already" in said[7]
+    folds = [[t for t in texts if t.startswith("calibrate: fold")] for texts in said]
+    assert len(folds[6]) == 4 and folds[7][0].startswith("calibrate: fold 5")
+    assert "calibration: there already" in said[8]
 
 
 def test_stores_go_on_where_they_were(settings: Path, run_copy: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,8 +22,11 @@ from sppdet.cli.options import (
 from sppdet.cli.process import start_libraries, state
 from sppdet.errors import ConfigError, SppdetError, printable
 
+if TYPE_CHECKING:
+    from sppdet.stages.thresholds import Kind, Threshold
+
 StageName = Literal[
-    "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "evaluate"
+    "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
 ]
 MetricName = Literal["voc07", "voc10", "coco"]
 
@@ -111,7 +115,22 @@ def detect(
     run: RunArgument,
     paths: PathsArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    score: Annotated[float, typer.Option(help="Minimum score (an SVM margin, or log odds).")] = 0.0,
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="<auto|float>",
+            help="Minimum score (an SVM margin, or log odds). auto: the best F1 on training images.",
+        ),
+    ] = "auto",
+    min_probability: Annotated[
+        float | None, typer.Option(help="Minimum probability that a detection is right.")
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Threshold with this precision on training images.")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="Threshold with this recall on training images.")
+    ] = None,
     save: Annotated[
         str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
     ] = "images,json",
@@ -127,28 +146,63 @@ def detect(
     from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER
     from sppdet.stages.detector import Detector
+    from sppdet.stages.thresholds import least_scores
 
     formats = parse_formats(save)
-    if not math.isfinite(score):
-        raise ConfigError(f"--score {score}: expected a number")
+    wanted = _threshold(score, min_probability, precision, recall)
     detector = Detector.load(run, device=device)
+    least, text = least_scores(detector, wanted)
     minimum = detector.min_score
-    if score < minimum:
+    if wanted.kind == "score" and wanted.value < minimum:
         LOGGER.info("--score %s: the run's detect.min_score is %s", score, minimum)
     result = detect_folder(
         detector,
         paths,
         out,
-        min_score=score,
+        min_score=least,
         formats=formats,
         workers=workers or available_cores(),
     )
-    counts = f"{result.detections} detections in {result.detected} images"
+    counts = f"{result.detections} detections in {result.detected} images, {text}"
+    if not result.detections and result.missed:
+        counts += _of_missed(result.missed)
     LOGGER.info("%s; see %s", counts, out)
     if result.failed:
         raise SppdetError(
             f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
         )
+
+
+def _threshold(
+    score: str, min_probability: float | None, precision: float | None, recall: float | None
+) -> Threshold:
+    """Read the options of what is wanted; at most one of them."""
+    from sppdet.stages.thresholds import Threshold
+
+    options: list[tuple[Kind, float | None]] = [
+        ("probability", min_probability),
+        ("precision", precision),
+        ("recall", recall),
+    ]
+    given = {kind: value for kind, value in options if value is not None}
+    if score != "auto":
+        try:
+            given["score"] = float(score)
+        except ValueError:
+            raise ConfigError(f"--score {score}: expected a number or auto") from None
+    if len(given) > 1:
+        raise ConfigError("expected one of --score, --min-probability, --precision and --recall")
+    return Threshold(*next(iter(given.items()))) if given else Threshold()
+
+
+def _of_missed(missed: Sequence[tuple[str, float]]) -> str:
+    """Say what there was below the threshold, and how to see it."""
+    name, best = max(missed, key=lambda one: one[1])
+    shown = math.floor(10 * best) / 10 or math.floor(100 * best) / 100
+    count = sum(probability >= shown for _, probability in missed)
+    return (
+        f": the best had probability {best:.2f}, {name}; --min-probability {shown:g} shows {count}"
+    )
 
 
 def propose(

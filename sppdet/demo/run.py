@@ -26,6 +26,7 @@ from sppdet.runs.log import LOGGER
 from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train
 from sppdet.stages.report import metric_title
+from sppdet.stages.thresholds import Threshold, least_scores
 
 BACKBONE_SETTINGS = Path(__file__).with_name("backbone.yaml")
 _ROUNDS = 4  # of crops per image
@@ -67,11 +68,14 @@ def run_demo(
     if result is None:
         raise ValueError("the demo's settings name no test set")
 
+    detector = Detector.load(out / "run", device="cpu")
+    least, text = least_scores(detector, Threshold())
+    LOGGER.info("detecting in fresh images, %s", text)
     found = detect_folder(
-        Detector.load(out / "run", device="cpu"),
+        detector,
         [root / "fresh"],
         out / "detections",
-        min_score=0.0,
+        min_score=least,
         formats=FORMATS,
         workers=available_cores(),
     )

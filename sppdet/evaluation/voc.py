@@ -48,21 +48,7 @@ def evaluate_voc(
         DataError: detections that do not fit the data set (see `flatten_detections`).
         ValueError: an unknown metric or a `min_iou` out of range.
     """
-    _check_metric(metric)
-    found = flatten_detections(dataset, detections)
-    truth = flatten_ground_truth(dataset)
-    by_label = np.argsort(found.labels, kind="stable")
-    starts = np.searchsorted(found.labels[by_label], np.arange(1, len(dataset.class_names) + 2))
-    classes = tuple(
-        _evaluate_class(
-            name,
-            found.at(by_label[starts[k] : starts[k + 1]]),
-            truth.at(truth.labels == k + 1),
-            metric=metric,
-            min_iou=min_iou,
-        )
-        for k, name in enumerate(dataset.class_names)
-    )
+    classes = class_results(dataset, detections, metric=metric, min_iou=min_iou)
     warn_uncounted([c.name for c in classes if c.ground_truths == 0], dataset.name)
     return EvalResult(
         metric=metric,
@@ -72,6 +58,31 @@ def evaluate_voc(
         images=len(dataset),
         min_iou=min_iou,
         image_ids=tuple(image.id for image in dataset.images),
+    )
+
+
+def class_results(
+    dataset: Dataset,
+    detections: Mapping[str, Detections],
+    *,
+    metric: VocMetric,
+    min_iou: float = 0.5,
+) -> tuple[ClassResult, ...]:
+    """Compute the curves of all classes; arguments and errors are those of `evaluate_voc`."""
+    _check_metric(metric)
+    found = flatten_detections(dataset, detections)
+    truth = flatten_ground_truth(dataset)
+    by_label = np.argsort(found.labels, kind="stable")
+    starts = np.searchsorted(found.labels[by_label], np.arange(1, len(dataset.class_names) + 2))
+    return tuple(
+        _evaluate_class(
+            name,
+            found.at(by_label[starts[k] : starts[k + 1]]),
+            truth.at(truth.labels == k + 1),
+            metric=metric,
+            min_iou=min_iou,
+        )
+        for k, name in enumerate(dataset.class_names)
     )
 
 

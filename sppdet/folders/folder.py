@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
 from sppdet.features.backbones import ScaledImage
@@ -30,7 +31,10 @@ from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
-VERSION = 1  # incremented when the same detections give other files
+VERSION = 2  # incremented when the same detections give other files
+
+
+_MISSED = 0.05  # least probability of a detection that counts as missed by the threshold
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class FolderResult:
     """Numbers of images, of those with results and of detections; a line per image that failed.
 
     An image whose detections were found, but not all of its files written, has results and failed.
+    `missed` are class and probability of detections of this call that were below the threshold.
     """
 
     images: int
     detected: int
     detections: int
     failed: tuple[str, ...]
+    missed: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def detect_folder(
     paths: Sequence[Path],
     out: Path,
     *,
-    min_score: float,
+    min_score: float | NDArray[np.float32],
     formats: Sequence[Format],
     workers: int,
 ) -> FolderResult:
@@ -87,7 +93,7 @@ def detect_folder(
     settings doesn't repeat them.
 
     Args:
-        min_score: detections with a score >= this are kept.
+        min_score: detections with a score >= this are kept; one number, or one for each class (K,).
         workers: threads that decode and resize images and search for proposals.
 
     Raises:
@@ -96,10 +102,14 @@ def detect_folder(
             where a result would be.
         ArtifactError: results can't be written, for another reason than their names.
     """
-    least = max(min_score, detector.min_score)
+    classes = len(detector.class_names)
+    least = np.broadcast_to(np.maximum(min_score, detector.min_score), classes).astype(np.float32)
     if detector.config.box_voting is None:
         # lower scores influence neither NMS nor soft-NMS, so nothing is computed for them
-        settings = detector.config.model_copy(update={"min_score": least})
+        lowest = float(least.min())
+        if detector.calibration is not None:  # what is just missed is said
+            lowest = min(lowest, float(detector.calibration.scores_at(_MISSED).min()))
+        settings = detector.config.model_copy(update={"min_score": max(lowest, detector.min_score)})
         detector = replace(detector, config=settings)
     plan = plan_images(paths)
     if plan.left_out:
@@ -115,8 +125,9 @@ class _Work:
     plan: FolderPlan
     outputs: Outputs
     formats: Sequence[Format]
-    min_score: float
+    least: NDArray[np.float32]  # (K,) score of each class
     failed: list[str] = field(default_factory=list)
+    missed: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self, workers: int) -> FolderResult:
         """Detect in all images; report and collect failures."""
@@ -138,7 +149,8 @@ class _Work:
         names = [item.name for item in with_results]
         journal.compact(names)
         detections = sum(entry.count for entry in map(journal.entry, names) if entry)
-        return FolderResult(len(items), len(with_results), detections, tuple(self.failed))
+        failed, missed = tuple(self.failed), tuple(self.missed)
+        return FolderResult(len(items), len(with_results), detections, failed, missed)
 
     def _detected(self, workers: int) -> Iterator[_Kept | _Found | _Failed]:
         """Yield the outcome of every item, in order; memory holds a few of them."""
@@ -161,7 +173,7 @@ class _Work:
         """Fingerprint the inputs of an image's results: its bytes, the model, the settings."""
         digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
         config = self.detector.config.model_dump()
-        config["min_score"] = self.min_score
+        config["min_score"] = self.least.tolist()
         return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
 
     def _detect(self, due: tuple[Item, _Kept | _Prepared | _Failed]) -> _Kept | _Found | _Failed:
@@ -173,9 +185,20 @@ class _Work:
             found = self.detector.detect_prepared(
                 prepared.views, prepared.proposals, width=width, height=height
             )
-            return _Found(prepared.made_by, prepared.image, found.above(self.min_score))
+            kept = found.above(self.least)
+            self._note_missed(found)
+            return _Found(prepared.made_by, prepared.image, kept)
         except Exception as error:  # as above
             return _Failed(_describe(item, error))
+
+    def _note_missed(self, found: Detections) -> None:
+        if found.probabilities is not None:
+            below = found.scores < self.least[found.labels - 1]
+            names = found.names()
+            self.missed.extend(
+                (names[row], float(found.probabilities[row]))
+                for row in np.flatnonzero(below & (found.probabilities >= _MISSED)).tolist()
+            )
 
     def _write(self, item: Item, found: _Found) -> None:
         """Write an image's files, then its line in the journal, which vouches for them."""

@@ -46,11 +46,14 @@ class JointFiles:
         results = self.outputs.journal.results(item.name for item in self.items)
         return zip(itertools.count(1), self.items, results, strict=False)
 
-    def _rows(self) -> Iterator[tuple[int, Item, list[float], float, int]]:
-        """Number of the image, image, box, score and label of every detection."""
+    def _rows(self) -> Iterator[tuple[int, Item, list[float], float, int, float | None]]:
+        """Number of the image, image, box, score, label and probability of every detection."""
         for number, item, result in self._results():
-            for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
-                yield number, item, box, score, label
+            unknown: list[float | None] = [None] * len(result.boxes)
+            probabilities = result.probabilities or unknown
+            rows = zip(result.boxes, result.scores, result.labels, probabilities, strict=True)
+            for box, score, label, probability in rows:
+                yield number, item, box, score, label, probability
 
     def _write_json(self, out: TextIO) -> None:
         names = enumerate(self.class_names, start=1)
@@ -74,7 +77,8 @@ class JointFiles:
 
     def _annotations(self) -> Iterator[dict[str, Any]]:
         """COCO's annotations, each also with the image's name and the class's."""
-        for number, (image_id, item, box, score, label) in enumerate(self._rows(), start=1):
+        for number, row in enumerate(self._rows(), start=1):
+            image_id, item, box, score, label, probability = row
             x1, y1, x2, y2 = box
             yield {
                 "id": number,
@@ -83,6 +87,7 @@ class JointFiles:
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
                 "score": score,
+                **({} if probability is None else {"probability": probability}),
                 "file_name": item.name,
                 "class": self.class_names[label - 1],
             }
@@ -91,17 +96,19 @@ class JointFiles:
         categories = list(enumerate(self.class_names, start=1))
         entries = (
             results_entry(box, score, image=(number, item.name), category=categories[label - 1])
-            for number, item, box, score, label in self._rows()
+            for number, item, box, score, label, _ in self._rows()
         )
         _write_list(out, entries)
         out.write("\n")
 
     def _write_csv(self, out: TextIO) -> None:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2"])
-        for _, item, box, score, label in self._rows():
+        writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2", "probability"])
+        for _, item, box, score, label, probability in self._rows():
             texts = [text_cell(item.name), text_cell(escape_name(self.class_names[label - 1]))]
-            writer.writerow([*texts, f"{score:.6f}", *(f"{side:.2f}" for side in box)])
+            sides = (f"{side:.2f}" for side in box)
+            last = "" if probability is None else f"{probability:.4f}"
+            writer.writerow([*texts, f"{score:.6f}", *sides, last])
 
 
 def _write_list(out: TextIO, entries: Iterator[dict[str, Any]]) -> None:

@@ -52,11 +52,15 @@ class Result(BaseModel):
     boxes: list[Annotated[list[float], Field(min_length=4, max_length=4)]]
     scores: list[float]
     labels: list[PositiveInt]
+    probabilities: list[float] | None = None
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Result:
-        if not len(self.boxes) == len(self.scores) == len(self.labels):
-            raise ValueError("boxes, scores and labels of several lengths")
+        counts = {len(self.boxes), len(self.scores), len(self.labels)}
+        if self.probabilities is not None:
+            counts.add(len(self.probabilities))
+        if len(counts) > 1:
+            raise ValueError("boxes, scores, labels and probabilities of several lengths")
         return self
 
 
@@ -139,6 +143,8 @@ class Journal:
             "scores": found.scores.tolist(),
             "labels": found.labels.tolist(),
         }
+        if found.probabilities is not None:
+            record["probabilities"] = found.probabilities.tolist()
         self._entries[name] = Entry(self._append(record), made_by, len(found), files)
 
     def results(self, names: Iterable[str]) -> Iterator[Result]:

@@ -19,7 +19,7 @@ _FILES_OF_A_RUN = (
     *(
         f"model/{name}.safetensors"
         for name in (
-            *("backbone", "initial_backbone", "head", "ranking", "svm", "bbox"),
+            *("backbone", "initial_backbone", "head", "ranking", "svm", "bbox", "calibration"),
             *("net", "last"),
         )
     ),

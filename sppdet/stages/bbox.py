@@ -42,7 +42,6 @@ def train_regressors(context: Context) -> bool:
         False if the regressors were there already.
     """
     trained = _train_and_save(context)
-    context.training_data.maps.keep_in_memory(None)
     if context.ranks.is_first:
         digest = dataset_digest(context.training_set, context.images)
         arithmetic = context.training_data.maps.arithmetic
@@ -64,7 +63,7 @@ def _train_and_save(context: Context) -> bool:
         return False
     made_by, data = context.plan.made_by["bbox"], context.training_data
     if config.bbox.source == "finetune":
-        regressors = _of_head(data, config.layers()[-1])
+        regressors = learned_regressors(data, config.layers()[-1])
     else:
         width = data.extractor.width(config.bbox.layer, data.maps.channels)
         regressors = train_box_regressors(
@@ -75,7 +74,7 @@ def _train_and_save(context: Context) -> bool:
     return True
 
 
-def _of_head(data: TrainingData, layer: Layer) -> Regressors:
+def learned_regressors(data: TrainingData, layer: Layer) -> Regressors:
     """Take the regressors that fine-tuning has trained beside the classes."""
     head = data.extractor.head
     assert head is not None and head.box is not None

@@ -19,7 +19,9 @@ from sppdet.stages.proposer import Proposer
 from sppdet.stages.training_data import TrainingData
 from sppdet.types import Dataset, EvalResult
 
-Stage = Literal["data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "evaluate"]
+Stage = Literal[
+    "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
+]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

@@ -23,18 +23,20 @@ from sppdet.detection.detect import (
 )
 from sppdet.detection.ranking import Ranking
 from sppdet.errors import ArtifactError, ConfigError
+from sppdet.evaluation.calibration import Calibration
 from sppdet.features.backbones import ScaledImage
 from sppdet.features.head import truncated
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
-from sppdet.runs.artifacts import fingerprint
+from sppdet.runs.artifacts import fingerprint, fingerprint_of
 from sppdet.runs.weights import check_types
 from sppdet.setting_types import MAX_PIXELS
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model import (
     choose_device,
     read_backbone,
+    read_calibration,
     read_classifiers,
     read_head,
     read_ranking,
@@ -65,6 +67,7 @@ class Detector:
     config: DetectConfig
     max_pixels: int = MAX_PIXELS
     ranking: Ranking | None = None  # of windows, for `detect.max_windows`
+    calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
 
     @property
@@ -123,6 +126,11 @@ class Detector:
             config=config.detect,
             max_pixels=config.data.max_pixels,
             ranking=ranking and replace(ranking, weights=ranking.weights.to(target)),
+            calibration=read_calibration(
+                files.calibration,
+                classes=len(names),
+                made_for=files.detection_fingerprint(config),
+            ),
             made_by=fingerprint(
                 "detector",
                 DETECTION_VERSION,
@@ -133,6 +141,7 @@ class Detector:
                 config.features.canonical_size,
                 config.detect.model_dump(),
                 target.type,  # a GPU's sums are rounded otherwise
+                fingerprint_of(files.calibration),
             ),
         )
 
@@ -257,7 +266,10 @@ class Detector:
         """
         scored = self.score_in(maps, proposals, width=width, mirrored=mirrored)
         found = suppress([scored], self.config, width=width, height=height)
-        return replace(found, path=path)
+        probabilities = None
+        if self.calibration is not None:
+            probabilities = self.calibration.probabilities(found.scores, found.labels)
+        return replace(found, path=path, probabilities=probabilities)
 
     def score_in(
         self,
@@ -299,6 +311,7 @@ class Detector:
         return replace(
             self,
             class_names=names,
+            calibration=None,  # scores of several models have none in common
             classifiers=replace(c, weights=c.weights[of_c], biases=c.biases[of_c]),
             regressors=r and replace(r, weights=r.weights[rows], biases=r.biases[rows]),
         )

@@ -53,6 +53,7 @@ def fill(context: Context, maps: MapCache) -> int:
         "ranking": "ranking",
         "svm": "svm",
         "bbox": "bbox",
+        "calibration": "calibrate",
     }
     due = {part for part, stage in stages.items() if alone or context.reaches(stage)}
     if not alone:
@@ -61,6 +62,8 @@ def fill(context: Context, maps: MapCache) -> int:
         due.discard("head")  # which takes no maps
     if "ranking" not in context.plan.made_by:
         due.discard("ranking")
+    if config.calibrate is None or config.classifier == "softmax":
+        due.discard("calibration")  # the latter looks at few images
     if config.classifier == "softmax":
         due.discard("svm")
     if config.bbox is not None and config.bbox.source == "finetune":

@@ -26,7 +26,7 @@ from sppdet.training.finetune_windows import (
 from sppdet.training_config import FinetuneConfig
 from sppdet.types import AnnotatedImage, Boxes, Labels
 
-_MAX_VALIDATION_IMAGES = 64
+MAX_VALIDATION_IMAGES = 64
 _START_IMAGES = 16  # whose windows a random head is fitted to
 
 
@@ -41,7 +41,7 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         len(data.dataset),
         fraction=config.val_fraction,
         seed=data.seed,
-        most=_MAX_VALIDATION_IMAGES,
+        most=MAX_VALIDATION_IMAGES,
     )
     size = min(config.batch_images, len(training))
     if ranks.count > size:

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from sppdet.config import Classifier, Config
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.detection.ranking import Ranking, coarse_levels
 from sppdet.errors import ArtifactError, ConfigError
+from sppdet.evaluation.calibration import Calibration, Evidence
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.folding import folded
 from sppdet.features.geometry import Geometry
@@ -129,6 +131,65 @@ def read_ranking(path: Path, *, levels: Sequence[int], channels: int) -> Ranking
     expected = {"weights": float32((spp_width(channels, coarse),)), "bias": float32((1,))}
     check_types(tensors, expected, path)
     return Ranking(coarse, tensors["weights"], float(tensors["bias"]))
+
+
+def save_calibration(
+    path: Path, calibration: Calibration | None, *, made_by: str, made_for: str
+) -> None:
+    """Write the calibration; None is written, too: that nothing could be fitted.
+
+    Args:
+        made_for: `ModelFiles.detection_fingerprint` of what is calibrated.
+    """
+    evidence = calibration.evidence if calibration else ()
+    nothing = np.zeros(0)
+    tensors = {
+        "slopes": torch.from_numpy(calibration.slopes if calibration else nothing),
+        "intercepts": torch.from_numpy(calibration.intercepts if calibration else nothing),
+        "counts": torch.tensor([len(e.scores) for e in evidence], dtype=torch.int64),
+        "objects": torch.tensor([e.objects for e in evidence], dtype=torch.int64),
+        "scores": torch.from_numpy(np.concatenate([nothing, *(e.scores for e in evidence)])),
+        "correct": torch.tensor(
+            [x for e in evidence for x in e.correct.tolist()], dtype=torch.bool
+        ),
+    }
+    write_weights(path, tensors, made_by=made_by, about={"made_for": made_for})
+
+
+def read_calibration(path: Path, *, classes: int, made_for: str) -> Calibration | None:
+    """Read the calibration; None where there is none, or one of other parts or settings of detection."""
+    if not path.is_file():
+        return None
+    tensors, about = read_weights(path)
+    if about.get("made_for") != made_for or tensors.get("slopes", torch.zeros(0)).shape == (0,):
+        return None
+    float64 = partial(TensorType, torch.float64)
+    int64 = TensorType(torch.int64, (classes,))
+    total = tensors["scores"].shape[0] if tensors.get("scores", torch.zeros(())).ndim == 1 else None
+    expected = {
+        **{key: float64((classes,)) for key in ("slopes", "intercepts")},
+        **dict.fromkeys(("counts", "objects"), int64),
+        "scores": float64((total,)),
+        "correct": TensorType(torch.bool, (total,)),
+    }
+    check_types(tensors, expected, path)
+    counts = tensors["counts"].numpy()
+    if (counts < 0).any() or counts.sum() != total or not (tensors["slopes"] > 0).all():
+        raise ArtifactError(
+            f"{path}: damaged: expected slopes > 0 and the detections of every class"
+        )
+    ends = np.cumsum(counts)[:-1]
+    evidence = zip(
+        np.split(tensors["scores"].numpy(), ends),
+        np.split(tensors["correct"].numpy(), ends),
+        tensors["objects"].tolist(),
+        strict=True,
+    )
+    return Calibration(
+        tensors["slopes"].numpy(),
+        tensors["intercepts"].numpy(),
+        tuple(Evidence(*each) for each in evidence),
+    )
 
 
 def _layer(about: dict[str, Any], path: Path) -> Layer:

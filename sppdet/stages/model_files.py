@@ -26,19 +26,21 @@ class ModelFiles:
         self.ranking = run / "model" / "ranking.safetensors"  # of windows, where they are limited
         self.svm = run / "model" / "svm.safetensors"
         self.bbox = run / "model" / "bbox.safetensors"
+        self.calibration = run / "model" / "calibration.safetensors"
         self.sealed = run / "model" / "trained.json"
 
-    def of(self, part: Literal["head", "ranking", "svm", "bbox"]) -> Path:
+    def of(self, part: Literal["head", "ranking", "svm", "bbox", "calibration"]) -> Path:
         """Return the path of a trained part."""
         return {
             "head": self.head,
             "ranking": self.ranking,
             "svm": self.svm,
             "bbox": self.bbox,
+            "calibration": self.calibration,
         }[part]
 
     def parts(self) -> list[Path]:
-        """List the files of the model's parts; the ranking only where it is there."""
+        """List the files that scores depend on; the ranking only where it is there."""
         ranking = [self.ranking] if self.ranking.is_file() else []
         return [self.backbone, self.head, self.svm, self.bbox, *ranking]
 
@@ -46,6 +48,10 @@ class ModelFiles:
         """Read the fingerprint and checksum of every part; None for one that is missing or damaged."""
         headers = map(read_header, self.parts())
         return [f"{h.fingerprint}-{h.checksum}" if h else None for h in headers]
+
+    def detection_fingerprint(self, config: Config) -> str:
+        """Return the fingerprint of the model's parts and of the settings of detection."""
+        return fingerprint("detection", self.fingerprint(), config.detect.model_dump())
 
     def seal(self, config: Config, *, training_data: str, arithmetic: str) -> None:
         """Write the completion marker: all parts are trained, by these settings, on this data.
@@ -112,7 +118,7 @@ class ModelFiles:
 
 def _trained_by(config: Config) -> str:
     """Hash the settings that training depends on; the others may be edited in a run."""
-    aside = {"data", "detect", "eval", "workers", "store", "checkpoint_minutes"}
+    aside = {"data", "detect", "eval", "calibrate", "workers", "store", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
     raw["features"].pop("store")
     raw["proposals"].pop("path")  # what matters is what is in them

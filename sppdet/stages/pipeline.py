@@ -14,6 +14,7 @@ from sppdet.runs.distributed import joined_ranks
 from sppdet.runs.lock import open_run
 from sppdet.runs.log import LOGGER, event, timed
 from sppdet.stages.bbox import train_regressors
+from sppdet.stages.calibrate import calibrate
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.data import read_data
 from sppdet.stages.evaluate import evaluate
@@ -33,6 +34,7 @@ FUNCTIONS: dict[Stage, Callable[[Context], bool]] = {
     "ranking": train_ranking,
     "svm": train_classifiers,
     "bbox": train_regressors,
+    "calibrate": calibrate,
     "evaluate": evaluate,
 }
 """The stages; each returns False if all of its results were there already."""

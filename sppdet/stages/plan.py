@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sppdet.config import Config
+from sppdet.detection.detect import VERSION as DETECTION_VERSION
+from sppdet.evaluation.calibration import VERSION as CALIBRATION_VERSION
 from sppdet.features.head import Head
 from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.runs.artifacts import fingerprint, is_intact
@@ -19,7 +21,7 @@ from sppdet.training.ranking import VERSION as RANKING_VERSION
 from sppdet.training.svm import VERSION as SVM_VERSION
 from sppdet.training_config import Layer
 
-Part = Literal["head", "ranking", "svm", "bbox"]
+Part = Literal["head", "ranking", "svm", "bbox", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ class TrainingPlan:
                 below(config.bbox_layer()),
                 inputs,
                 *([] if config.bbox.source == "ridge" else [config.bbox.source]),
+            )
+        if config.calibrate is not None:
+            made_by["calibration"] = fingerprint(
+                "calibration",
+                [CALIBRATION_VERSION, DETECTION_VERSION],
+                [made_by[part] for part in ("ranking", "svm", "bbox") if part in made_by],
+                config.detect.model_dump(),
+                config.calibrate.model_dump(),
             )
         due = {part for part, digest in made_by.items() if not is_intact(files.of(part), digest)}
         if config.tunes_conv() and not is_intact(files.backbone, made_by["head"]):

@@ -1,0 +1,359 @@
+"""Probabilities and thresholds: folds, the fit, what is read from it, the stage, and detection by it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+import sppdet.stages.calibrate as stage
+from runs import CommandLine, contents, train_quietly
+from sppdet.errors import ArtifactError, ConfigError
+from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
+from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
+from sppdet.stages.detector import Detector
+from sppdet.stages.thresholds import Threshold, least_scores
+from sppdet.stages.training_data import TrainingData
+from sppdet.training.folds import always_trained, deal_folds
+from sppdet.types import ClassResult
+
+# -- folds -----------------------------------------------------------------------------------------
+
+
+def random_labels(count: int, *, seed: int) -> list[NDArray[np.int64]]:
+    """Labels of images: many objects of class 1, few of class 4, some images without any."""
+    rng = np.random.default_rng(seed)
+    chances = [0.6, 0.25, 0.1, 0.05]
+    return [
+        1 + rng.choice(4, size=rng.integers(0, 4), p=chances).astype(np.int64) for _ in range(count)
+    ]
+
+
+def test_folds_are_alike() -> None:
+    labels = random_labels(203, seed=1)
+    folds = deal_folds(labels, 4, seed=0)
+    assert set(folds.tolist()) == {0, 1, 2, 3}
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() <= 20
+    for label in (1, 2, 3, 4):
+        of_class = np.array([(own == label).sum() for own in labels])
+        counts = np.bincount(folds, weights=of_class)
+        assert counts.max() - counts.min() <= max(3, 0.2 * counts.mean()), label
+    assert (deal_folds(labels, 4, seed=0) == folds).all()
+    assert (deal_folds(labels, 4, seed=1) != folds).any()
+
+
+def test_groups_stay_together() -> None:
+    labels = random_labels(60, seed=2)
+    groups = (np.arange(60) // 3).tolist()
+    folds = deal_folds(labels, 3, seed=0, groups=groups)
+    assert (folds.reshape(20, 3) == folds.reshape(20, 3)[:, :1]).all()
+    assert len(set(folds.tolist())) == 3
+
+
+def test_the_only_images_of_a_class_are_always_trained_on() -> None:
+    of = [np.array(labels, dtype=np.int64) for labels in ([1], [1, 2], [3], [3], [], [1])]
+    folds = np.array([0, 1, 2, 2, 0, 2])
+    # class 2 lies in fold 1 alone, class 3 in fold 2 alone
+    assert always_trained(of, folds).tolist() == [False, True, True, True, False, False]
+
+
+# -- the fit ---------------------------------------------------------------------------------------
+
+
+def drawn(slope: float, intercept: float, count: int, *, seed: int) -> Evidence:
+    """Detections whose probability is known."""
+    rng = np.random.default_rng(seed)
+    scores = np.sort(rng.normal(-0.8, 0.5, count))[::-1].copy()
+    correct = rng.uniform(size=count) < 1 / (1 + np.exp(-(slope * scores + intercept)))
+    return Evidence(scores, correct, int(correct.sum()))
+
+
+def test_one_class_is_fitted_like_a_logistic_regression() -> None:
+    evidence = drawn(4.0, 2.0, 4000, seed=3)
+    found = fit_calibration([evidence])
+    assert found is not None
+    reference = LogisticRegression(C=1e9, tol=1e-10).fit(evidence.scores[:, None], evidence.correct)
+    assert found.slopes[0] == pytest.approx(reference.coef_[0, 0], rel=0.02)
+    assert found.intercepts[0] == pytest.approx(reference.intercept_[0], rel=0.02)
+
+
+def test_the_probability_of_each_class_is_found() -> None:
+    given = [(4.0, 2.0), (6.0, 5.0), (3.0, 0.0)]
+    found = fit_calibration([drawn(a, b, 6000, seed=k) for k, (a, b) in enumerate(given)])
+    assert found is not None
+    at = np.linspace(-1.6, 0.2, 30).astype(np.float32)
+    for k, (a, b) in enumerate(given):
+        expected = 1 / (1 + np.exp(-(a * at + b)))
+        labels = np.full(len(at), k + 1)
+        assert np.abs(found.probabilities(at, labels) - expected).max() < 0.06
+
+
+def test_a_class_with_few_detections_takes_after_the_others() -> None:
+    many = [drawn(5.0, 3.0, 3000, seed=k) for k in (1, 2)]
+    few = Evidence(np.array([-0.3, -0.9]), np.array([False, True]), 1)  # the wrong way round
+    found = fit_calibration([*many, few])
+    assert found is not None and found.borrowing() == [2]
+    assert found.slopes[2] == pytest.approx(found.slopes[:2].mean(), rel=0.3)
+    assert (found.slopes > 0).all()
+
+
+def test_nothing_to_tell_apart() -> None:
+    scores = np.array([-0.1, -0.5])
+    for correct in ([False, False], [True, True]):
+        assert fit_calibration([Evidence(scores, np.array(correct), 2)]) is None
+    assert fit_calibration([Evidence(np.zeros(0), np.zeros(0, dtype=np.bool_), 0)]) is None
+
+
+def test_detections_of_difficult_objects_are_no_evidence() -> None:
+    result = ClassResult(
+        "a",
+        0.5,
+        np.zeros(3),
+        np.zeros(3),
+        np.array([3.0, 2.0, 1.0]),
+        ground_truths=4,
+        detections=3,
+        outcomes=np.array([TRUE_POSITIVE, IGNORED, FALSE_POSITIVE], dtype=np.int8),
+    )
+    found = Evidence.of(result)
+    assert found.scores.tolist() == [3, 1] and found.correct.tolist() == [True, False]
+    assert found.objects == 4
+
+
+# -- thresholds ------------------------------------------------------------------------------------
+
+
+def two_classes() -> Calibration:
+    """Probabilities of 0.9, 0.8 (wrong), 0.7, 0.6, 0.5 (wrong), 0.4; 5 objects."""
+    logit = np.log(np.array([0.9, 0.7, 0.5]) / np.array([0.1, 0.3, 0.5]))
+    first = Evidence(logit, np.array([True, True, False]), 3)
+    logit = np.log(np.array([0.8, 0.6, 0.4]) / np.array([0.2, 0.4, 0.6])) / 2 - 1
+    second = Evidence(logit, np.array([False, True, True]), 2)
+    return Calibration(np.array([1.0, 2.0]), np.array([0.0, 2.0]), (first, second))
+
+
+def test_thresholds_by_hand() -> None:
+    calibration = two_classes()
+    # precision: 1/1, 1/2, 2/3, 3/4, 3/5, 4/6; recall: 1, 1, 2, 3, 3, 4 of 5
+    assert calibration.at_precision(0.9) == pytest.approx(0.9)
+    assert calibration.at_precision(0.75) == pytest.approx(0.6)
+    assert calibration.at_precision(0.6) == pytest.approx(0.4)
+    assert calibration.at_recall(0.2) == pytest.approx(0.9)
+    assert calibration.at_recall(0.41) == pytest.approx(0.6)
+    assert calibration.at_recall(0.8) == pytest.approx(0.4)
+    assert calibration.at_recall(0.81) is None
+    # F1: 2·(3/4)(3/5)/(3/4 + 3/5) = 0.667 at 0.6; 2·(4/6)(4/5)/(4/6 + 4/5) = 0.727 at 0.4
+    assert calibration.best_f1() == pytest.approx(0.4)
+
+
+def test_scores_at_a_probability() -> None:
+    calibration = two_classes()
+    for p in (0.05, 0.5, 0.93):
+        scores = calibration.scores_at(p).astype(np.float32)
+        assert calibration.probabilities(scores, np.array([1, 2])) == pytest.approx(
+            [p, p], abs=1e-5
+        )
+
+
+def calibrated(run: Path) -> Detector:
+    detector = Detector.load(run, device="cpu")
+    names = detector.class_names
+    fitted = Calibration(np.full(len(names), 2.0), np.zeros(len(names)), two_classes().evidence * 2)
+    return replace(detector, calibration=fitted)
+
+
+def test_what_is_wanted_becomes_scores(trained: Path) -> None:
+    detector = calibrated(trained)
+    assert detector.calibration is not None
+    scores, text = least_scores(detector, Threshold("score", -0.25))
+    assert scores.tolist() == [-0.25] * 4 and text == "scores >= -0.25"
+    scores, text = least_scores(detector, Threshold("probability", 0.5))
+    assert scores == pytest.approx([0.0] * 4, abs=1e-6) and text == "probabilities >= 0.50"
+    best = detector.calibration.best_f1()
+    scores, text = least_scores(detector, Threshold())
+    assert scores == pytest.approx(detector.calibration.scores_at(best), abs=1e-5)
+    assert text == f"probabilities >= {best:.2f}, the best F1 on held-out training images"
+    with pytest.raises(ConfigError, match=r"--recall 0\.99: no threshold reached it"):
+        least_scores(detector, Threshold("recall", 0.99))
+    plain = replace(detector, calibration=None)
+    assert least_scores(plain, Threshold())[0].tolist() == [0.0] * 4
+    with pytest.raises(ConfigError, match="--min-probability: the run has no probabilities"):
+        least_scores(plain, Threshold("probability", 0.5))
+    for kind in ("probability", "precision", "recall"):
+        with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
+            Threshold(kind, 1.0)
+
+
+# -- the stage -------------------------------------------------------------------------------------
+
+
+def test_no_image_is_detected_in_by_what_has_seen_it(
+    settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_copy / "model" / "calibration.safetensors").unlink()
+    seen: list[set[str]] = []
+    detected: list[set[str]] = []
+    genuine = stage._regressors, stage._detect
+
+    def regressors(context: object, data: TrainingData, **more: str) -> object:
+        seen.append({image.id for image in data.dataset.images})
+        return genuine[0](context, data, **more)  # type: ignore[arg-type]
+
+    def detect(data: TrainingData, parts: object, positions: list[int]) -> object:
+        detected.append({data.dataset.images[p].id for p in positions})
+        return genuine[1](data, parts, positions)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "_regressors", regressors)
+    monkeypatch.setattr(stage, "_detect", detect)
+    train_quietly(settings, run_copy, "calibrate={folds: 3}", until="calibrate")
+    assert len(seen) == len(detected) == 3
+    everything = set.union(*seen)
+    assert len(everything) == 12
+    for training, held_out in zip(seen, detected, strict=True):
+        assert held_out and training | held_out == everything and not training & held_out
+    assert sum(map(len, detected)) == len(set.union(*detected))
+
+
+def test_the_calibration_of_a_run(settings: Path, trained: Path, run_copy: Path) -> None:
+    detector = Detector.load(run_copy, device="cpu")
+    assert detector.calibration is not None and len(detector.calibration.evidence) == 4
+    path = run_copy / "model" / "calibration.safetensors"
+    whole = path.read_bytes()
+    config = run_copy / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("nms: 0.3", "nms: 0.4"))
+    assert text != config.read_text()
+    assert Detector.load(run_copy, device="cpu").calibration is None  # of other detections
+    config.write_text(text)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"calibration\.safetensors"):
+        Detector.load(run_copy, device="cpu")
+    train_quietly(settings, run_copy, until="calibrate")
+    assert path.read_bytes() == whole
+    train_quietly(settings, run_copy, "calibrate=none", until="calibrate")
+    assert not path.exists() and Detector.load(run_copy, device="cpu").calibration is None
+    assert contents(run_copy / "model").keys() == contents(trained / "model").keys() - {path.name}
+
+
+def test_a_softmax_is_calibrated_on_what_fine_tuning_held_out(
+    settings: Path, run_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_quietly(settings, run_copy, "classifier=softmax", until="calibrate")
+    assert "fine-tuning has held out 1 images, expected 10" in caplog.text
+    assert Detector.load(run_copy, device="cpu").calibration is None
+    more = ("classifier=softmax", "finetune.val_fraction=0.85")
+    _, said = train_quietly(settings, run_copy, *more, until="calibrate")
+    assert "right detections in 10 held-out images" in said
+
+
+# -- detection -------------------------------------------------------------------------------------
+
+
+def test_detections_have_probabilities(trained: Path, demo_root: Path) -> None:
+    detector = calibrated(trained)
+    found = detector(demo_root / "JPEGImages" / "000013.jpg")
+    assert found.probabilities is not None and len(found) > 3
+    expected = 1 / (1 + np.exp(-2.0 * found.scores.astype(np.float64)))
+    np.testing.assert_allclose(found.probabilities, expected, rtol=1e-5)
+    best = found.above(float(found.scores[2]))
+    assert best.probabilities is not None and len(best.probabilities) == len(best) == 3
+    of_class = np.full(4, np.inf, dtype=np.float32)
+    of_class[found.labels[0] - 1] = found.scores[0]
+    assert found.above(of_class).scores.tolist() == [found.scores[0]]
+    with pytest.raises(ValueError, match="probabilities"):
+        replace(found, probabilities=found.probabilities[1:])
+
+
+def test_probabilities_in_the_files(
+    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    image = demo_root / "JPEGImages" / "000013.jpg"
+    out = tmp_path / "out"
+    detect = (
+        "detect",
+        trained,
+        image,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--save",
+        "json,csv,images",
+    )
+    status, said, err = sppdet(*detect, "--min-probability", "0.02")
+    assert status == 0, err
+    assert "probabilities >= 0.02" in said
+    rows = json.loads((out / "detections.json").read_text())["annotations"]
+    calibration = Detector.load(trained, device="cpu").calibration
+    assert rows and calibration is not None
+    for row in rows:
+        score = np.array([row["score"]], dtype=np.float32)
+        label = np.array([row["category_id"]])
+        assert row["probability"] == pytest.approx(
+            float(calibration.probabilities(score, label)[0])
+        )
+        assert row["probability"] >= 0.0199
+    header, *lines = (out / "detections.csv").read_text().splitlines()
+    assert header.endswith(",probability") and len(lines) == len(rows)
+    assert float(lines[0].split(",")[-1]) == pytest.approx(rows[0]["probability"], abs=1e-4)
+
+
+def test_the_best_of_no_detection_is_said(
+    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    image = demo_root / "JPEGImages" / "000013.jpg"
+    common = ("detect", trained, image, "--device", "cpu", "--save", "json")
+    _, said, _ = sppdet(*common, "--out", tmp_path / "a", "--min-probability", "0.9999")
+    assert "0 detections in 1 images, probabilities >= 1.00: the best had probability 0." in said
+    option, count = said.split("--min-probability ")[1].split(" shows ")
+    count = count.split(";")[0]
+    _, again, _ = sppdet(*common, "--out", tmp_path / "b", "--min-probability", option)
+    assert f"{count} detections in 1 images" in again and int(count) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--score", "x"), "--score x: expected a number or auto"),
+        (("--score", "nan"), "--score nan: expected a number"),
+        (("--precision", "1.5"), "--precision 1.5: expected a number between 0 and 1"),
+        (("--recall", "0.9", "--score", "1"), "expected one of --score, --min-probability"),
+        (("--recall", "0.99999"), "--recall 0.99999: no threshold reached it"),
+    ],
+)
+def test_wrong_options(
+    sppdet: CommandLine,
+    trained: Path,
+    demo_root: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    problem: str,
+) -> None:
+    image = demo_root / "JPEGImages" / "000013.jpg"
+    status, _, err = sppdet("detect", trained, image, "--out", tmp_path / "out", *options)
+    assert status != 0 and problem in err and err.count("\n") == 1
+
+
+def test_bits_of_the_evidence(tmp_path: Path) -> None:
+    from sppdet.stages.model import read_calibration, save_calibration
+
+    path = tmp_path / "calibration.safetensors"
+    given = two_classes()
+    save_calibration(path, given, made_by="x", made_for="y")
+    found = read_calibration(path, classes=2, made_for="y")
+    assert found is not None
+    for a, b in zip(found.evidence, given.evidence, strict=True):
+        assert (a.scores == b.scores).all() and (a.correct == b.correct).all()
+        assert a.objects == b.objects
+    assert (found.slopes == given.slopes).all() and (found.intercepts == given.intercepts).all()
+    assert read_calibration(path, classes=2, made_for="z") is None
+    with pytest.raises(ArtifactError, match="slopes"):
+        read_calibration(path, classes=3, made_for="y")
+    save_calibration(path, None, made_by="x", made_for="y")
+    assert read_calibration(path, classes=2, made_for="y") is None
