@@ -174,9 +174,24 @@ def weigh(scored: ScoredProposals, weight: float, *, min_score: float) -> Scored
     return replace(scored, scores=low + np.float32(weight) * (scored.scores - low))
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Detections of an image, and the scored proposal of each."""
+
+    detections: Detections
+    rows: NDArray[np.int64]  # (N,) rows of the scored proposals of all models, one after the other
+
+
 def suppress(
     scored: Sequence[ScoredProposals], config: DetectConfig, *, width: int, height: int
 ) -> Detections:
+    """Apply NMS, box regression and voting; returns the detections of `select`."""
+    return select(scored, config, width=width, height=height).detections
+
+
+def select(
+    scored: Sequence[ScoredProposals], config: DetectConfig, *, width: int, height: int
+) -> Selection:
     """Apply NMS per class to the union of all models' scored proposals, then regress, clip and vote.
 
     NMS and soft-NMS compare proposals, before regression; each box that is kept is regressed by the
@@ -216,7 +231,8 @@ def suppress(
     labels = np.repeat(np.arange(1, len(chosen) + 1), [len(rows) for rows in chosen])
     all_scores = np.concatenate(kept_scores)
     order = np.argsort(-all_scores, kind="stable")
-    return Detections(np.concatenate(moved)[order], all_scores[order], labels[order], names)
+    found = Detections(np.concatenate(moved)[order], all_scores[order], labels[order], names)
+    return Selection(found, np.concatenate(chosen)[order])
 
 
 def _deltas(

@@ -117,6 +117,37 @@ def match_class(
     Raises:
         ValueError: `min_iou` out of range.
     """
+    order, outcomes, _ = match_targets(
+        boxes,
+        scores,
+        image_index,
+        gt_boxes=gt_boxes,
+        gt_image_index=gt_image_index,
+        gt_difficult=gt_difficult,
+        min_iou=min_iou,
+    )
+    return order, outcomes
+
+
+def match_targets(
+    boxes: Boxes,
+    scores: Scores,
+    image_index: NDArray[np.int64],
+    *,
+    gt_boxes: Boxes,
+    gt_image_index: NDArray[np.int64],
+    gt_difficult: Flags,
+    min_iou: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.int64]]:
+    """Match like `match_class`; returns also the row of the ground truth that each detection takes.
+
+    Returns:
+        The rows and outcomes of `match_class`, and (D,) int64 rows of `gt_boxes` in the same order, -1
+        where IoU < `min_iou`. Several detections may take one ground truth.
+
+    Raises:
+        ValueError: `min_iou` out of range.
+    """
     if not 0 < min_iou <= 1:
         raise ValueError(f"min_iou: {min_iou}, expected a number in (0, 1]")
     iou, target = _nearest_gt(boxes, image_index, gt_boxes, gt_image_index)
@@ -129,7 +160,9 @@ def match_class(
     outcomes = np.full(len(order), FALSE_POSITIVE, dtype=np.int8)
     outcomes[ignored] = IGNORED
     outcomes[counted[first]] = TRUE_POSITIVE
-    return order, outcomes
+    taken = np.full(len(order), -1, dtype=np.int64)
+    taken[hit] = target[hit]
+    return order, outcomes, taken
 
 
 def precision_recall(
