@@ -22,7 +22,8 @@ from sppdet.setting_types import Section
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 COMMANDS = (
-    *("train", "eval", "detect", "propose", "pretrain", "pretrain-eval", "classify", "probe"),
+    *("train", "eval", "diagnose", "detect", "propose"),
+    *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )
 # page and mark to the settings whose table stands there

@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(detector.train)
 app.command("eval")(detector.evaluate)
+app.command()(detector.diagnose)
 app.command()(detector.detect)
 app.command()(detector.propose)
 app.command()(classifier.pretrain)

@@ -1,4 +1,4 @@
-"""Commands of the detector: train, eval, detect, propose."""
+"""Commands of the detector: train, eval, diagnose, detect, propose."""
 
 from __future__ import annotations
 
@@ -109,6 +109,24 @@ def evaluate(
     state.command = "eval --detections"
     evaluate_files(config, detections, out, split=split, metric=metric, ids=ids)
     print(printable(f"reports are in {out}"))
+
+
+def diagnose(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
+    threshold: Annotated[
+        float,
+        typer.Option(help="Minimum score of a detection (an SVM margin, or log odds) that counts."),
+    ] = 0.0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the cause of every missed object and every false detection of a run on a split."""
+    if not math.isfinite(threshold):
+        raise ConfigError(f"--threshold {threshold}: expected a number")
+    start_libraries()
+    from sppdet.stages.causes import diagnose_run
+
+    diagnose_run(run, split, thresholds=threshold, device=device)
 
 
 def detect(
