@@ -34,7 +34,7 @@ COMMANDS = {
         "--out",
         "--device",
     ),
-    "diagnose": ("RUN", "--split", "--threshold", "--device"),
+    "diagnose": ("RUN", "--split", "--score", "--min-probability", "--device"),
     "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
     "propose": ("CONFIG", "--out", "--run", "--set"),
     "download": ("--root", "voc2007", "voc2012"),

@@ -68,7 +68,7 @@ def check_against_evaluation(
 @pytest.mark.parametrize("threshold", [0.0, -0.6, -9.0])
 def test_causes_add_up_to_the_evaluation(run_copy: Path, threshold: float) -> None:
     result = evaluate_run(run_copy, "test", device="cpu")
-    found = diagnose_run(run_copy, thresholds=threshold, device="cpu")
+    found = diagnose_run(run_copy, wanted=threshold, device="cpu")
     entries = causes_of(run_copy)
     lowest = max(threshold, -1.5)
     check_against_evaluation(found, entries, result, [lowest] * 4)
@@ -86,7 +86,7 @@ def test_causes_add_up_to_the_evaluation(run_copy: Path, threshold: float) -> No
 
 def test_detections_are_those_of_the_evaluation(run_copy: Path) -> None:
     result = evaluate_run(run_copy, "test", device="cpu")
-    found = diagnose_run(run_copy, device="cpu")
+    found = diagnose_run(run_copy, wanted=0.0, device="cpu")
     for label, one in enumerate(result.classes, start=1):
         scores = np.concatenate(
             [i.detections.scores[i.detections.labels == label] for i in found.images]
@@ -106,7 +106,7 @@ def test_detections_are_those_of_the_evaluation(run_copy: Path) -> None:
 def test_other_settings_of_detection(run_copy: Path, changes: dict[str, Any]) -> None:
     run = edited(run_copy, "detect", **changes)
     result = evaluate_run(run, "test", device="cpu")
-    found = diagnose_run(run, thresholds=-0.9, device="cpu")
+    found = diagnose_run(run, wanted=-0.9, device="cpu")
     lowest = max(-0.9, changes.get("min_score", -1.5))
     entries = causes_of(run)
     check_against_evaluation(found, entries, result, [lowest] * 4)
@@ -116,15 +116,15 @@ def test_other_settings_of_detection(run_copy: Path, changes: dict[str, Any]) ->
 def test_a_threshold_for_each_class(run_copy: Path) -> None:
     result = evaluate_run(run_copy, "test", device="cpu")
     thresholds = np.array([-1.0, -0.5, 0.0, 0.5])
-    found = diagnose_run(run_copy, thresholds=thresholds, device="cpu")
+    found = diagnose_run(run_copy, wanted=thresholds, device="cpu")
     check_against_evaluation(found, causes_of(run_copy), result, thresholds.tolist())
     for wrong in (np.zeros(3), np.array([0, 0, 0, np.nan])):
         with pytest.raises(ConfigError, match="one number, or one for each of 4 classes"):
-            diagnose_run(run_copy, thresholds=wrong, device="cpu")
+            diagnose_run(run_copy, wanted=wrong, device="cpu")
 
 
 def test_another_split(run_copy: Path) -> None:
-    found = diagnose_run(run_copy, "trainval", device="cpu")
+    found = diagnose_run(run_copy, "trainval", wanted=0.0, device="cpu")
     assert found.dataset.name.endswith("trainval") and len(found.dataset) == 12
     assert causes_of(run_copy, "trainval")["images"] == 12
     with pytest.raises(ConfigError):
@@ -168,7 +168,7 @@ def diagnose_run_of(run: Path) -> Diagnosis:
 def test_softmax_and_no_regression(settings: Path, run_copy: Path) -> None:
     train_quietly(settings, run_copy, "classifier=softmax", "bbox=none")
     result = evaluate_run(run_copy, "test", device="cpu")
-    found = diagnose_run(run_copy, thresholds=-2.0, device="cpu")
+    found = diagnose_run(run_copy, wanted=-2.0, device="cpu")
     entries = causes_of(run_copy)
     check_against_evaluation(found, entries, result, [-2.0] * 4)
     for cause in ("proposed badly", "moved off by regression"):
@@ -178,26 +178,26 @@ def test_softmax_and_no_regression(settings: Path, run_copy: Path) -> None:
 
 
 def test_what_the_command_prints(sppdet: CommandLine, run_copy: Path) -> None:
-    status, out, err = sppdet("diagnose", run_copy, "--threshold", "-0.6", "--device", "cpu")
+    status, out, err = sppdet("diagnose", run_copy, "--score", "-0.6", "--device", "cpu")
     assert (status, err) == (0, "warning: 1 objects of other classes left out: ring 1\n")
     entries = causes_of(run_copy)
     for words in ("missed objects", "false detections", "objects by", "mAP (11-point, "):
         assert words in out
     assert all(line in out for line in entries["advice"]) and len(entries["advice"]) >= 2
     before = (run_copy / "eval" / "test" / "causes.json").read_bytes()
-    assert sppdet("diagnose", run_copy, "--threshold", "-0.6", "--device", "cpu")[0] == 0
+    assert sppdet("diagnose", run_copy, "--score", "-0.6", "--device", "cpu")[0] == 0
     assert (run_copy / "eval" / "test" / "causes.json").read_bytes() == before
     best = entries["best_threshold"]
     assert best["score"] < 0 < best["recall"] <= 1 and 0 < best["precision"] <= 1
-    status, out, _ = sppdet("diagnose", run_copy, "--threshold", "-3", "--device", "cpu")
+    status, out, _ = sppdet("diagnose", run_copy, "--score", "-3", "--device", "cpu")
     assert status == 0 and "detect.min_score is -1.5" in out
 
 
 def test_errors_of_the_command(sppdet: CommandLine, run_copy: Path, tmp_path: Path) -> None:
     status, _, err = sppdet("diagnose", tmp_path)
     assert status == 1 and err.startswith("error: ") and "not a run" in err
-    status, _, err = sppdet("diagnose", run_copy, "--threshold", "nan")
-    assert (status, err) == (1, "error: --threshold nan: expected a number\n")
+    status, _, err = sppdet("diagnose", run_copy, "--score", "nan")
+    assert (status, err) == (1, "error: --score nan: expected a number\n")
     status, _, err = sppdet("diagnose", run_copy, run_copy)
     assert status == 2
     shutil.rmtree(run_copy / "model")
@@ -222,8 +222,8 @@ def test_every_cause_has_advice() -> None:
     said = advice_for_miss("not proposed", config)
     assert said == "try proposals.mode: quality or proposals.engine: [sppdet, edgeboxes]"
     below: MissCause = "scored below the threshold"
-    assert "--threshold -0.85, where F1" in advice_for_miss(below, config, lower=-0.851)
-    assert "--threshold 0.50, where F1" in advice_for_false("background", config, higher=0.5)
+    assert "--score -0.85, where F1" in advice_for_miss(below, config, lower=-0.851)
+    assert "--score 0.50, where F1" in advice_for_false("background", config, higher=0.5)
     for text in (advice_for_miss(below, config), advice_for_false("background", config)):
         assert "threshold" not in text
     small = advice_for_miss("not proposed", config, too_small=3)

@@ -29,6 +29,22 @@ StageName = Literal[
     "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
 ]
 MetricName = Literal["voc07", "voc10", "coco"]
+ScoreOption = Annotated[
+    str,
+    typer.Option(
+        metavar="<auto|float>",
+        help="Minimum score (an SVM margin, or log odds). auto: the best F1 on training images.",
+    ),
+]
+ProbabilityOption = Annotated[
+    float | None, typer.Option(help="Minimum probability that a detection is right.")
+]
+PrecisionOption = Annotated[
+    float | None, typer.Option(help="Threshold with this precision on training images.")
+]
+RecallOption = Annotated[
+    float | None, typer.Option(help="Threshold with this recall on training images.")
+]
 
 
 def train(
@@ -114,41 +130,28 @@ def evaluate(
 def diagnose(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
-    threshold: Annotated[
-        float,
-        typer.Option(help="Minimum score of a detection (an SVM margin, or log odds) that counts."),
-    ] = 0.0,
+    score: ScoreOption = "auto",
+    min_probability: ProbabilityOption = None,
+    precision: PrecisionOption = None,
+    recall: RecallOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Find the cause of every missed object and every false detection of a run on a split."""
-    if not math.isfinite(threshold):
-        raise ConfigError(f"--threshold {threshold}: expected a number")
     start_libraries()
     from sppdet.stages.causes import diagnose_run
 
-    diagnose_run(run, split, thresholds=threshold, device=device)
+    wanted = _threshold(score, min_probability, precision, recall)
+    diagnose_run(run, split, wanted=wanted, device=device)
 
 
 def detect(
     run: RunArgument,
     paths: PathsArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    score: Annotated[
-        str,
-        typer.Option(
-            metavar="<auto|float>",
-            help="Minimum score (an SVM margin, or log odds). auto: the best F1 on training images.",
-        ),
-    ] = "auto",
-    min_probability: Annotated[
-        float | None, typer.Option(help="Minimum probability that a detection is right.")
-    ] = None,
-    precision: Annotated[
-        float | None, typer.Option(help="Threshold with this precision on training images.")
-    ] = None,
-    recall: Annotated[
-        float | None, typer.Option(help="Threshold with this recall on training images.")
-    ] = None,
+    score: ScoreOption = "auto",
+    min_probability: ProbabilityOption = None,
+    precision: PrecisionOption = None,
+    recall: RecallOption = None,
     save: Annotated[
         str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
     ] = "images,json",

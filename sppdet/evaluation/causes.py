@@ -39,7 +39,8 @@ FALSE_CAUSES: tuple[FalseCause, ...] = get_args(FalseCause)
 MIN_IOU = 0.5  # of a proposal, window or detection that is on an object
 GOOD_IOU = 0.7  # from which a proposal is good
 NEAR_IOU = 0.1  # below which a box has nothing to do with an object
-CERTAIN_SCORE = float(np.log(9))  # log odds of the probability 0.9
+CERTAIN = 0.9  # probability from which a detection at no object looks like one without a label
+CERTAIN_SCORE = float(np.log(CERTAIN / (1 - CERTAIN)))  # its log odds
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sppdet.detection.detect import select
 from sppdet.detection.trace import regressed_boxes, suppressors
 from sppdet.errors import ConfigError
 from sppdet.evaluation.causes import (
+    CERTAIN,
     MIN_IOU,
     FalseDetection,
     ImageTrace,
@@ -37,6 +38,7 @@ from sppdet.stages.detector import Detector
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.thresholds import Threshold, least_scores
 from sppdet.types import AnnotatedImage, Dataset, Proposals
 
 
@@ -71,7 +73,7 @@ def diagnose_run(
     run: Path,
     split: str = "test",
     *,
-    thresholds: float | NDArray[np.float64] = 0.0,
+    wanted: Threshold | float | NDArray[np.float64] | None = None,
     device: str = "auto",
 ) -> Diagnosis:
     """Detect in every image of a split and find the cause of every error.
@@ -80,7 +82,8 @@ def diagnose_run(
     where they are stored, else computed and stored; detections are computed again.
 
     Args:
-        thresholds: minimum score of a detection that counts, for all classes or (K,) for each.
+        wanted: what detections count: as `sppdet detect` takes it (None: the best F1), or a minimum score
+            for all classes or (K,) for each.
 
     Raises:
         ConfigError: several processes call, or there are as many thresholds as classes neither.
@@ -103,6 +106,11 @@ def diagnose_run(
             workers=worker_count(config.workers),
         )
         images.save(run / "images.json")
+        thresholds = wanted
+        if thresholds is None or isinstance(thresholds, Threshold):
+            least, text = least_scores(detector, thresholds or Threshold())
+            LOGGER.info("detections with %s", text)
+            thresholds = least.astype(np.float64)
         found = diagnose(run, config, detector, dataset, images, thresholds=thresholds)
         train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
         folder = run / "eval" / safe_id(split)
@@ -136,7 +144,10 @@ def diagnose(
         traced = trace_image(detector, image, inputs, config.scales)
         judged.append(judge(traced, lowest, finest_level=finest))
     softmax = detector.classifiers.kind == "softmax"
-    certain = certain_scores(judged, lowest, probabilities=softmax)
+    if detector.calibration is not None:
+        certain = detector.calibration.scores_at(CERTAIN)
+    else:
+        certain = certain_scores(judged, lowest, probabilities=softmax)
     false = [false_detections(image, certain) for image in judged]
     return Diagnosis(
         config,
