@@ -186,6 +186,18 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class Matches:
+    """The outcome of every detection of one class, and the objects that count, by image.
+
+    `outcomes` are those of `evaluation.voc`, at the metric's one IoU or at several.
+    """
+
+    image_index: NDArray[np.int64]  # (D,) rows of the data set, in descending score
+    outcomes: NDArray[np.int8]  # (IoUs, D)
+    objects: NDArray[np.int64]  # (I,) without difficult ones
+
+
+@dataclass(frozen=True)
 class ClassResult:
     """Precision-recall curve of one class, a point per detection in descending score.
 
@@ -203,6 +215,19 @@ class ClassResult:
     image_index: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     boxes: Boxes = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     outcomes: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    matches: Matches | None = None  # of the bootstrap
+
+
+Interval = tuple[float, float]  # low, high; NaN where it isn't known
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals of the mean AP and of each class's by a bootstrap of `draws` draws."""
+
+    mean: Interval
+    classes: tuple[Interval, ...]
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -217,3 +242,4 @@ class EvalResult:
     extra: dict[str, float] = field(default_factory=dict)
     min_iou: float = 0.5
     image_ids: tuple[str, ...] = ()  # indexed by `ClassResult.image_index`
+    intervals: Intervals | None = None

@@ -15,6 +15,7 @@ from evaluation_samples import random_split
 from runs import printed_to
 from sppdet.data_config import DataConfig
 from sppdet.errors import ArtifactError
+from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.stages.evaluate import write_scores
@@ -123,6 +124,43 @@ def test_table(result: EvalResult) -> None:
     assert "n/a" in text
     assert "the|signature\n" in text
     assert "mAP (11-point, random): " in printed(result, width=20)
+
+
+def test_intervals_are_written_and_printed(result: EvalResult, tmp_path: Path) -> None:
+    scored = with_intervals(result)
+    assert scored.intervals is not None
+    write_metrics(scored, tmp_path / "one", signature="s")
+    write_metrics(with_intervals(result), tmp_path / "two", signature="s")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    written = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert written["mAP_interval"] == list(scored.intervals.mean)
+    assert written["AP_interval"]["a"] == list(scored.intervals.classes[0])
+    assert written["AP_interval"]["_none"] is None
+    assert written["interval"] == {"level": 0.95, "draws": 1000}
+    low, high = (f"{100 * bound:.2f}" for bound in scored.intervals.mean)
+    text = printed(scored)
+    assert f"mAP (11-point, random): {100 * result.mean_ap:.2f} % (95 %: {low}–{high})\n" in text
+    low, high = (f"{100 * bound:.2f}" for bound in scored.intervals.classes[0])
+    assert f" {low}–{high} " in text and float(low) < 100 * result.classes[0].ap < float(high)
+
+
+def test_without_intervals_nothing_is_claimed(result: EvalResult, tmp_path: Path) -> None:
+    write_metrics(result, tmp_path, signature="s")
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert (written["mAP_interval"], written["interval"]) == (None, None)
+    assert set(written["AP_interval"].values()) == {None}
+    assert "95 %" not in printed(result)
+
+
+def test_classes_with_few_objects_are_marked(result: EvalResult) -> None:
+    note = "* fewer than 20 objects: AP and its interval are rough\n"
+    classes = result.classes
+    enough = [replace(one, ground_truths=20) for one in classes[:3]]
+    text = printed(replace(result, classes=(*enough, classes[3])))  # the last one has none
+    assert note not in text and "*" not in text
+    few = replace(classes[0], ground_truths=19)
+    text = printed(replace(result, classes=(few, *enough)))
+    assert note in text and text.count("19*") == 1 and text.count("*") == 2
 
 
 def test_title_names_metric_split_and_iou(result: EvalResult) -> None:

@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 
 from sppdet.errors import DataError
 from sppdet.evaluation.inputs import flatten_detections, flatten_ground_truth
-from sppdet.evaluation.voc import mean_of_known, warn_uncounted
-from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Labels
+from sppdet.evaluation.voc import (
+    FALSE_POSITIVE,
+    IGNORED,
+    TRUE_POSITIVE,
+    mean_of_known,
+    warn_uncounted,
+)
+from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Labels, Matches
 
 COCO_NUMBERS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -60,7 +66,7 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[str, Detections]) -> Eva
         for labels in (truth.labels[~truth.difficult], found.labels)
     ]
     classes = tuple(
-        _class_result(name, evaluation.eval, k, ground_truths=counted, detections=detected)
+        _class_result(name, evaluation, k, ground_truths=counted, detections=detected)
         for k, (name, counted, detected) in enumerate(
             zip(dataset.class_names, *counts, strict=True)
         )
@@ -148,8 +154,9 @@ def _run_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]]) -> Any:
 
 
 def _class_result(
-    name: str, accumulated: Mapping[str, Any], k: int, *, ground_truths: int, detections: int
+    name: str, evaluation: Any, k: int, *, ground_truths: int, detections: int
 ) -> ClassResult:
+    accumulated: Mapping[str, Any] = evaluation.eval
     # precision, scores: [IoU, recall, class, area, detections an image]; -1 if nothing counts
     precision: NDArray[np.float64] = accumulated["precision"][:, :, k, _ALL_AREAS, _AT_MOST_100]
     scores: NDArray[np.float64] = accumulated["scores"][0, :, k, _ALL_AREAS, _AT_MOST_100]
@@ -162,4 +169,27 @@ def _class_result(
         scores=scores[counts],
         ground_truths=ground_truths,
         detections=detections,
+        matches=_matches(evaluation, k),
     )
+
+
+def _matches(evaluation: Any, k: int) -> Matches:
+    """Collect the matches of a class at the ten IoUs, all areas, at most 100 detections an image."""
+    params = evaluation.params
+    images, areas = len(params.imgIds), len(params.areaRng)
+    first = (k * areas + _ALL_AREAS) * images  # pycocotools' order: class, area, image
+    of_image = evaluation.evalImgs[first : first + images]
+    none = np.zeros((len(params.iouThrs), 0), np.bool_)
+    objects = np.zeros(images, np.int64)
+    scores, rows, matched, ignored = [np.zeros(0)], [np.zeros(0, np.int64)], [none], [none]
+    for row, one in enumerate(of_image):
+        if one is not None:  # it is None without detections and objects
+            objects[row] = np.count_nonzero(one["gtIgnore"] == 0)
+            scores.append(np.asarray(one["dtScores"], dtype=np.float64))
+            rows.append(np.full(len(one["dtScores"]), row, np.int64))
+            matched.append(one["dtMatches"] > 0)
+            ignored.append(one["dtIgnore"].astype(np.bool_))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    outcomes = np.where(np.concatenate(matched, axis=1), TRUE_POSITIVE, FALSE_POSITIVE)
+    outcomes = np.where(np.concatenate(ignored, axis=1), IGNORED, outcomes).astype(np.int8)
+    return Matches(np.concatenate(rows)[order], outcomes[:, order], objects)

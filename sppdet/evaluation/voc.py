@@ -17,7 +17,7 @@ from sppdet.evaluation.inputs import (
     flatten_detections,
     flatten_ground_truth,
 )
-from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Flags, Scores
+from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Flags, Matches, Scores
 
 log = logging.getLogger("sppdet")
 
@@ -79,6 +79,7 @@ def class_results(
             name,
             found.at(by_label[starts[k] : starts[k + 1]]),
             truth.at(truth.labels == k + 1),
+            images=len(dataset),
             metric=metric,
             min_iou=min_iou,
         )
@@ -237,6 +238,7 @@ def _evaluate_class(
     found: FlatDetections,
     truth: FlatGroundTruth,
     *,
+    images: int,
     metric: VocMetric,
     min_iou: float,
 ) -> ClassResult:
@@ -249,7 +251,8 @@ def _evaluate_class(
         gt_difficult=truth.difficult,
         min_iou=min_iou,
     )
-    ground_truths = int((~truth.difficult).sum())
+    objects = np.bincount(truth.image_index[~truth.difficult], minlength=images)
+    ground_truths = int(objects.sum())
     recall, precision = precision_recall(outcomes, ground_truths=ground_truths)
     ap = average_precision(recall, precision, metric=metric) if ground_truths else float("nan")
     return ClassResult(
@@ -263,6 +266,7 @@ def _evaluate_class(
         image_index=found.image_index[order],
         boxes=found.boxes[order],
         outcomes=outcomes,
+        matches=Matches(found.image_index[order], outcomes[None], objects),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.detection.detect import VERSION as DETECTION_VERSION
+from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.backbones import ScaledImage
@@ -105,7 +106,14 @@ def evaluate(context: Context) -> bool:
 
 
 def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:
-    """Score the detections of a data set."""
+    """Score the detections of a data set, with intervals."""
+    return with_intervals(compute_metric(dataset, detections, metric=metric))
+
+
+def compute_metric(
+    dataset: Dataset, detections: dict[str, Detections], *, metric: Metric
+) -> EvalResult:
+    """Compute a metric of the detections of a data set."""
     if metric == "coco":
         return evaluate_coco(dataset, detections)
     return evaluate_voc(dataset, detections, metric=metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.errors import printable
+from sppdet.evaluation.bootstrap import LEVEL
 from sppdet.evaluation.voc import monotone
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
 from sppdet.runs.artifacts import atomic_path, write_text
-from sppdet.types import ClassResult, EvalResult
+from sppdet.types import ClassResult, EvalResult, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,10 @@ _METRIC_NAMES = {
     "voc10": "area under the curve",
     "coco": "COCO IoU .50:.95",
 }
+FEW_OBJECTS = 20
+"""Number of objects that count below which the AP of a class is marked as rough."""
+FEW_MARK = "*"
+_LEVEL_TITLE = f"{LEVEL:.0%}".replace("%", " %")  # as of the other numbers
 _MOST_PANELS = 100  # of the overview
 
 
@@ -77,12 +83,19 @@ def write_curves(result: EvalResult, folder: Path, *, detections_csv: bool = Tru
 def metrics(result: EvalResult, *, signature: str) -> dict[str, Any]:
     """Collect the numbers for JSON: fractions, not per cent; null for NaN.
 
-    Keys: mAP, AP (by class), extra, metric, min_iou, split, images, ground_truths (that count),
-    detections, signature.
+    Keys: mAP, AP (by class), mAP_interval and AP_interval ([low, high]), interval (how they were
+    computed), extra, metric, min_iou, split, images, ground_truths (that count), detections, signature.
     """
+    found = result.intervals
+    bounds = found.classes if found else [None] * len(result.classes)
     return {
         "mAP": _or_none(result.mean_ap),
         "AP": {one.name: _or_none(one.ap) for one in result.classes},
+        "mAP_interval": interval_or_none(found.mean if found else None),
+        "AP_interval": {
+            one.name: interval_or_none(own) for one, own in zip(result.classes, bounds, strict=True)
+        },
+        "interval": {"level": LEVEL, "draws": found.draws} if found else None,
         "extra": {name: _or_none(value) for name, value in result.extra.items()},
         "metric": result.metric,
         "min_iou": result.min_iou if result.metric != "coco" else None,
@@ -100,28 +113,54 @@ def print_table(result: EvalResult, console: Console, *, signature: str = "") ->
     from rich.text import Text
 
     table = Table("class", header_style="bold")
-    for heading in ("AP %", "objects", "detections"):
+    found = result.intervals
+    headings = ("AP %", *([_LEVEL_TITLE] if found else []), "objects", "detections")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for one in result.classes:
-        counts = (str(one.ground_truths), str(one.detections))
+    for k, one in enumerate(result.classes):
+        few = FEW_MARK if 0 < one.ground_truths < FEW_OBJECTS else ""
+        counts = (f"{one.ground_truths}{few}", str(one.detections))
+        low_high = [range_percent(found.classes[k])] if found else []
         table.add_row(
-            Text(printable(one.name)), _percent(one.ap), *counts
+            Text(printable(one.name)), percent(one.ap), *low_high, *counts
         )  # Text: no markup in names
     console.print(table)
+    print_note_on_few([one.ground_truths for one in result.classes], console)
     if result.extra:
         numbers = Table("COCO", header_style="bold")
         numbers.add_column("%", justify="right", no_wrap=True)
         for name, value in result.extra.items():
-            numbers.add_row(Text(name), _percent(value))
+            numbers.add_row(Text(name), percent(value))
         console.print(numbers)
-    headline = f"{metric_title(result)}: {_percent(result.mean_ap)} %"
+    headline = f"{metric_title(result)}: {percent(result.mean_ap)} %"
+    if found:
+        headline += f" ({_LEVEL_TITLE}: {range_percent(found.mean)})"
     console.print(Text(headline, style="bold"), soft_wrap=True)
     if signature:
         console.print(Text(printable(signature)), soft_wrap=True)
 
 
-def _percent(fraction: float) -> str:
-    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.2f}"
+def print_note_on_few(ground_truths: Sequence[int], console: Console) -> None:
+    """Explain the mark of classes with few objects, where there is one."""
+    if any(0 < count < FEW_OBJECTS for count in ground_truths):
+        note = f"{FEW_MARK} fewer than {FEW_OBJECTS} objects: AP and its interval are rough"
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def percent(fraction: float, *, signed: bool = False) -> str:
+    """Format a fraction in per cent; "n/a" for NaN."""
+    return "n/a" if math.isnan(fraction) else f"{100 * fraction:{'+' if signed else ''}.2f}"
+
+
+def range_percent(interval: Interval, *, signed: bool = False) -> str:
+    """Format an interval of fractions in per cent: "55.10–66.98", signed "-1.20 to +3.40"."""
+    low, high = (percent(bound, signed=signed) for bound in interval)
+    return "n/a" if math.isnan(interval[0]) else f"{low} to {high}" if signed else f"{low}–{high}"
+
+
+def interval_or_none(interval: Interval | None) -> list[float] | None:
+    """Convert an interval for JSON."""
+    return None if interval is None or math.isnan(interval[0]) else list(interval)
 
 
 def _or_none(value: float) -> float | None:
@@ -135,7 +174,7 @@ def _save_curve(one: ClassResult, result: EvalResult, path: Path) -> None:
     axes.set_xlabel("recall")
     axes.set_ylabel(_precision_label(result))
     title = metric_title(result).removeprefix("m")
-    axes.set_title(f"{one.name}: {title} {_percent(one.ap)} %", parse_math=False, fontsize=9)
+    axes.set_title(f"{one.name}: {title} {percent(one.ap)} %", parse_math=False, fontsize=9)
     _save(figure, path)
 
 
@@ -145,7 +184,7 @@ def _save_overview(result: EvalResult, path: Path) -> None:
     columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
     rows = max(1, math.ceil(len(shown) / columns))
     figure = _figure(width=max(2.0 * columns, 5.0), height=2.0 * rows + 0.6)
-    title = f"{metric_title(result)} {_percent(result.mean_ap)} %"
+    title = f"{metric_title(result)} {percent(result.mean_ap)} %"
     rest = len(result.classes) - len(shown)
     more = f"; {rest} more classes not shown" if rest else ""
     figure.suptitle(title + more, parse_math=False, fontsize=10)
@@ -153,7 +192,7 @@ def _save_overview(result: EvalResult, path: Path) -> None:
         axes = figure.add_subplot(rows, columns, position)
         _draw_curve(axes, one)
         axes.tick_params(labelsize=6)
-        axes.set_title(f"{one.name} {_percent(one.ap)}", parse_math=False, fontsize=8)
+        axes.set_title(f"{one.name} {percent(one.ap)}", parse_math=False, fontsize=8)
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel(_precision_label(result), fontsize=9)
     _save(figure, path)
