@@ -35,6 +35,7 @@ COMMANDS = {
         "--device",
     ),
     "diagnose": ("RUN", "--split", "--score", "--min-probability", "--device"),
+    "compare": ("RUN_A", "RUN_B", "--split", "--metric", "--json"),
     "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
     "propose": ("CONFIG", "--out", "--run", "--set"),
     "download": ("--root", "voc2007", "voc2012"),

@@ -32,7 +32,14 @@ def imported_by(*arguments: str | Path) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["info", "--help"], ["train", "--help"], ["init", "--list"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["info", "--help"],
+        ["train", "--help"],
+        ["compare", "--help"],
+        ["init", "--list"],
+    ],
     ids=" ".join,
 )
 def test_light_commands(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sppdet.cli import classifier, detector, tools
+from sppdet.cli import classifier, detector, tools, trust
 from sppdet.cli.options import MAX_THREADS
 from sppdet.cli.process import state
 from sppdet.errors import one_line
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(detector.train)
 app.command("eval")(detector.evaluate)
 app.command()(detector.diagnose)
+app.command()(trust.compare)
 app.command()(detector.detect)
 app.command()(detector.propose)
 app.command()(classifier.pretrain)

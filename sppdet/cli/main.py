@@ -27,6 +27,7 @@ AFTER_A_SIGNAL = {
     "eval": "the detections so far are kept; the same command does the rest",
     "eval --detections": "nothing is kept; the same command starts again",
     "diagnose": "nothing is kept; the same command starts again",
+    "compare": "nothing is kept; the same command starts again",
     "detect": "the results so far are kept; the same command does the rest",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",

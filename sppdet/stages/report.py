@@ -30,10 +30,10 @@ _METRIC_NAMES = {
     "voc10": "area under the curve",
     "coco": "COCO IoU .50:.95",
 }
+LEVEL_TITLE = f"{LEVEL:.0%}".replace("%", " %")
 FEW_OBJECTS = 20
 """Number of objects that count below which the AP of a class is marked as rough."""
-FEW_MARK = "*"
-_LEVEL_TITLE = f"{LEVEL:.0%}".replace("%", " %")  # as of the other numbers
+_FEW_MARK = "*"
 _MOST_PANELS = 100  # of the overview
 
 
@@ -89,14 +89,14 @@ def metrics(result: EvalResult, *, signature: str) -> dict[str, Any]:
     found = result.intervals
     bounds = found.classes if found else [None] * len(result.classes)
     return {
-        "mAP": _or_none(result.mean_ap),
-        "AP": {one.name: _or_none(one.ap) for one in result.classes},
+        "mAP": number_or_none(result.mean_ap),
+        "AP": {one.name: number_or_none(one.ap) for one in result.classes},
         "mAP_interval": interval_or_none(found.mean if found else None),
         "AP_interval": {
             one.name: interval_or_none(own) for one, own in zip(result.classes, bounds, strict=True)
         },
         "interval": {"level": LEVEL, "draws": found.draws} if found else None,
-        "extra": {name: _or_none(value) for name, value in result.extra.items()},
+        "extra": {name: number_or_none(value) for name, value in result.extra.items()},
         "metric": result.metric,
         "min_iou": result.min_iou if result.metric != "coco" else None,
         "split": result.split,
@@ -114,12 +114,11 @@ def print_table(result: EvalResult, console: Console, *, signature: str = "") ->
 
     table = Table("class", header_style="bold")
     found = result.intervals
-    headings = ("AP %", *([_LEVEL_TITLE] if found else []), "objects", "detections")
+    headings = ("AP %", *([LEVEL_TITLE] if found else []), "objects", "detections")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for k, one in enumerate(result.classes):
-        few = FEW_MARK if 0 < one.ground_truths < FEW_OBJECTS else ""
-        counts = (f"{one.ground_truths}{few}", str(one.detections))
+        counts = (f"{one.ground_truths}{few_mark(one.ground_truths)}", str(one.detections))
         low_high = [range_percent(found.classes[k])] if found else []
         table.add_row(
             Text(printable(one.name)), percent(one.ap), *low_high, *counts
@@ -134,16 +133,21 @@ def print_table(result: EvalResult, console: Console, *, signature: str = "") ->
         console.print(numbers)
     headline = f"{metric_title(result)}: {percent(result.mean_ap)} %"
     if found:
-        headline += f" ({_LEVEL_TITLE}: {range_percent(found.mean)})"
+        headline += f" ({LEVEL_TITLE}: {range_percent(found.mean)})"
     console.print(Text(headline, style="bold"), soft_wrap=True)
     if signature:
         console.print(Text(printable(signature)), soft_wrap=True)
 
 
+def few_mark(ground_truths: int) -> str:
+    """Return the mark of a class with few objects, "" for others and those without any."""
+    return _FEW_MARK if 0 < ground_truths < FEW_OBJECTS else ""
+
+
 def print_note_on_few(ground_truths: Sequence[int], console: Console) -> None:
     """Explain the mark of classes with few objects, where there is one."""
-    if any(0 < count < FEW_OBJECTS for count in ground_truths):
-        note = f"{FEW_MARK} fewer than {FEW_OBJECTS} objects: AP and its interval are rough"
+    if any(map(few_mark, ground_truths)):
+        note = f"{_FEW_MARK} fewer than {FEW_OBJECTS} objects: AP and its interval are rough"
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -163,7 +167,8 @@ def interval_or_none(interval: Interval | None) -> list[float] | None:
     return None if interval is None or math.isnan(interval[0]) else list(interval)
 
 
-def _or_none(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
+    """Convert a number for JSON, which has no NaN."""
     return value if math.isfinite(value) else None
 
 
