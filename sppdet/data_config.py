@@ -27,6 +27,11 @@ class DataConfig(Section):
     null leaves out that root. Required for training."""
     test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
     """Test set, named like `train`. null: no test set, training ends without an evaluation."""
+    train_ids: Path | None = None
+    """Text file of image ids, one a line: the images of the training set to use. An image's id is the name
+    of its file without the suffix, where these names differ. null: all."""
+    test_ids: Path | None = None
+    """Text file of image ids, one a line: the images of the test set to use. null: all."""
     classes: Literal["auto"] | Annotated[list[ClassName], Field(min_length=1)] = "auto"
     """Class names, in the order of their labels. Objects of other classes are ignored. auto: all classes
     of the training annotations, sorted by name."""

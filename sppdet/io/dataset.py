@@ -16,6 +16,7 @@ import numpy as np
 from sppdet.boxes import clip_boxes
 from sppdet.errors import DataError, ImageError, shorten
 from sppdet.io.coco import read_coco_set
+from sppdet.io.id_lists import choose_records
 from sppdet.io.image_cache import ImageCache, ImageInfo
 from sppdet.io.names import number_repeats, safe_id
 from sppdet.io.records import ImageRecord, Skips
@@ -39,6 +40,7 @@ def load_dataset(
     workers: int = 1,
     known: ImageCache | None,
     repair_sizes: bool = False,
+    only: Path | None = None,
 ) -> Dataset:
     """Read one split, from one root or several.
 
@@ -62,9 +64,10 @@ def load_dataset(
         known: cache of the images; the caller saves it.
         repair_sizes: move the boxes of images whose annotations state another size into the images,
             where it is certain how; see `stated_sizes`. Needs `read_images`.
+        only: list of the ids of the images to use, see `id_lists`; None for all.
 
     Returns:
-        The data set; its name is made of those of roots and sets ("VOC2007-trainval").
+        The data set; its name is made of those of roots, sets and list ("VOC2007-trainval").
 
     Raises:
         AnnotationError: an annotation can't be read, or a box has no area.
@@ -80,6 +83,9 @@ def load_dataset(
     records = _join(parts, _prefixes(roots, [position for *_, position in used]))
     if not records:
         raise DataError(f"{split or 'no set is named'}: no images")
+    if only is not None:
+        records = choose_records(records, only, set_name=split)
+        split = safe_id(f"{split}-{only.stem}")
     if class_names is not None:
         records = _of_classes(records, frozenset(class_names))
     records = [_usable(record, skips) for record in records]

@@ -20,7 +20,8 @@ from sppdet.io.packaged_configs import find_config
 from sppdet.setting_types import Section
 
 PATH_KEYS = (
-    *(("data", "root"), ("data", "images"), ("store",)),
+    *(("data", "root"), ("data", "images"), ("data", "train_ids"), ("data", "test_ids")),
+    ("store",),
     *(("proposals", "path"), ("proposals", "edge_model")),
 )
 WEIGHT_NAMES = ("imagenet", "none")

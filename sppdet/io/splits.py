@@ -40,4 +40,5 @@ def read_split(
         workers=workers,
         known=cache,
         repair_sizes=config.repair_sizes,
+        only={"train": config.train_ids, "test": config.test_ids}.get(split),
     )

@@ -172,7 +172,9 @@ def settings_fingerprint(config: Config) -> str:
     """Hash the settings that can change the result: not folders, threads or how often work is saved."""
     aside = {"store", "workers", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
-    raw["data"] = {k: v for k, v in raw["data"].items() if k not in ("root", "images")}
+    # which images the lists name shows in the digests of the data
+    places = ("root", "images", "train_ids", "test_ids")
+    raw["data"] = {k: v for k, v in raw["data"].items() if k not in places}
     raw["features"].pop("store")
     raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
     if raw["proposals"]["edge_model"] is not None:
