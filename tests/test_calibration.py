@@ -8,59 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 import sppdet.stages.calibrate as stage
 from runs import CommandLine, contents, train_quietly
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
+from sppdet.evaluation.folds import in_one_part
+from sppdet.evaluation.operating_point import operating_points, wilson
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from sppdet.stages.detector import Detector
 from sppdet.stages.thresholds import Threshold, least_scores
 from sppdet.stages.training_data import TrainingData
-from sppdet.training.folds import always_trained, deal_folds
-from sppdet.types import ClassResult
-
-# -- folds -----------------------------------------------------------------------------------------
+from sppdet.types import ClassResult, Matches
 
 
-def random_labels(count: int, *, seed: int) -> list[NDArray[np.int64]]:
-    """Labels of images: many objects of class 1, few of class 4, some images without any."""
-    rng = np.random.default_rng(seed)
-    chances = [0.6, 0.25, 0.1, 0.05]
-    return [
-        1 + rng.choice(4, size=rng.integers(0, 4), p=chances).astype(np.int64) for _ in range(count)
-    ]
-
-
-def test_folds_are_alike() -> None:
-    labels = random_labels(203, seed=1)
-    folds = deal_folds(labels, 4, seed=0)
-    assert set(folds.tolist()) == {0, 1, 2, 3}
-    sizes = np.bincount(folds)
-    assert sizes.max() - sizes.min() <= 20
-    for label in (1, 2, 3, 4):
-        of_class = np.array([(own == label).sum() for own in labels])
-        counts = np.bincount(folds, weights=of_class)
-        assert counts.max() - counts.min() <= max(3, 0.2 * counts.mean()), label
-    assert (deal_folds(labels, 4, seed=0) == folds).all()
-    assert (deal_folds(labels, 4, seed=1) != folds).any()
-
-
-def test_groups_stay_together() -> None:
-    labels = random_labels(60, seed=2)
-    groups = (np.arange(60) // 3).tolist()
-    folds = deal_folds(labels, 3, seed=0, groups=groups)
-    assert (folds.reshape(20, 3) == folds.reshape(20, 3)[:, :1]).all()
-    assert len(set(folds.tolist())) == 3
-
-
-def test_the_only_images_of_a_class_are_always_trained_on() -> None:
-    of = [np.array(labels, dtype=np.int64) for labels in ([1], [1, 2], [3], [3], [], [1])]
-    folds = np.array([0, 1, 2, 2, 0, 2])
-    # class 2 lies in fold 1 alone, class 3 in fold 2 alone
-    assert always_trained(of, folds).tolist() == [False, True, True, True, False, False]
+def test_the_only_images_of_a_class() -> None:
+    classes = np.zeros((6, 3), dtype=np.bool_)
+    for image, label in ((0, 1), (1, 1), (1, 2), (2, 3), (3, 3), (5, 1)):
+        classes[image, label - 1] = True
+    # class 2 lies in part 1 alone, class 3 in part 2 alone
+    found = in_one_part(classes, np.array([0, 1, 2, 2, 0, 2]))
+    assert found.tolist() == [False, True, True, True, False, False]
 
 
 # -- the fit ---------------------------------------------------------------------------------------
@@ -357,3 +326,65 @@ def test_bits_of_the_evidence(tmp_path: Path) -> None:
         read_calibration(path, classes=3, made_for="y")
     save_calibration(path, None, made_by="x", made_for="y")
     assert read_calibration(path, classes=2, made_for="y") is None
+
+
+# -- precision, recall and F1 at a threshold -------------------------------------------------------
+
+
+def test_operating_points_by_hand() -> None:
+    def result(
+        name: str, outcomes: list[int], images: list[int], objects: list[int]
+    ) -> ClassResult:
+        index, own = np.array(images), np.array(outcomes, dtype=np.int8)
+        return ClassResult(
+            name,
+            0.5,
+            np.zeros(len(own)),
+            np.zeros(len(own)),
+            np.arange(len(own), 0, -1.0),
+            sum(objects),
+            len(own),
+            index,
+            outcomes=own,
+            matches=Matches(index, own[None], np.array(objects)),
+        )
+
+    right, wrong, ignored = TRUE_POSITIVE, FALSE_POSITIVE, IGNORED
+    a = result("a", [right, ignored, wrong, right], [0, 0, 1, 2], [1, 2, 1])  # scores 4, 3, 2, 1
+    b = result("b", [wrong, wrong], [0, 2], [0, 0, 0])
+    first, second, together = operating_points([a, b], np.array([2, 1.5], np.float32), images=3)
+    assert (first.right, first.wrong, first.objects) == (1, 1, 4)
+    assert (first.precision, first.recall) == (0.5, 0.25)
+    assert first.f1 == pytest.approx(2 / 6)
+    assert (second.right, second.wrong, second.precision) == (0, 1, 0.0)
+    assert np.isnan(second.recall) and np.isnan(second.recall_interval).all()
+    assert (together.name, together.right, together.wrong, together.objects) == ("all", 1, 2, 4)
+    low, high = together.f1_interval
+    assert 0 <= low <= together.f1 <= high <= 1
+
+
+def test_wilsons_interval() -> None:
+    # (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964
+    z, n, p = 1.959964, 20, 0.9
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+    assert wilson(18, 20) == pytest.approx(expected, abs=1e-6)
+    assert wilson(5, 5)[1] == 1.0 and wilson(5, 5)[0] < 0.6
+
+
+def test_the_evaluation_says_what_the_threshold_keeps(trained: Path) -> None:
+    found = json.loads((trained / "eval" / "test" / "voc07" / "metrics.json").read_text())
+    points = found["at_threshold"]
+    assert points["threshold"].startswith("probabilities >= ")
+    rows = points["classes"]
+    assert list(rows) == sorted([*found["AP"], "all"])
+    for key in ("right", "wrong", "objects"):
+        assert rows["all"][key] == sum(rows[name][key] for name in found["AP"])
+    assert rows["all"]["objects"] == found["ground_truths"]
+    detector = Detector.load(trained, device="cpu")
+    least, _ = least_scores(detector, Threshold())
+    rows_above = sum(
+        entry["score"] >= least[detector.class_names.index(entry["category_name"])]
+        for entry in json.loads((trained / "eval" / "test" / "coco_results.json").read_text())
+    )
+    assert rows["all"]["right"] + rows["all"]["wrong"] <= rows_above

@@ -70,6 +70,17 @@ def deal(
     return part
 
 
+def in_one_part(classes: Flags, part: NDArray[np.int64]) -> Flags:
+    """Find the images (I,) that have a class all of whose images are in one part.
+
+    Args:
+        classes: (I, K) the classes that each image has.
+        part: (I,) of each image.
+    """
+    alone = [k for k, own in enumerate(classes.T) if len(np.unique(part[own])) == 1]
+    return np.asarray(classes[:, alone].any(axis=1), dtype=np.bool_)
+
+
 def equal_sizes(count: int, parts: int) -> list[int]:
     """Divide a number into parts that differ by one at most, the larger first."""
     return [count // parts + (part < count % parts) for part in range(parts)]
@@ -93,8 +104,9 @@ def stratified_order(classes: Flags, rng: np.random.Generator) -> NDArray[np.int
     kinds = np.column_stack([classes, ~classes.any(axis=1)]).astype(np.float64)
     kinds = kinds[:, kinds.any(axis=0)]
     frequency = kinds.mean(axis=0) if count else np.zeros(kinds.shape[1])
-    absent = np.flatnonzero(classes.any(axis=0))
-    absent = absent[np.argsort(classes[:, absent].sum(axis=0), kind="stable")].tolist()
+    present = np.flatnonzero(classes.any(axis=0))
+    rarity = np.argsort(classes[:, present].sum(axis=0), kind="stable")
+    absent: list[int] = present[rarity].tolist()
     left = rng.permutation(count)
     number = np.zeros(kinds.shape[1])
     order = np.empty(count, dtype=np.int64)

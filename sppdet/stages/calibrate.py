@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from sppdet.detection.detect import DetectionParts, Regressors, score, suppress
 from sppdet.errors import shorten
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
+from sppdet.evaluation.folds import classes_of_images, deal, equal_sizes, in_one_part
 from sppdet.evaluation.voc import class_results
+from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint, read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event, warnings_alone
 from sppdet.stages.bbox import learned_regressors, train_box_regressors
@@ -24,7 +26,6 @@ from sppdet.stages.model import read_ranking, save_calibration
 from sppdet.stages.svm import train_svms
 from sppdet.stages.training_data import Sample, TrainingData
 from sppdet.training.finetune_windows import split_images
-from sppdet.training.folds import always_trained, deal_folds
 from sppdet.training.processes import Tensors
 from sppdet.training_config import CalibrateConfig
 from sppdet.types import Dataset, Detections
@@ -117,12 +118,12 @@ def _by_folds(context: Context, config: CalibrateConfig) -> tuple[Dataset, dict[
     An image is in no fold if it has all objects of a class that can be learned from.
     """
     data, images = context.training_data, context.training_set.images
-    labels = [image.gt_labels[~image.difficult] for image in images]
     count = fold_count(config.folds, len(images))
     if count < 2:
         return replace(data.dataset, images=()), {}
-    folds = deal_folds(labels, count, seed=data.seed)
-    needed = always_trained(labels, folds)
+    classes = classes_of_images(data.dataset)
+    folds = deal(classes, equal_sizes(len(images), count), rng(data.seed, "folds of calibration"))
+    needed = in_one_part(classes, folds)
     found: dict[str, Detections] = {}
     for fold in range(count):
         held_out = np.flatnonzero((folds == fold) & ~needed)

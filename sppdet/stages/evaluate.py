@@ -15,7 +15,8 @@ from sppdet.data_config import DataConfig
 from sppdet.detection.detect import VERSION as DETECTION_VERSION
 from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.coco import evaluate_coco
-from sppdet.evaluation.voc import evaluate_voc
+from sppdet.evaluation.operating_point import operating_points
+from sppdet.evaluation.voc import class_results, evaluate_voc
 from sppdet.features.backbones import ScaledImage
 from sppdet.io.coco_results import write_coco_results
 from sppdet.io.comp4 import write_comp4
@@ -36,7 +37,8 @@ from sppdet.stages.detector import Detector
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposer import Proposer
-from sppdet.stages.report import print_table, write_curves, write_metrics
+from sppdet.stages.report import Points, print_points, print_table, write_curves, write_metrics
+from sppdet.stages.thresholds import Threshold, least_scores
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, Proposals
 
@@ -83,6 +85,11 @@ def evaluate_split(
     detections, new = _detect_all(run, config, detector, dataset, images, ranks)
     result = score(dataset, detections, metric=metric or config.eval.metric)
     if ranks.is_first:
+        points: Points | None = None
+        if detector.calibration is not None:
+            least, text = least_scores(detector, Threshold())
+            classes = class_results(dataset, detections, metric="voc07")
+            points = Points(text, operating_points(classes, least, images=len(dataset)))
         train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
         write_scores(
             result,
@@ -92,6 +99,7 @@ def evaluate_split(
             folder,
             signature=signature(config, train=train, test=test),
             split=split,
+            points=points,
         )
     LOGGER.info("reports are in %s", folder)
     return result, new == 0
@@ -128,6 +136,7 @@ def write_scores(
     *,
     signature: str,
     split: str,
+    points: Points | None = None,
 ) -> None:
     """Print the table and write all reports of a split's scores.
 
@@ -135,9 +144,11 @@ def write_scores(
     detections go into `folder`, the reports of a metric into its subfolder.
     """
     for console in consoles():
+        if points is not None:
+            print_points(points, console)
         print_table(result, console, signature=signature)
     own = folder / result.metric
-    write_metrics(result, own, signature=signature)
+    write_metrics(result, own, signature=signature, points=points)
     facts = event("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
     LOGGER.debug("evaluated %s", split, extra=facts)
     image_ids, category_ids = ids_to_write(tables_of_split(data, split), dataset)

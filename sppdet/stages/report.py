@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from sppdet.errors import printable
 from sppdet.evaluation.bootstrap import LEVEL
+from sppdet.evaluation.operating_point import OperatingPoint
 from sppdet.evaluation.voc import monotone
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
@@ -37,6 +39,14 @@ _FEW_MARK = "*"
 _MOST_PANELS = 100  # of the overview
 
 
+@dataclass(frozen=True)
+class Points:
+    """Precision, recall and F1 of each class, and of all together, at a threshold in words."""
+
+    threshold: str
+    classes: Sequence[OperatingPoint]
+
+
 def metric_title(result: EvalResult) -> str:
     """Return the number's full name: "mAP (11-point, test)"; an IoU other than 0.5 is named."""
     name = _METRIC_NAMES.get(result.metric, result.metric)
@@ -44,7 +54,9 @@ def metric_title(result: EvalResult) -> str:
     return f"mAP ({name}{iou}, {result.split})"
 
 
-def write_metrics(result: EvalResult, folder: Path, *, signature: str) -> None:
+def write_metrics(
+    result: EvalResult, folder: Path, *, signature: str, points: Points | None = None
+) -> None:
     """Write `metrics.json`; the same result gives the same bytes.
 
     Args:
@@ -54,7 +66,8 @@ def write_metrics(result: EvalResult, folder: Path, *, signature: str) -> None:
     Raises:
         ArtifactError: the file can't be written.
     """
-    text = json.dumps(metrics(result, signature=signature), indent=1, sort_keys=True)
+    numbers = metrics(result, signature=signature) | _point_numbers(points)
+    text = json.dumps(numbers, indent=1, sort_keys=True)
     write_text(folder / "metrics.json", text + "\n")
 
 
@@ -105,6 +118,48 @@ def metrics(result: EvalResult, *, signature: str) -> dict[str, Any]:
         "detections": sum(one.detections for one in result.classes),
         "signature": signature,
     }
+
+
+def _point_numbers(points: Points | None) -> dict[str, Any]:
+    """Collect precision, recall and F1 at a threshold for JSON, by class; empty without a threshold."""
+    if points is None:
+        return {}
+    by_name = {
+        point.name: {
+            "right": point.right,
+            "wrong": point.wrong,
+            "objects": point.objects,
+            "precision": number_or_none(point.precision),
+            "precision_interval": interval_or_none(point.precision_interval),
+            "recall": number_or_none(point.recall),
+            "recall_interval": interval_or_none(point.recall_interval),
+            "f1": number_or_none(point.f1),
+            "f1_interval": interval_or_none(point.f1_interval),
+        }
+        for point in points.classes
+    }
+    return {"at_threshold": {"threshold": points.threshold, "classes": by_name}}
+
+
+def print_points(points: Points, console: Console) -> None:
+    """Print precision, recall and F1 at a threshold, each with its interval, in per cent."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("class", header_style="bold", title=points.threshold, title_justify="left")
+    for heading in ("precision %", "recall %", "F1 %", "right", "wrong"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points.classes:
+        numbers = (
+            f"{percent(value)} ({range_percent(interval)})"
+            for value, interval in (
+                (point.precision, point.precision_interval),
+                (point.recall, point.recall_interval),
+                (point.f1, point.f1_interval),
+            )
+        )
+        table.add_row(Text(printable(point.name)), *numbers, str(point.right), str(point.wrong))
+    console.print(table)
 
 
 def print_table(result: EvalResult, console: Console, *, signature: str = "") -> None:
