@@ -142,7 +142,7 @@ def _point_numbers(points: Points | None) -> dict[str, Any]:
 
 
 def print_points(points: Points, console: Console) -> None:
-    """Print precision, recall and F1 at a threshold, each with its interval, in per cent."""
+    """Print precision, recall and F1 at a threshold, each with its 95 % interval, in per cent."""
     from rich.table import Table
     from rich.text import Text
 
@@ -151,7 +151,7 @@ def print_points(points: Points, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points.classes:
         numbers = (
-            f"{percent(value)} ({range_percent(interval)})"
+            _short(value, interval)
             for value, interval in (
                 (point.precision, point.precision_interval),
                 (point.recall, point.recall_interval),
@@ -160,6 +160,14 @@ def print_points(points: Points, console: Console) -> None:
         )
         table.add_row(Text(printable(point.name)), *numbers, str(point.right), str(point.wrong))
     console.print(table)
+
+
+def _short(value: float, interval: Interval) -> str:
+    """Format a fraction and its interval in per cent, for a narrow column: "64.6 (50–77)"."""
+    if math.isnan(value):
+        return "n/a"
+    low, high = interval
+    return f"{100 * value:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def print_table(result: EvalResult, console: Console, *, signature: str = "") -> None:
