@@ -167,7 +167,7 @@ class CalibrateConfig(Section):
 
     folds: Literal["auto"] | Annotated[int, Field(ge=2, le=1000)] = "auto"
     """Number of folds of the training images. For each, SVMs and box regressors are trained on the others.
-    auto: 10 below 60 images, 5 below 300, else 3. A softmax is calibrated on the images that fine-tuning
+    auto: 5 below 100 images, else 3. A softmax is calibrated on the images that fine-tuning
     has held out instead."""
 
 

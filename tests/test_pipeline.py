@@ -334,14 +334,14 @@ def test_moved_images_are_the_same_and_changed_ones_are_not(
     shutil.copytree(demo_root, root)
     moved = write_settings(tmp_path / "moved.yaml", root)
     before = times(run_copy)
-    train_quietly(moved, run_copy, until="bbox")
+    train_quietly(moved, run_copy, until="calibrate")
     assert times(run_copy) == before
 
     path = root / "JPEGImages" / "000002.jpg"
     bgr = cv2.imread(str(path))
     assert bgr is not None
     cv2.imwrite(str(path), 255 - bgr)
-    train_quietly(moved, run_copy, until="bbox")
+    train_quietly(moved, run_copy, until="calibrate")
     after = times(run_copy)
     changed = {Path(p).name for p in before if after[p] != before[p]}
     assert changed == {f"{part}.safetensors" for part in PARTS}

@@ -17,7 +17,7 @@ KILLS = (
     ("state/svm.safetensors", 5, "after"),
     ("state/bbox-3.safetensors", 1, "before"),
     ("model/bbox.safetensors", 1, "before"),
-    ("state/calibrate-4.safetensors", 1, "after"),
+    ("state/calibrate-2.safetensors", 1, "after"),
     ("store/detections-*/*", 3, "after"),
 )
 
@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_again_and_again(
     assert "svm: there already" in said[6]
     assert "bbox: there already" in said[7]
     folds = [[t for t in texts if t.startswith("calibrate: fold")] for texts in said]
-    assert len(folds[6]) == 4 and folds[7][0].startswith("calibrate: fold 5")
+    assert len(folds[6]) == 2 and folds[7][0].startswith("calibrate: fold 3")
     assert "calibration: there already" in said[8]
 
 

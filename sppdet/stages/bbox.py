@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def train_regressors(context: Context) -> bool:
         digest = dataset_digest(context.training_set, context.images)
         arithmetic = context.training_data.maps.arithmetic
         context.files.seal(context.config, training_data=digest, arithmetic=arithmetic)
-        shutil.rmtree(context.run / "state", ignore_errors=True)  # no stage is unfinished any more
     context.ranks.wait()  # the others evaluate what is sealed
     svm = context.plan.made_by["svm"]
     LOGGER.debug("trained", extra=event("trained", svm=svm))

@@ -35,6 +35,14 @@ _LEAST_IMAGES = 10  # held out in fine-tuning, that a softmax is calibrated on
 
 def calibrate(context: Context) -> bool:
     """Fit probabilities to detections in held-out images; returns False if there was nothing to do."""
+    made = _calibrate(context)
+    context.training_data.maps.keep_in_memory(None)
+    if context.ranks.is_first:
+        shutil.rmtree(context.run / "state", ignore_errors=True)  # no stage is unfinished any more
+    return made
+
+
+def _calibrate(context: Context) -> bool:
     config, path = context.config, context.files.calibration
     if config.calibrate is None:
         if context.ranks.is_first:
@@ -53,8 +61,6 @@ def calibrate(context: Context) -> bool:
         made_for = context.files.detection_fingerprint(config)
         made_by = context.plan.made_by["calibration"]
         save_calibration(path, calibration, made_by=made_by, made_for=made_for)
-        shutil.rmtree(context.run / "state", ignore_errors=True)  # of the folds
-    context.training_data.maps.keep_in_memory(None)
     return True
 
 
@@ -62,7 +68,7 @@ def fold_count(setting: int | str, images: int) -> int:
     """Resolve `calibrate.folds`: the fewer the images, the more of them each fold must train on."""
     if isinstance(setting, int):
         return min(setting, images)
-    return min(images, 10 if images < 60 else 5 if images < 300 else 3)
+    return min(images, 5 if images < 100 else 3)
 
 
 def _tell(calibration: Calibration | None, dataset: Dataset) -> None:
