@@ -17,6 +17,7 @@ from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
 from sppdet.evaluation.folds import in_one_part
 from sppdet.evaluation.operating_point import operating_points, wilson
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
+from sppdet.stages.bbox import make_regressors
 from sppdet.stages.detector import Detector
 from sppdet.stages.thresholds import Threshold, least_scores
 from sppdet.stages.training_data import TrainingData
@@ -168,7 +169,7 @@ def test_no_image_is_detected_in_by_what_has_seen_it(
     (run_copy / "model" / "calibration.safetensors").unlink()
     seen: list[set[str]] = []
     detected: list[set[str]] = []
-    genuine = stage._regressors, stage._detect
+    genuine = make_regressors, stage._detect
 
     def regressors(context: object, data: TrainingData, **more: str) -> object:
         seen.append({image.id for image in data.dataset.images})
@@ -178,7 +179,7 @@ def test_no_image_is_detected_in_by_what_has_seen_it(
         detected.append({data.dataset.images[p].id for p in positions})
         return genuine[1](data, parts, positions)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "_regressors", regressors)
+    monkeypatch.setattr(stage, "make_regressors", regressors)
     monkeypatch.setattr(stage, "_detect", detect)
     train_quietly(settings, run_copy, "calibrate={folds: 3}", until="calibrate")
     assert len(seen) == len(detected) == 3

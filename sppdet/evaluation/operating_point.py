@@ -8,17 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sppdet.evaluation.bootstrap import DRAWS, LEVEL, percentile_interval
 from sppdet.evaluation.voc import FALSE_POSITIVE, TRUE_POSITIVE
 from sppdet.randomness import rng
 from sppdet.types import ClassResult, Interval
 
-_DRAWS = 1000
-_LEVEL = 0.95
-
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold keeps: fractions with 95 % intervals, NaN where they are of nothing.
+    """Count what a threshold keeps: fractions with 95 % intervals, NaN where they are of nothing.
 
     The intervals of precision and recall are Wilson's; that of F1 is a bootstrap over images.
     """
@@ -58,7 +56,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
     if trials == 0:
         return float("nan"), float("nan")
-    found = binomtest(successes, trials).proportion_ci(_LEVEL, method="wilson")
+    found = binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -77,10 +75,8 @@ def _point(name: str, counts: NDArray[np.int64], seed: int) -> OperatingPoint:
     right, wrong, objects = counts.sum(axis=0).tolist()
     generator = rng(seed, "draws of the images of an operating point")
     chances = np.full(len(counts), 1 / max(1, len(counts)))
-    drawn = generator.multinomial(len(counts), chances, size=_DRAWS) @ counts
+    drawn = generator.multinomial(len(counts), chances, size=DRAWS) @ counts
     f1 = _f1(*drawn.T.astype(np.float64))
-    known = f1[np.isfinite(f1)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = float(np.float64(right) / (right + wrong))
         recall = float(np.float64(right) / objects)
@@ -94,7 +90,7 @@ def _point(name: str, counts: NDArray[np.int64], seed: int) -> OperatingPoint:
         recall,
         wilson(right, objects),
         float(_f1(*(np.array([float(v)]) for v in (right, wrong, objects)))[0]),
-        (float(low), float(high)),
+        percentile_interval(f1),
     )
 
 

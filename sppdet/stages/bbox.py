@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou, encode_deltas
+from sppdet.config import Config
 from sppdet.detection.detect import Regressors
 from sppdet.features.head import DELTA_DEVIATIONS
 from sppdet.io.dataset_digest import dataset_digest
@@ -59,20 +60,24 @@ def _train_and_save(context: Context) -> bool:
         return True
     if not context.is_due("bbox"):
         return False
-    made_by, data = context.plan.made_by["bbox"], context.training_data
-    if config.bbox.source == "finetune":
-        regressors = learned_regressors(data, config.layers()[-1])
-    else:
-        width = data.extractor.width(config.bbox.layer, data.maps.channels)
-        regressors = train_box_regressors(
-            data, config.bbox, config.svm, width=width, made_by=made_by
-        )
-    if context.ranks.is_first:
+    made_by = context.plan.made_by["bbox"]
+    regressors = make_regressors(config, context.training_data, made_by=made_by)
+    if context.ranks.is_first and regressors is not None:
         save_regressors(path, regressors, made_by=made_by)
     return True
 
 
-def learned_regressors(data: TrainingData, layer: Layer) -> Regressors:
+def make_regressors(config: Config, data: TrainingData, *, made_by: str) -> Regressors | None:
+    """Fit the box regressors, or take those that fine-tuning has learned; None without `bbox`."""
+    if config.bbox is None:
+        return None
+    if config.bbox.source == "finetune":
+        return _of_head(data, config.layers()[-1])
+    width = data.extractor.width(config.bbox.layer, data.maps.channels)
+    return train_box_regressors(data, config.bbox, config.svm, width=width, made_by=made_by)
+
+
+def _of_head(data: TrainingData, layer: Layer) -> Regressors:
     """Take the regressors that fine-tuning has trained beside the classes."""
     head = data.extractor.head
     assert head is not None and head.box is not None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.detection.detect import DetectionParts, Regressors, score, suppress
+from sppdet.detection.detect import DetectionParts, score, suppress
 from sppdet.errors import shorten
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
 from sppdet.evaluation.folds import classes_of_images, deal, equal_sizes, in_one_part
@@ -18,7 +18,7 @@ from sppdet.evaluation.voc import class_results
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint, read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event, warnings_alone
-from sppdet.stages.bbox import learned_regressors, train_box_regressors
+from sppdet.stages.bbox import make_regressors
 from sppdet.stages.context import Context
 from sppdet.stages.detector import Detector
 from sppdet.stages.finetune_images import MAX_VALIDATION_IMAGES
@@ -105,15 +105,7 @@ def _by_softmax(context: Context) -> tuple[Dataset, dict[str, Detections]]:
         LOGGER.warning("%s; %s", text, remedy, extra=event("few held out"))
         held_out = held_out[:0]
     detector = Detector.load(context.run, device=context.ranks.device)
-    parts = DetectionParts(
-        detector.class_names,
-        detector.extractor,
-        detector.classifiers,
-        detector.regressors,
-        detector.config,
-        detector.ranking,
-    )
-    found = _detect(data, parts, held_out.tolist())
+    found = _detect(data, detector.parts, held_out.tolist())
     images = tuple(data.dataset.images[p] for p in held_out.tolist())
     return replace(data.dataset, images=images), found
 
@@ -160,7 +152,7 @@ def _in_fold(
     others = replace(data, dataset=replace(data.dataset, images=images))
     with warnings_alone():
         classifiers = train_svms(others, config.svm_layer(), config.svm, made_by=made_by)
-        regressors = _regressors(context, others, made_by=made_by)
+        regressors = make_regressors(config, others, made_by=made_by)
     ranking = None
     if config.detect.max_windows is not None:
         ranking = read_ranking(
@@ -177,17 +169,6 @@ def _in_fold(
         }
         write_tensors(path, kept, made_by=made_by, about={})
     return found
-
-
-def _regressors(context: Context, data: TrainingData, *, made_by: str) -> Regressors | None:
-    """Fit the box regressors of a fold; those that fine-tuning has learned are shared."""
-    config = context.config
-    if config.bbox is None:
-        return None
-    if config.bbox.source == "finetune":
-        return learned_regressors(data, config.layers()[-1])
-    width = data.extractor.width(config.bbox.layer, data.maps.channels)
-    return train_box_regressors(data, config.bbox, config.svm, width=width, made_by=made_by)
 
 
 def _detect(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from sppdet.proposals.resized import searched_size
 from sppdet.runs.artifacts import write_json
 from sppdet.runs.log import LOGGER, consoles
 from sppdet.stages.advice import advice_for_false, advice_for_miss
+from sppdet.stages.report import number_or_none
 from sppdet.types import AnnotatedImage, Boxes
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def as_json(found: Diagnosis, *, signature: str) -> dict[str, Any]:
         "split": found.dataset.name,
         "signature": signature,
         "metric": "voc07",
-        "mAP": _or_none(found.gains.mean_ap),
+        "mAP": number_or_none(found.gains.mean_ap),
         "thresholds": dict(zip(names, found.thresholds.tolist(), strict=True)),
         "best_threshold": found.best and found.best._asdict(),
         "images": len(found.images),
@@ -74,8 +74,8 @@ def as_json(found: Diagnosis, *, signature: str) -> dict[str, Any]:
                 one.name: {
                     "objects": one.objects,
                     "found": one.found,
-                    "recall": _or_none(one.recall),
-                    "AP": _or_none(one.mean_ap),
+                    "recall": number_or_none(one.recall),
+                    "AP": number_or_none(one.mean_ap),
                 }
                 for one in results
             }
@@ -216,7 +216,7 @@ def _summary(
         cause: {
             "count": counts[cause],
             "share": counts[cause] / max(len(entries), 1),
-            "delta_mAP": _or_none(gains[cause]),
+            "delta_mAP": number_or_none(gains[cause]),
             "by_class": dict(
                 Counter(e["class"] for e in entries if e["cause"] == cause).most_common()
             ),
@@ -307,10 +307,6 @@ def _top_classes(by_class: Mapping[str, int]) -> str:
 
 def _box(boxes: Boxes, row: int) -> list[float]:
     return [float(side) for side in boxes[row]]
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _percent(fraction: float | None) -> str:

@@ -75,6 +75,18 @@ class Detector:
         """The minimum score of a detection."""
         return self.config.lowest_score(self.classifiers.kind)
 
+    @property
+    def parts(self) -> DetectionParts:
+        """The parts after the feature maps."""
+        return DetectionParts(
+            self.class_names,
+            self.extractor,
+            self.classifiers,
+            self.regressors,
+            self.config,
+            self.ranking,
+        )
+
     @classmethod
     def load(cls, run: Path | str, *, device: str | torch.device = "auto") -> Detector:
         """Load the detector of a run's folder; no code is run on loading.
@@ -285,18 +297,10 @@ class Detector:
             raise ValueError(
                 f"mirrored maps with detect.flip {self.config.flip}: expected {expected}"
             )
-        parts = DetectionParts(
-            self.class_names,
-            self.extractor,
-            self.classifiers,
-            self.regressors,
-            self.config,
-            self.ranking,
-        )
         maps = maps.to(self.maps.device)
         if mirrored is not None:
             mirrored = mirrored.to(self.maps.device)
-        return score(parts, maps, proposals, width=width, mirrored=mirrored)
+        return score(self.parts, maps, proposals, width=width, mirrored=mirrored)
 
     def _in_order(self, names: tuple[str, ...]) -> Detector:
         """Return a detector of the same classes in this order."""

@@ -88,7 +88,9 @@ def evaluate_split(
         points: Points | None = None
         if detector.calibration is not None:
             least, text = least_scores(detector, Threshold())
-            classes = class_results(dataset, detections, metric="voc07")
+            classes = result.classes  # COCO's are matched at several IoUs
+            if result.metric == "coco":
+                classes = class_results(dataset, detections, metric="voc07")
             points = Points(text, operating_points(classes, least, images=len(dataset)))
         train, test = ModelFiles(run).training_data(), dataset_digest(dataset, images)
         write_scores(

@@ -17,7 +17,7 @@ _UNCALIBRATED = 0.0  # the margin of an even decision
 
 @dataclass(frozen=True)
 class Threshold:
-    """What is wanted of detections.
+    """State what is wanted of detections.
 
     auto: the best F1; score: a least score; probability: a least one; precision or recall: the
     threshold that had it on held-out training images. auto and score work without calibration, auto as
