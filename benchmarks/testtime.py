@@ -8,8 +8,8 @@ on the rest of it: there the IoU of voting and the sigma of soft-NMS are chosen,
 The windows of --windows are those that the ranking of a RUN trained with `detect.max_windows` puts
 first, and for comparison as many proposals in their own order. Runs of --with are combined with RUN as
 `sppdet eval RUN RUN --out DIR` does; all have the same proposals. Prints mAP on RUN's test set, the gain
-with the interval of a paired bootstrap over its images (see compare.py), and CPU seconds an image on one
-thread, from the decoded image and its proposals to detections.
+with the interval of a paired bootstrap over its images (as `sppdet compare`), and CPU seconds an image on
+one thread, from the decoded image and its proposals to detections.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import before_torch  # noqa: F401
-from compare import interval, mean_ap
 
 from sppdet import Detector
 from sppdet.config import DetectConfig
 from sppdet.detection.detect import suppress
+from sppdet.evaluation.bootstrap import paired_differences
+from sppdet.evaluation.voc import evaluate_voc
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.environment import set_threads
@@ -89,7 +90,7 @@ def main() -> None:
         score, spent = mean_ap(dataset, own), seconds[name] / len(dataset)
         low, high = (0.0, 0.0)
         if name != "plain":
-            low, high = interval(dataset, found["plain"], own, draws=args.draws, seed=0)
+            low, high = interval(dataset, found["plain"], own, draws=args.draws)
         print(
             f"| {name} | {score:.1f} | {score - plain:+.1f} | {low:+.1f} to {high:+.1f} "
             f"| {spent:.2f} |",
@@ -98,6 +99,18 @@ def main() -> None:
         report.append({"row": name, "mAP": score, "low": low, "high": high, "seconds": spent})
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1))
+
+
+def mean_ap(dataset: Dataset, found: Found) -> float:
+    """mAP, 11-point, in per cent."""
+    return 100 * evaluate_voc(dataset, found, metric="voc07").mean_ap
+
+
+def interval(dataset: Dataset, first: Found, second: Found, *, draws: int) -> tuple[float, float]:
+    """The interval of the difference in mAP, second − first, in points."""
+    a, b = (evaluate_voc(dataset, own, metric="voc07") for own in (first, second))
+    low, high = paired_differences(a, b, draws=draws).mean.interval
+    return 100 * low, 100 * high
 
 
 def first_proposals(row: str, proposals: Proposals) -> Proposals:

@@ -35,6 +35,8 @@ COMMANDS = {
         "--device",
     ),
     "diagnose": ("RUN", "--split", "--score", "--min-probability", "--device"),
+    "crossval": ("CONFIG", "--folds", "--run", "--set", "--device"),
+    "curve": ("CONFIG", "--fractions", "--seeds", "--run", "--set", "--device"),
     "compare": ("RUN_A", "RUN_B", "--split", "--metric", "--json"),
     "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
     "propose": ("CONFIG", "--out", "--run", "--set"),

@@ -28,6 +28,8 @@ AFTER_A_SIGNAL = {
     "eval --detections": "nothing is kept; the same command starts again",
     "diagnose": "nothing is kept; the same command starts again",
     "compare": "nothing is kept; the same command starts again",
+    "crossval": "finished folds are kept; the same command goes on from here",
+    "curve": "finished trainings are kept; the same command goes on from here",
     "detect": "the results so far are kept; the same command does the rest",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",

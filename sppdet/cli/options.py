@@ -30,6 +30,6 @@ DeviceOption = Annotated[
 ]
 
 
-def default_run(config: Path) -> Path:
+def default_run(config: Path, suffix: str = "") -> Path:
     """Return the folder of a run without `--run`."""
-    return Path("runs") / config.name.removesuffix(".yaml")
+    return Path("runs") / (config.name.removesuffix(".yaml") + suffix)

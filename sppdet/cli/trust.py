@@ -1,4 +1,4 @@
-"""Commands about how far numbers can be trusted: compare."""
+"""Commands about how far numbers can be trusted: compare, crossval, curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from sppdet.cli.detector import MetricName
+from sppdet.cli.options import ConfigArgument, DeviceOption, SetOption, default_run
 from sppdet.cli.process import start_libraries
+from sppdet.errors import ConfigError
 
 _Run = "Folder of a run that was evaluated, or of a cross-validation."
 
@@ -29,3 +31,54 @@ def compare(
     from sppdet.stages.compare import compare_runs, show_comparison
 
     show_comparison(compare_runs(first, second, split=split, metric=metric), json)
+
+
+def crossval(
+    config: ConfigArgument,
+    folds: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Number of folds; default: 5.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder; default: runs/NAME-OF-CONFIG-crossval.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train and test on every training image in turn; an interrupted call goes on where it stopped."""
+    from sppdet.io.settings import load_config
+
+    settings = load_config(config, overrides or ())
+    start_libraries()
+    from sppdet.stages.crossval import crossval as run_folds
+
+    folder = run or default_run(config, "-crossval")
+    run_folds(settings, folder, folds=folds, device=device)
+
+
+def curve(
+    config: ConfigArgument,
+    fractions: Annotated[
+        str, typer.Option(help="Fractions of the training images, ascending.")
+    ] = "0.25,0.5,1",
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of trainings of each size.")
+    ] = 1,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder; default: runs/NAME-OF-CONFIG-curve.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train on growing parts of the training images: would more labels help?"""
+    from sppdet.io.settings import load_config
+
+    try:
+        numbers = [float(part) for part in fractions.split(",")]
+    except ValueError:
+        raise ConfigError(f"--fractions {fractions}: expected numbers such as 0.25,0.5,1") from None
+    settings = load_config(config, overrides or ())
+    start_libraries()
+    from sppdet.stages.curve import curve as run_curve
+
+    folder = run or default_run(config, "-curve")
+    run_curve(settings, folder, fractions=numbers, seeds=seeds, device=device)

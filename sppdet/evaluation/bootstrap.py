@@ -131,6 +131,13 @@ def mean_by_draw(aps: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
+def drawn_mean(results: Sequence[EvalResult], *, draws: int = DRAWS) -> NDArray[np.float64]:
+    """Average the mAP of several results of the same images on each draw; (draws,)."""
+    each = [mean_by_draw(drawn_aps(result, draws=draws)) for result in results]
+    mean: NDArray[np.float64] = np.mean(each, axis=0)
+    return mean
+
+
 def percentile_interval(values: NDArray[np.float64]) -> Interval:
     """Return the interval that holds the middle `LEVEL` of (draws,) values, NaN left out.
 

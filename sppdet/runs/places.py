@@ -30,7 +30,7 @@ def claim_folder(folder: Path, *, command: str, shared: bool = True) -> None:
     """Mark a folder as one that a command's files go to.
 
     Args:
-        command: eval, propose or probe.
+        command: eval, propose, probe, crossval or curve.
         shared: whether files of other names may be there.
 
     Raises:

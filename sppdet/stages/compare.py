@@ -96,8 +96,10 @@ def read_scored(run: Path, split: str) -> Scored:
     Raises:
         ArtifactError: see `compare_runs`.
     """
-    config = read_run_config(run)
     folds = CrossvalFiles(run)
+    if folds.is_one() and not folds.results.is_file():
+        raise ArtifactError(f"{run}: isn't finished yet; expected `sppdet crossval` to its end")
+    config = read_run_config(run)
     if folds.is_one():
         folder, split, command = folds.scores, "train", "crossval"
     else:

@@ -18,12 +18,12 @@ from sppdet.evaluation.operating_point import OperatingPoint
 from sppdet.evaluation.voc import monotone
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
-from sppdet.runs.artifacts import atomic_path, write_text
+from sppdet.runs.artifacts import write_text
+from sppdet.stages.figures import new_figure, save_figure
 from sppdet.types import ClassResult, EvalResult, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from rich.console import Console
 
 # the metrics, not the set that they are taken on: 11-point is VOC 2007's, the area later years'
@@ -236,14 +236,14 @@ def number_or_none(value: float) -> float | None:
 
 
 def _save_curve(one: ClassResult, result: EvalResult, path: Path) -> None:
-    figure = _figure(width=5.0, height=4.5)
+    figure = new_figure(width=5.0, height=4.5)
     axes = figure.add_subplot()
     _draw_curve(axes, one)
     axes.set_xlabel("recall")
     axes.set_ylabel(_precision_label(result))
     title = metric_title(result).removeprefix("m")
     axes.set_title(f"{one.name}: {title} {percent(one.ap)} %", parse_math=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _save_overview(result: EvalResult, path: Path) -> None:
@@ -251,7 +251,7 @@ def _save_overview(result: EvalResult, path: Path) -> None:
     shown = result.classes[:_MOST_PANELS]
     columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
     rows = max(1, math.ceil(len(shown) / columns))
-    figure = _figure(width=max(2.0 * columns, 5.0), height=2.0 * rows + 0.6)
+    figure = new_figure(width=max(2.0 * columns, 5.0), height=2.0 * rows + 0.6)
     title = f"{metric_title(result)} {percent(result.mean_ap)} %"
     rest = len(result.classes) - len(shown)
     more = f"; {rest} more classes not shown" if rest else ""
@@ -263,7 +263,7 @@ def _save_overview(result: EvalResult, path: Path) -> None:
         axes.set_title(f"{one.name} {percent(one.ap)}", parse_math=False, fontsize=8)
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel(_precision_label(result), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _precision_label(result: EvalResult) -> str:
@@ -287,19 +287,3 @@ def _corners(recall: NDArray[np.float64]) -> NDArray[np.int64]:
     rises = np.flatnonzero(np.diff(recall, prepend=-1.0) > 0)
     corners: NDArray[np.int64] = np.union1d(np.append(rises, len(recall) - 1), rises[1:] - 1)
     return corners
-
-
-def _figure(*, width: float, height: float) -> Figure:
-    # without pyplot, whose state is shared by all threads
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Software: it would name the version of matplotlib
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
