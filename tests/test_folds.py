@@ -110,3 +110,21 @@ def test_the_seed_decides_the_order() -> None:
     one, same, other = (stratified_order(classes, np.random.default_rng(s)) for s in (0, 0, 1))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
     assert stratified_order(classes[:0], np.random.default_rng(0)).size == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_rarest_class_comes_first(seed: int) -> None:
+    """So no class differs by more than one image between folds; with the commonest first some do by 3."""
+    rng = np.random.default_rng(seed)
+    classes = random_classes(rng, 132)
+    part = deal(classes, equal_sizes(132, 5), rng)
+    by_fold = np.array([classes[part == fold].sum(axis=0) for fold in range(5)])
+    assert (by_fold.max(axis=0) - by_fold.min(axis=0)).max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_part_has_a_rare_class_too(seed: int) -> None:
+    classes = np.zeros((50, 1), np.bool_)
+    classes[[3, 30]] = True  # the shares of the parts are 1.6 and 0.4 images
+    part = deal(classes, [40, 10], np.random.default_rng(seed))
+    assert sorted(part[[3, 30]].tolist()) == [0, 1]
