@@ -24,7 +24,7 @@ from sppdet.demo.set import make_demo_set
 from sppdet.errors import ImageError
 from sppdet.io.digests import FileDigests
 from sppdet.io.image_cache import ImageCache, ImageInfo
-from sppdet.io.images import read_image
+from sppdet.io.images import read_image, read_image_bytes
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.pipeline import FUNCTIONS
 
@@ -76,6 +76,20 @@ def test_a_change_that_no_time_tells_of_is_seen_in_the_bytes(
     # what was stored would mislead every later run
     again = ImageCache.load(stored)
     assert again.read(path)[0, 0].tolist() == list(WHITE)
+
+
+def test_two_first_looks_at_once_are_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = _bmp(tmp_path / "a.bmp", GREY), ImageCache()
+
+    def read_after_another_look(*args: Any, **options: Any) -> bytes:
+        monkeypatch.undo()
+        cache.look(path)  # what another thread does between this one's stat and its read
+        return read_image_bytes(*args, **options)
+
+    monkeypatch.setattr("sppdet.io.image_cache.read_image_bytes", read_after_another_look)
+    assert cache.look(path) == cache.look(path)
 
 
 def test_a_change_to_what_is_no_image_is_a_change(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ class ImageCache:
             read_image_bytes(path)  # raises the error that says what is wrong
             raise ImageError(f"{path}: no such file") from None
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        known = self._known.get(key)
+        with self._lock:
+            known, seen = self._known.get(key), key in self._seen
         if known and known.width * known.height > self._max_pixels:
             known = None  # the bound is lower than it was: reading raises the error
         if known and (known.file_bytes, known.mtime_ns, known.ctime_ns) == state:
@@ -102,7 +103,7 @@ class ImageCache:
         digest = _digest(data)
         if known and known.digest == digest:  # touched or copied
             info = ImageInfo(*state, *astuple(known)[3:])
-        elif key in self._seen:
+        elif seen:
             raise self._changed(path)
         else:
             decoded = decode(data, path, max_pixels=self._max_pixels)
