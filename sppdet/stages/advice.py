@@ -16,7 +16,7 @@ def advice_for_miss(
         lower: a threshold with a higher F1, if there is one below those in use.
     """
     detect = config.detect
-    threshold = "" if lower is None else f"--score {lower:.2f}, where F1 is highest, or "
+    threshold = "" if lower is None else f"--score {lower:.2f} (where F1 is highest), "
     texts: dict[MissCause, str] = {
         "not proposed": _more_proposals(config, too_small=too_small),
         "not scored": f"try a larger detect.max_windows than {detect.max_windows}",
@@ -99,7 +99,7 @@ def _features(config: Config) -> str:
 
 
 def _against_background(config: Config, *, higher: float | None) -> str:
-    threshold = "" if higher is None else f"--score {higher:.2f}, where F1 is highest, or "
+    threshold = "" if higher is None else f"--score {higher:.2f} (where F1 is highest) or "
     if config.classifier == "svm" and config.svm.passes == 1:
         return f"try {threshold}svm.passes: 2 (more hard negatives)"
     return f"try {threshold}more training images"

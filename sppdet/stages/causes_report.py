@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,12 +140,15 @@ def advice(
     best_score = found.best.score if found.best is not None else None
     lower = best_score if best_score is not None and best_score < found.thresholds.min() else None
     higher = best_score if best_score is not None and best_score > found.thresholds.max() else None
-    ways: dict[str, Callable[[Any], str]] = {
-        "missed": lambda cause: advice_for_miss(
-            cause, found.config, too_small=too_small, lower=lower
-        ),
-        "false": lambda cause: advice_for_false(cause, found.config, higher=higher),
-    }
+
+    def way(kind: str, cause: Any, *, rank: bool = False) -> str:
+        # another threshold changes what counts, but not mAP
+        if kind == "missed":
+            return advice_for_miss(
+                cause, found.config, too_small=too_small, lower=None if rank else lower
+            )
+        return advice_for_false(cause, found.config, higher=None if rank else higher)
+
     lines = []
     totals = {
         "missed": f"{len(missed)} of {objects} objects are missed",
@@ -160,7 +163,7 @@ def advice(
         pairs = _confused(missed if kind == "missed" else false) if top == "wrong class" else ""
         lines.append(
             f"{total}; the top cause is {top!r} ({one['count']}, {one['share']:.0%}){pairs}: "
-            f"{ways[kind](top)}."
+            f"{way(kind, top)}."
         )
     best_kind, best = max(
         ((kind, cause) for kind in summary for cause in summary[kind]),
@@ -171,7 +174,7 @@ def advice(
         where = "missed objects" if best_kind == "missed" else "false detections"
         lines.append(
             f"the largest gain in mAP, {100 * gain:.1f} points, would come from the {where} with the "
-            f"cause {best!r}: {ways[best_kind](best)}."
+            f"cause {best!r}: {way(best_kind, best, rank=True)}."
         )
     return lines
 
