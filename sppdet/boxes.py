@@ -120,26 +120,22 @@ def nms(
 _CANDIDATES_PER_BOX = 4  # that NMS tries first
 
 
-def find_suppressors(
-    boxes: Boxes, scores: Scores, kept: NDArray[np.int64], *, max_iou: float
-) -> NDArray[np.int64]:
+def find_suppressors(boxes: Boxes, kept: NDArray[np.int64], *, max_iou: float) -> NDArray[np.int64]:
     """Find the box by which `nms` has dropped each box.
 
     Args:
-        boxes: (N, 4), scores: (N,), max_iou: as passed to `nms`.
-        kept: (M,) the rows that it has returned.
+        boxes: (N, 4), max_iou: as passed to `nms`.
+        kept: (M,) the rows that it has returned, in descending score.
 
     Returns:
-        (N,) int64: the first kept box in descending score whose IoU with the box is > `max_iou`; -1 for
-        a box that is kept or that only `max_boxes` has cut.
+        (N,) int64: the first kept box whose IoU with the box is > `max_iou`; -1 for a box that is kept
+        or that only `max_boxes` has cut.
     """
     found = np.full(len(boxes), -1, dtype=np.int64)
     if len(kept) == 0:
         return found
-    rank = np.empty(len(boxes), dtype=np.int64)
-    rank[np.argsort(-scores, kind="stable")] = np.arange(len(boxes))
+    # the first that a dropped box meets has a higher score: NMS would have kept the box otherwise
     iou = box_iou(boxes, boxes[kept])  # [N, M]
-    iou[rank[kept][None, :] >= rank[:, None]] = 0.0  # only those of higher score suppress
     over = iou > float(np.float32(max_iou))
     # NMS computes in float32: where no IoU is above the bound in float64, the largest was by rounding
     first = np.where(over.any(axis=1), over.argmax(axis=1), iou.argmax(axis=1))

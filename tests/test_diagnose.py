@@ -20,6 +20,7 @@ from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.evaluation.causes import FALSE_CAUSES, MISS_CAUSES, MissCause, judge
+from sppdet.evaluation.repairs import gains
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.stages.advice import advice_for_false, advice_for_miss
@@ -73,6 +74,8 @@ def test_causes_add_up_to_the_evaluation(run_copy: Path, threshold: float) -> No
     lowest = max(threshold, -1.5)
     check_against_evaluation(found, entries, result, [lowest] * 4)
     assert set(entries["thresholds"].values()) == {lowest}
+    assert found.gains == gains(found.images, found.false, min_score=-1.5)
+    assert threshold == -9 or sum(found.gains.missed.values()) > 0
     names = {image.id for image in found.dataset.images}
     for entry in [*entries["missed"], *entries["false_detections"]]:
         assert entry["image"] in names and entry["class"] in entries["thresholds"]
@@ -154,6 +157,29 @@ def test_images_without_proposals_or_objects(trained: Path) -> None:
         judge(trace_image(detector, bare, inputs, scales), np.zeros(4), finest_level=6).misses == ()
     )
     judge(trace_image(detector, bare, nothing, scales), np.zeros(4), finest_level=6)
+
+
+def test_a_trace_fits_together(trained: Path) -> None:
+    found = diagnose_run_of(trained)
+    detector = Detector.load(trained, device="cpu")
+    image = found.dataset.images[0]
+    pixels = detector.read(image.path)
+    proposals = detector.proposer.of(pixels)
+    inputs = Prepared(proposals, detector.prepare(pixels))
+    trace = trace_image(detector, image, inputs, found.config.scales)
+    boxes, rows = trace.detections, trace.rows
+    assert len(boxes) > 20 and (trace.proposals == proposals.boxes).all()
+    assert (trace.windows == proposals.boxes).all()
+    assert (trace.scores[rows, boxes.labels - 1] == boxes.scores).all()
+    assert (trace.regressed[rows, boxes.labels - 1] == boxes.boxes).all()
+    # larger boxes are pooled at smaller scales, and a window's cells are those of its own box
+    scales, area = trace.cells[:, 0], np.prod(trace.windows[:, 2:] - trace.windows[:, :2], axis=1)
+    assert set(scales.tolist()) == {0, 1} and area[scales == 0].min() > area[scales == 1].max()
+    maps = detector.maps.compute(inputs.views[0])
+    for row in range(0, len(proposals), 10):
+        alone = detector.extractor.windows(maps, trace.windows[[row]])
+        assert trace.cells[row].tolist() == alone.cells[0].tolist()
+    assert trace.scales_px.tolist() == found.config.scales
 
 
 def diagnose_run_of(run: Path) -> Diagnosis:

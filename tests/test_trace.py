@@ -29,7 +29,7 @@ def test_suppressors_against_a_loop(limit: int | None, rng: np.random.Generator)
         boxes = random_boxes(rng, 60, width=60, height=50, whole=True)
         scores = rng.integers(0, 9, 60).astype(np.float32)  # ties
         kept = nms(boxes, scores, max_iou=max_iou, max_boxes=limit)
-        found = find_suppressors(boxes, scores, kept, max_iou=max_iou)
+        found = find_suppressors(boxes, kept, max_iou=max_iou)
         order = sorted(range(60), key=lambda r: (-scores[r], r))
         for row in range(60):
             before = [k for k in kept.tolist() if order.index(k) < order.index(row)]
@@ -51,12 +51,10 @@ def test_a_suppressor_by_rounding_is_found() -> None:
             if 0 < bound < 1:
                 scores = np.array([1, 0], np.float32)
                 kept = nms(boxes, scores, max_iou=bound)
-                found = find_suppressors(boxes, scores, kept, max_iou=bound)
+                found = find_suppressors(boxes, kept, max_iou=bound)
                 assert len(kept) == 2 or found.tolist() == [-1, 0]
     none = np.zeros(0, dtype=np.int64)
-    empty = find_suppressors(
-        np.zeros((0, 4), np.float32), np.zeros(0, np.float32), none, max_iou=0.3
-    )
+    empty = find_suppressors(np.zeros((0, 4), np.float32), none, max_iou=0.3)
     assert empty.tolist() == []
 
 

@@ -32,7 +32,7 @@ def suppressors(
         kept = np.searchsorted(rows, selection.rows[selection.detections.labels == k + 1])
         boxes = scored.boxes[rows]
         if config.soft_nms is None:
-            by = find_suppressors(boxes, scored.scores[rows, k], kept, max_iou=config.nms)
+            by = find_suppressors(boxes, kept, max_iou=config.nms)
         else:
             by = _largest_before(boxes, kept)
         found[rows, k] = np.where(by >= 0, rows[by], -1) if len(rows) else by
