@@ -254,7 +254,7 @@ def test_every_cause_has_advice() -> None:
     assert "--score -0.85 (where F1" in advice_for_miss(below, config, lower=-0.851)
     assert "--score 0.50 (where F1" in advice_for_false("background", config, higher=0.5)
     for text in (advice_for_miss(below, config), advice_for_false("background", config)):
-        assert "threshold" not in text
+        assert "--score" not in text
     small = advice_for_miss("not proposed", config, too_small=3)
     assert small.startswith("try proposals.min_size below 20") and "3 of these objects" in small
 
