@@ -84,7 +84,6 @@ _PIECES: dict[str, tuple[str, ...]] = {
     "--config": (*CONFIGS, *ODD),
     "--detections": ("@run/eval/test", "@run/eval/test/coco_results.json", "@set/Annotations", *ODD),
     "--score": ("0", "-1.5", *_NUMBERS, *_PLAIN[:12]),
-    "--score": ("0", "-1.5", *_NUMBERS, *_PLAIN[:12]),
     "--save": ("images,json,csv,voc,coco", "json", "csv", "voc", "coco,,", " json , csv", *_PLAIN[:14]),
     "--workers": ("1", "2", *_NUMBERS),
     "--views": ("centre", "10", "full", "maps10", "maps96", "maps98", "", "all"),
