@@ -8,9 +8,9 @@ are taken without it. A row is NET (pool5), NET_best (pool5 at three scales), NE
 over the training images), where NET is one of squeeze, lite0, lite0_2, lite0_2_256 and lite0_2_128. Every
 row is trained in a process of its own with one thread and evaluated in several ways, which share what
 they can, without calibration; the proposals are computed before, once for all rows. `--images N` trains
-on a seeded subset, every class of objects in turn. Prints a Markdown table of mAP (11-point), of the CPU seconds of training
-without the proposals, of those of the evaluation by the image, without start-up, and of the peak memory.
-A row that is in DIR costs nothing again.
+on a seeded subset, every class of objects in turn. Prints a Markdown table of mAP (11-point), of the CPU
+seconds of training without the proposals, of those of the evaluation by the image, without start-up, and
+of the peak memory. A row that is in DIR costs nothing again.
 """
 
 from __future__ import annotations
