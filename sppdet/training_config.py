@@ -166,8 +166,8 @@ class CalibrateConfig(Section):
     """Calibration of scores on training images, each by a model that hasn't seen it (not in the paper)."""
 
     folds: Literal["auto"] | Annotated[int, Field(ge=2, le=1000)] = "auto"
-    """Number of folds of the training images. For each, SVMs and box regressors are trained on the others.
-    auto: 5 below 100 images, else 3. A softmax is calibrated on the images that fine-tuning
+    """Number of folds of the training images. For each, SVMs and box regressors are solved without it.
+    auto: 10 below 200 images, else 5. A softmax is calibrated on the images that fine-tuning
     has held out instead."""
 
 

@@ -203,7 +203,11 @@ def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
 def results(run: Path) -> dict[str, bytes]:
     """What must not depend on how a run came about: the model, scores and detections."""
     scored = run / "eval" / "test"
-    found = contents(run / "model") | contents(scored / "voc07", "metrics.json")
+    found = (
+        contents(run / "model")
+        | contents(run / "folds", "d*")
+        | contents(scored / "voc07", "metrics.json")
+    )
     return found | contents(scored, "comp4*") | contents(scored, "coco_results.json")
 
 

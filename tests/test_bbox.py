@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
+from sklearn import linear_model
 
-from sppdet.training.bbox import fit_box_regressor, fit_whitening, ridge
+from sppdet.training.bbox import BoxRegression, Ridge, fit_whitening
 from sppdet.training_config import BboxConfig
 
 
@@ -25,9 +25,9 @@ def test_ridge_is_scikit_learns(count: int, width: int, strength: float) -> None
     rng = np.random.default_rng(count)
     x = rng.normal(0, 1, (count, width)).astype(np.float32)
     y = rng.normal(0, 1, (count, 3))
-    theirs = Ridge(alpha=strength, fit_intercept=False, solver="cholesky")
+    theirs = linear_model.Ridge(alpha=strength, fit_intercept=False, solver="cholesky")
     theirs.fit(np.hstack([x.astype(np.float64), np.ones((count, 1))]), y)
-    ours = ridge(torch.from_numpy(x), y, strength=strength)
+    ours = Ridge(torch.from_numpy(x)).solve(y, strength=strength)
     expected = np.atleast_2d(theirs.coef_).T
     assert ours.shape == (width + 1, 3) and ours.dtype == np.float64
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -65,7 +65,7 @@ def test_a_linear_relation_is_recovered(count: int, width: int) -> None:
     x = rng.normal(0, 1, (count, width)).astype(np.float32)
     truth, bias = rng.normal(0, 0.1, (width, 4)), np.array([0.05, -0.02, 0.1, 0.0])
     targets = (x @ truth + bias).astype(np.float32)
-    fitted = fit_box_regressor(torch.from_numpy(x), targets, BboxConfig(ridge=1e-3))
+    fitted = BoxRegression(torch.from_numpy(x), targets, BboxConfig(ridge=1e-3)).fit()
     assert fitted.weight.dtype == fitted.bias.dtype == np.float32
     np.testing.assert_allclose(x @ fitted.weight + fitted.bias, targets, atol=2e-3)
     if count > width:
@@ -83,23 +83,42 @@ def test_regressor_against_the_whole_chain_by_scikit_learn() -> None:
     values, vectors = np.linalg.eigh(np.cov(t.T, bias=True))
     matrix = vectors @ np.diag(1 / np.sqrt(values + config.whiten_epsilon)) @ vectors.T
     longer = np.hstack([x, np.ones((60, 1))])
-    machine = Ridge(alpha=5.0, fit_intercept=False).fit(longer, (t - t.mean(axis=0)) @ matrix)
+    machine = linear_model.Ridge(alpha=5.0, fit_intercept=False).fit(
+        longer, (t - t.mean(axis=0)) @ matrix
+    )
     expected = machine.predict(longer) @ np.linalg.inv(matrix) + t.mean(axis=0)
-    fitted = fit_box_regressor(torch.from_numpy(x), targets, config)
+    fitted = BoxRegression(torch.from_numpy(x), targets, config).fit()
     np.testing.assert_allclose(x @ fitted.weight + fitted.bias, expected, atol=1e-4)
 
 
 def test_a_strong_ridge_predicts_the_mean() -> None:
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     targets = random_targets(30)
-    fitted = fit_box_regressor(x, targets, BboxConfig(ridge=1e9))
+    fitted = BoxRegression(x, targets, BboxConfig(ridge=1e9)).fit()
     assert np.abs(fitted.weight).max() < 1e-5
     np.testing.assert_allclose(fitted.bias, targets.mean(axis=0), atol=1e-5)
 
 
 def test_one_example_is_enough() -> None:
     targets = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
-    fitted = fit_box_regressor(torch.ones(1, 5), targets, BboxConfig())
+    fitted = BoxRegression(torch.ones(1, 5), targets, BboxConfig()).fit()
     np.testing.assert_allclose(
         np.ones((1, 5), np.float32) @ fitted.weight + fitted.bias, targets, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("count", "width"), [(20, 50), (60, 12), (60, 30)])
+def test_fits_without_some_examples_are_those_of_the_others(count: int, width: int) -> None:
+    rng = np.random.default_rng(count)
+    x = torch.from_numpy(rng.normal(0, 1, (count, width)).astype(np.float32))
+    targets, config = random_targets(count), BboxConfig(ridge=3.0)
+    regression = BoxRegression(x, targets, config)
+    for fraction in (0.1, 0.5, 0.9):
+        kept = rng.random(count) < fraction
+        alone = BoxRegression(x[torch.from_numpy(kept)], targets[kept], config).fit()
+        fitted = regression.fit(kept)
+        np.testing.assert_allclose(fitted.weight, alone.weight, atol=1e-4)
+        np.testing.assert_allclose(fitted.bias, alone.bias, atol=1e-4)
+    np.testing.assert_array_equal(
+        regression.fit(np.ones(count, bool)).weight, regression.fit().weight
     )

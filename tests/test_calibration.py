@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
+import sppdet.stages.bbox as bbox_stage
 import sppdet.stages.calibrate as stage
+import sppdet.stages.svm as svm_stage
 from runs import CommandLine, contents, train_quietly
+from sppdet.detection.detect import DetectionParts
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
 from sppdet.evaluation.folds import in_one_part
 from sppdet.evaluation.operating_point import operating_points, wilson
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
-from sppdet.stages.bbox import make_regressors
+from sppdet.runs.artifacts import read_tensors, write_tensors
+from sppdet.stages.crossfit import read_cross_fitted
 from sppdet.stages.detector import Detector
 from sppdet.stages.thresholds import Threshold, least_scores
-from sppdet.stages.training_data import TrainingData
 from sppdet.types import ClassResult, Matches
 
 
@@ -166,28 +172,76 @@ def test_what_is_wanted_becomes_scores(trained: Path) -> None:
 def test_no_image_is_detected_in_by_what_has_seen_it(
     settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (run_copy / "model" / "calibration.safetensors").unlink()
-    seen: list[set[str]] = []
-    detected: list[set[str]] = []
-    genuine = make_regressors, stage._detect
+    made: dict[str, tuple[Any, Any]] = {}  # masks of left-out images, and the models without them
+    detected: dict[int, DetectionParts] = {}
+    genuine = svm_stage.train_svms, bbox_stage.train_box_regressors, stage._detect
 
-    def regressors(context: object, data: TrainingData, **more: str) -> object:
-        seen.append({image.id for image in data.dataset.images})
-        return genuine[0](context, data, **more)  # type: ignore[arg-type]
+    def train(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            whole, *folds = function(*arguments, **named)
+            made[name] = (arguments[3], folds)
+            return whole, *folds
 
-    def detect(data: TrainingData, parts: object, positions: list[int]) -> object:
-        detected.append({data.dataset.images[p].id for p in positions})
-        return genuine[1](data, parts, positions)  # type: ignore[arg-type]
+        return wrapped
 
-    monkeypatch.setattr(stage, "make_regressors", regressors)
+    def detect(data: Any, parts_of: Any, positions: list[int], **named: Any) -> Any:
+        detected.update((p, parts_of(p)) for p in positions)
+        return genuine[2](data, parts_of, positions, **named)
+
+    monkeypatch.setattr(svm_stage, "train_svms", train("svm", genuine[0]))
+    monkeypatch.setattr(bbox_stage, "train_box_regressors", train("bbox", genuine[1]))
     monkeypatch.setattr(stage, "_detect", detect)
-    train_quietly(settings, run_copy, "calibrate={folds: 3}", until="calibrate")
-    assert len(seen) == len(detected) == 3
-    everything = set.union(*seen)
-    assert len(everything) == 12
-    for training, held_out in zip(seen, detected, strict=True):
-        assert held_out and training | held_out == everything and not training & held_out
-    assert sum(map(len, detected)) == len(set.union(*detected))
+    _, said = train_quietly(settings, run_copy, "calibrate={folds: 3}", until="calibrate")
+    assert "svm: there already, but not those of the folds; made again" in said
+    assert sorted(detected) == list(range(12))
+    for name, (masks, models) in made.items():
+        assert len(masks) == len(models) == 3 and np.sum(masks, axis=0).tolist() == [1] * 12
+        for position, parts in detected.items():
+            used = parts.classifiers if name == "svm" else parts.regressors
+            assert used is not None
+            same = [torch.equal(used.weights, model.weights) for model in models]
+            assert sum(same) == 1 and masks[same.index(True)][position]
+    # what was detected is kept
+    found = read_cross_fitted(run_copy)
+    assert found.keys() == {f"{i:06d}" for i in range(12)} or len(found) == 12
+    assert all(len(d) and d.scores.dtype == np.float32 for d in found.values())
+
+
+@pytest.mark.parametrize("lost", ["svm", "bbox"])
+def test_models_of_the_folds_that_are_missing_are_made_again(
+    lost: str, settings: Path, run_copy: Path
+) -> None:
+    before = contents(run_copy / "model")
+    folds = run_copy / "folds"
+    kept = contents(folds)
+    (folds / f"{lost}.safetensors").unlink()
+    _, said = train_quietly(settings, run_copy, until="calibrate")
+    assert "there already, but" not in said  # the calibration that was made with them is there
+    (run_copy / "model" / "calibration.safetensors").unlink()
+    _, said = train_quietly(settings, run_copy, until="calibrate")
+    other = {"svm": "bbox", "bbox": "svm"}[lost]
+    assert f"{lost}: there already, but not those of the folds; made again" in said
+    assert f"{other}: there already\n" in said
+    assert contents(run_copy / "model") == before and contents(folds) == kept
+
+
+def test_damaged_detections_in_training_images(run_copy: Path) -> None:
+    path = run_copy / "folds" / "detections.safetensors"
+    tensors, about = read_tensors(path)
+    for broken in (
+        {"labels": torch.full_like(tensors["labels"], 9)},
+        {"counts": tensors["counts"] + 1},
+        {"boxes": tensors["boxes"][1:]},
+    ):
+        write_tensors(path, {**tensors, **broken}, made_by="x", about=about)
+        with pytest.raises(ArtifactError, match=r"detections\.safetensors"):
+            read_cross_fitted(run_copy)
+    write_tensors(path, tensors, made_by="x", about={**about, "ids": None})
+    with pytest.raises(ArtifactError, match="expected the ids of the images"):
+        read_cross_fitted(run_copy)
+    path.unlink()
+    with pytest.raises(ArtifactError, match="no detections in its training images by models that"):
+        read_cross_fitted(run_copy)
 
 
 def test_the_calibration_of_a_run(settings: Path, trained: Path, run_copy: Path) -> None:

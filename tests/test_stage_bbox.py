@@ -64,10 +64,8 @@ def predictions(world: World, found: Regressors, k: int, examples: list[Example]
 
 
 def train(world: World, config: BboxConfig, *, made_by: str = "x") -> Regressors:
-    layer = config.layer
-    width = world.data.extractor.width(layer, world.maps.channels)
-    svm = SvmConfig()
-    return train_box_regressors(world.data, config, svm, width=width, made_by=made_by)
+    [found] = train_box_regressors(world.data, config, SvmConfig(), made_by=made_by)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -89,6 +87,26 @@ def test_raw_features_times_saved_weights_are_the_deltas_of_scaled_ones(
         x = np.stack([world.feature(i, box, layer) * scale for i, box, _ in examples])
         targets = np.array([slow_deltas(box, target) for _, box, target in examples])
         close(predictions(world, found, k, examples), slow_prediction(x, targets, config, x))
+
+
+def test_regressors_without_some_images(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes())
+    config = BboxConfig(ridge=20.0)
+    masks = [np.arange(4) == 2, np.ones(4, dtype=bool)]
+    _, found, nothing = train_box_regressors(world.data, config, SvmConfig(), masks, made_by="x")
+    scale = slow_scale(world, "pool5")
+    fewer = 0
+    for k in range(len(NAMES)):
+        examples = slow_examples(world, k + 1, 0.5)
+        kept = [e for e in examples if e[0] != 2]
+        assert len(kept) > 5
+        x = np.stack([world.feature(i, box) * scale for i, box, _ in kept])
+        targets = np.array([slow_deltas(box, target) for _, box, target in kept])
+        wanted = np.stack([world.feature(i, box) * scale for i, box, _ in examples])
+        close(predictions(world, found, k, examples), slow_prediction(x, targets, config, wanted))
+        fewer += len(kept) < len(examples)
+    assert fewer >= 2
+    assert not nothing.weights.any() and not nothing.biases.any()
 
 
 def test_deltas_move_boxes_nearer(tiny: Backbone, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.svm import LinearSVC
 
 from sppdet.detection.detect import Classifiers
 from sppdet.features.backbones import Backbone
 from sppdet.stages.svm import train_svms
+from sppdet.stages.training_data import feature_scale
 from sppdet.training_config import Layer, SvmConfig
 from stages import (
     NAMES,
@@ -132,7 +134,7 @@ def test_raw_features_times_saved_weights_are_the_scaled_svms_margins(
 ) -> None:
     world = make_world(tmp_path, tiny, scenes(), head=small_head(tiny))
     config = SvmConfig(**EXACT)
-    found = train_svms(world.data, layer, config, made_by="x")
+    [found] = train_svms(world.data, layer, config, made_by="x")
     assert found.layer == layer
     assert_as_slow(world, found, layer, config)
     assert len(world.events("svm trained")) == len(NAMES)
@@ -150,7 +152,7 @@ def test_raw_features_times_saved_weights_are_the_scaled_svms_margins(
 def test_mining_image_by_image(more: dict[str, Any], tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
     config = SvmConfig(**{**EXACT, **more})
-    found = train_svms(world.data, "pool5", config, made_by="x")
+    [found] = train_svms(world.data, "pool5", config, made_by="x")
     assert len(world.events("svm trained")) > len(NAMES)  # some were trained more than once
     assert_as_slow(world, found, "pool5", config)
 
@@ -252,12 +254,12 @@ def test_a_stage_that_is_interrupted_at_every_image_ends_in_the_same_bits(
 ) -> None:
     config = SvmConfig(retrain_after=8, passes=passes, hard_threshold=-0.9, evict_threshold=-1.0)
     whole = make_world(tmp_path / "whole", tiny, scenes())
-    expected = train_svms(whole.data, "pool5", config, made_by="x")
+    [expected] = train_svms(whole.data, "pool5", config, made_by="x")
 
     world = make_world(tmp_path / "parts", tiny, scenes(), checkpoint_seconds=0)
     before = 2 * len(world.scenes)  # requests for the norm and for the positives
     found = until_done(
-        lambda: train_svms(world.data, "pool5", config, made_by="x"),
+        lambda: train_svms(world.data, "pool5", config, made_by="x")[0],
         world,
         stops=[before + n for n in range(1, 14)],
     )
@@ -272,11 +274,31 @@ def test_a_stage_that_is_interrupted_at_every_image_ends_in_the_same_bits(
 def test_a_checkpoint_of_something_else_is_not_used(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes(), checkpoint_seconds=0)
     config = SvmConfig(retrain_after=8)
-    first = train_svms(world.data, "pool5", config, made_by="x")
+    [first] = train_svms(world.data, "pool5", config, made_by="x")
     assert world.data.state_path("svm").is_file()
     other = SvmConfig(retrain_after=8, C=0.05)
     train_svms(world.data, "pool5", other, made_by="y")
     assert not world.events("svm resumed")
-    again = train_svms(world.data, "pool5", config, made_by="y")
+    [again] = train_svms(world.data, "pool5", config, made_by="y")
     assert len(world.events("svm resumed")) == 1
     assert not np.array_equal(again.weights.numpy(), first.weights.numpy())
+
+
+def test_svms_without_some_images_are_those_of_the_others(tiny: Backbone, tmp_path: Path) -> None:
+    # every negative is kept, so that nothing hangs on the order of mining
+    config = SvmConfig(hard_threshold=-100, evict_threshold=-100, tolerance=1e-5)
+    world = make_world(tmp_path, tiny, scenes())
+    masks = [np.arange(4) == 1, np.arange(4) == 3]
+    whole, *without = train_svms(world.data, "pool5", config, masks, made_by="x")
+    scale = feature_scale(world.data, "pool5", config)
+    for mask, found in zip(masks, without, strict=True):
+        kept = tuple(i for i, out in zip(world.data.dataset.images, mask, strict=True) if not out)
+        others = replace(world.data, dataset=replace(world.data.dataset, images=kept))
+        # in units of the same scale, which is the only thing that all images share
+        factor = scale / feature_scale(others, "pool5", config)
+        same = config.model_copy(update={"target_norm": config.target_norm * factor})
+        [expected] = train_svms(others, "pool5", same, made_by="y")
+        tolerance = 5e-3 * float(expected.weights.abs().max())
+        assert torch.allclose(found.weights, expected.weights, atol=tolerance)
+        assert torch.allclose(found.biases, expected.biases, atol=2e-3)
+        assert not torch.allclose(found.weights, whole.weights, atol=10 * tolerance)

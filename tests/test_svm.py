@@ -150,7 +150,10 @@ def test_a_stop_before_convergence_is_said(solver: str) -> None:
 
 # -- mining --------------------------------------------------------------------------------------
 
-MINING = SvmConfig(C=0.05, retrain_after=30, tolerance=1e-6, max_iterations=100_000)
+# the weight keeps the optimum away from zero weights, where all scores are −1
+MINING = SvmConfig(
+    C=0.05, positive_weight=10.0, retrain_after=30, tolerance=1e-6, max_iterations=100_000
+)
 BY_LIBLINEAR = MINING.model_copy(update={"solver": "liblinear"})
 
 
@@ -187,6 +190,34 @@ class Stream:
 
 def refs_of(miner: Miner, k: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in miner.state()[f"refs{k}"].tolist()]
+
+
+@pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
+def test_images_are_left_out_after_mining(config: SvmConfig) -> None:
+    stream = Stream()
+    miner = stream.miner(config)
+    for image in range(40):
+        see(miner, stream.candidates(image))
+    miner.finish()
+    before = {name: tensor.clone() for name, tensor in miner.state().items()}
+    rng = np.random.default_rng(1)
+    out = rng.random(40) < 0.3
+    positives_out = [rng.random(len(p)) < 0.3 for p in stream.positives]
+    weights, biases = miner.leave_out(out, positives_out)
+    for k in range(2):
+        kept = [ref for ref in refs_of(miner, k) if not out[ref[0]]]
+        assert 0 < len(kept) < len(refs_of(miner, k))
+        negatives = np.stack([stream.features[image][row].numpy() for image, row in kept])
+        svm = fit_svm(stream.positives[k][~positives_out[k]], negatives, BY_LIBLINEAR, seed=3)
+        assert weights[k].numpy() == pytest.approx(svm.weight, abs=2e-3)
+        assert biases[k].item() == pytest.approx(svm.bias, abs=2e-3)
+        assert np.abs(weights[k].numpy() - miner.weights[k].numpy()).max() > 0.01
+    after = miner.state()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    everything = [np.ones(len(p), dtype=bool) for p in stream.positives]
+    weights, biases = miner.leave_out(np.zeros(40, dtype=bool), [everything[0], ~everything[1]])
+    assert not weights[0].any() and biases[0] < -1e5  # nothing can be learned
+    assert torch.allclose(weights[1], miner.weights[1], atol=2e-3)
 
 
 @pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
@@ -231,6 +262,7 @@ def test_mining_against_a_slow_loop(config: SvmConfig) -> None:
         svm = svms[k]
         assert svm is not None
         # the loop starts each training anew, the miner from the last
+        assert np.abs(svm.weight).max() > 0.1
         assert miner.weights[k].numpy() == pytest.approx(svm.weight, abs=2e-3)
         assert miner.biases[k].item() == pytest.approx(svm.bias, abs=2e-3)
     assert seen == reports

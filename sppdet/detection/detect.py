@@ -42,6 +42,10 @@ class Classifiers:
     biases: torch.Tensor  # (K,) float32; (K + 1,) of a softmax
     kind: Classifier = "svm"
 
+    def to(self, device: torch.device) -> Classifiers:
+        """Return the same on a device."""
+        return replace(self, weights=self.weights.to(device), biases=self.biases.to(device))
+
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """Compute the scores (U, K) of features (U, D)."""
         linear = features @ self.weights.T + self.biases
@@ -58,6 +62,10 @@ class Regressors:
     layer: Layer
     weights: torch.Tensor  # (K, D, 4) float32
     biases: torch.Tensor  # (K, 4) float32
+
+    def to(self, device: torch.device) -> Regressors:
+        """Return the same on a device."""
+        return replace(self, weights=self.weights.to(device), biases=self.biases.to(device))
 
     def deltas(self, features: torch.Tensor, label: int) -> torch.Tensor:
         """Compute box deltas (N, 4) of class `label` from features (N, D)."""

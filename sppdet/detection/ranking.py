@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ class Ranking:
     levels: tuple[int, ...]
     weights: torch.Tensor  # (D,) float32
     bias: float
+
+    def to(self, device: torch.device) -> Ranking:
+        """Return the same on a device."""
+        return replace(self, weights=self.weights.to(device))
 
     @torch.inference_mode()
     def best(self, maps: FeatureMaps, windows: Windows, count: int) -> NDArray[np.int64]:

@@ -86,6 +86,15 @@ def equal_sizes(count: int, parts: int) -> list[int]:
     return [count // parts + (part < count % parts) for part in range(parts)]
 
 
+def leave_out_folds(classes: Flags, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Deal images into folds that are left out in turn; returns of each its fold, (I,).
+
+    −1 is the fold of an image with all objects of a class: the class can't be learned without it.
+    """
+    folds = deal(classes, equal_sizes(len(classes), count), rng)
+    return np.where(in_one_part(classes, folds), -1, folds)
+
+
 def stratified_order(classes: Flags, rng: np.random.Generator) -> NDArray[np.int64]:
     """Order images so that the first n of them, for every n, have the classes in proportion.
 

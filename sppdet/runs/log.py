@@ -183,17 +183,6 @@ def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
         yield from progress.track(items, total=total, description=label)
 
 
-@contextlib.contextmanager
-def warnings_alone() -> Iterator[None]:
-    """Leave out all messages below warnings."""
-    before = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(before)
-
-
 # -- timings ---------------------------------------------------------------------------------------
 
 

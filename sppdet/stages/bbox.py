@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou, encode_deltas
-from sppdet.config import Config
 from sppdet.detection.detect import Regressors
 from sppdet.features.head import DELTA_DEVIATIONS
 from sppdet.io.dataset_digest import dataset_digest
@@ -18,9 +18,10 @@ from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
+from sppdet.stages.crossfit import save_fold_regressors
 from sppdet.stages.model import save_regressors
 from sppdet.stages.training_data import TrainingData, feature_scale
-from sppdet.training.bbox import fit_box_regressor
+from sppdet.training.bbox import BoxRegression, BoxRegressor
 from sppdet.training.processes import Tensors
 from sppdet.training_config import BboxConfig, Layer, SvmConfig
 from sppdet.types import Boxes
@@ -61,20 +62,20 @@ def _train_and_save(context: Context) -> bool:
     if not context.is_due("bbox"):
         return False
     made_by = context.plan.made_by["bbox"]
-    regressors = make_regressors(config, context.training_data, made_by=made_by)
-    if context.ranks.is_first and regressors is not None:
+    data, folds = context.training_data, context.folds
+    if config.bbox.source == "finetune":
+        regressors = _of_head(data, config.layers()[-1])
+    else:
+        left_out = folds.masks() if folds else ()
+        with_folds = folds.made_by(made_by) if folds else made_by
+        regressors, *of_folds = train_box_regressors(
+            data, config.bbox, config.svm, left_out, made_by=with_folds
+        )
+        if context.ranks.is_first and folds:
+            save_fold_regressors(context.files.fold_bbox, of_folds, made_by=with_folds)
+    if context.ranks.is_first:
         save_regressors(path, regressors, made_by=made_by)
     return True
-
-
-def make_regressors(config: Config, data: TrainingData, *, made_by: str) -> Regressors | None:
-    """Fit the box regressors, or take those that fine-tuning has learned; None without `bbox`."""
-    if config.bbox is None:
-        return None
-    if config.bbox.source == "finetune":
-        return _of_head(data, config.layers()[-1])
-    width = data.extractor.width(config.bbox.layer, data.maps.channels)
-    return train_box_regressors(data, config.bbox, config.svm, width=width, made_by=made_by)
 
 
 def _of_head(data: TrainingData, layer: Layer) -> Regressors:
@@ -87,37 +88,46 @@ def _of_head(data: TrainingData, layer: Layer) -> Regressors:
 
 
 def train_box_regressors(
-    data: TrainingData, config: BboxConfig, svm: SvmConfig, *, width: int, made_by: str
-) -> Regressors:
-    """Fit one regressor per class.
+    data: TrainingData,
+    config: BboxConfig,
+    svm: SvmConfig,
+    left_out: Sequence[NDArray[np.bool_]] = (),
+    *,
+    made_by: str,
+) -> list[Regressors]:
+    """Fit one regressor per class: to the examples of all images, then without those of some.
 
     Args:
         svm: its `target_norm` and sample sizes scale the features here too.
-        width: D of the features.
+        left_out: masks (I,) of images.
         made_by: fingerprint under which finished classes' results are kept and found.
     """
     scale = feature_scale(data, config.layer, svm)
     names = data.dataset.class_names
-    weights = torch.zeros((len(names), width, 4))
-    biases = torch.zeros((len(names), 4))
+    width = data.extractor.width(config.layer, data.maps.channels)
+    weights = torch.zeros((1 + len(left_out), len(names), width, 4))
+    biases = torch.zeros((1 + len(left_out), len(names), 4))
     found = _find_examples(data, config)
     there = [n for k, n in enumerate(names) if is_intact(_path(data, k), made_by)]
     if there:
         LOGGER.info("bbox: going on after %s", ", ".join(there))
     own = data.ranks.share(range(len(names)))
-    fitted = (_fitted(data, k, found[k], config, scale, width, made_by) for k in own)
+    fitted = (_fitted(data, k, found[k], left_out, config, scale, width, made_by) for k in own)
     results = data.ranks.in_turn(fitted, len(names), lambda made: made)
     for k, (name, made) in enumerate(zip(names, results, strict=True)):
         examples, left = made["facts"].tolist()
         if not examples:
             LOGGER.info("bbox: %s: no example; its boxes stay as proposed", name)
             continue
-        weights[k], biases[k] = made["weight"], made["bias"]
+        weights[:, k], biases[:, k] = made["weights"], made["biases"]
         text = f"bbox: {name}: {examples:.0f} examples, {left:.1%} of the squared deltas left"
         extra = event("bbox trained", class_name=name, examples=int(examples))
         LOGGER.info("%s", text, extra=extra)
     device = data.maps.device
-    return Regressors(config.layer, weights.to(device), biases.to(device))
+    return [
+        Regressors(config.layer, w.to(device), b.to(device))
+        for w, b in zip(weights, biases, strict=True)
+    ]
 
 
 def _find_examples(data: TrainingData, config: BboxConfig) -> list[list[_Examples]]:
@@ -165,14 +175,15 @@ def _fitted(
     data: TrainingData,
     k: int,
     found: list[_Examples],
+    left_out: Sequence[NDArray[np.bool_]],
     config: BboxConfig,
     scale: float,
     width: int,
     made_by: str,
 ) -> Tensors:
-    """Load the regressor of class k from its checkpoint, or fit it.
+    """Load the regressors of class k from their checkpoint, or fit them.
 
-    Its facts are the number of examples and the part of the squared deltas that it leaves.
+    The facts are the number of examples and the part of the squared deltas that the first one leaves.
     """
     path = _path(data, k)
     if checkpoint := read_checkpoint(path, made_by):
@@ -182,12 +193,17 @@ def _fitted(
     examples = _limit(found, config, rng=rng(data.seed, "box regression examples", k))
     x = _features(data, data.dataset.class_names[k], examples, config, scale, width)
     targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
-    regressor = fit_box_regressor(x, targets, config)
+    images = np.repeat([e.position for e in examples], [len(e.boxes) for e in examples])
+    regression = BoxRegression(x, targets, config)
+    regressor = regression.fit()
+    kept = [~mask[images] for mask in left_out]
+    # without an example the boxes stay as proposed
+    without = [regression.fit(k) if k.any() else BoxRegressor.none(width) for k in kept]
     predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
     left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
     made = {
-        "weight": torch.from_numpy(regressor.weight) * scale,
-        "bias": torch.from_numpy(regressor.bias),
+        "weights": torch.stack([torch.from_numpy(r.weight) for r in (regressor, *without)]) * scale,
+        "biases": torch.stack([torch.from_numpy(r.bias) for r in (regressor, *without)]),
         "facts": torch.tensor([len(x), left], dtype=torch.float64),
     }
     write_tensors(path, made, made_by=made_by)

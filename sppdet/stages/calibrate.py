@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from sppdet.detection.detect import DetectionParts, score, suppress
+from sppdet.detection.detect import DetectionParts, Regressors, score, suppress
 from sppdet.errors import shorten
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
-from sppdet.evaluation.folds import classes_of_images, deal, equal_sizes, in_one_part
 from sppdet.evaluation.voc import class_results
-from sppdet.randomness import rng
-from sppdet.runs.artifacts import fingerprint, read_checkpoint, write_tensors
-from sppdet.runs.log import LOGGER, event, warnings_alone
-from sppdet.stages.bbox import make_regressors
+from sppdet.runs.artifacts import is_intact
+from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
+from sppdet.stages.crossfit import (
+    read_detections,
+    read_fold_classifiers,
+    read_fold_regressors,
+    save_detections,
+)
 from sppdet.stages.detector import Detector
 from sppdet.stages.finetune_images import MAX_VALIDATION_IMAGES
-from sppdet.stages.model import read_ranking, save_calibration
-from sppdet.stages.svm import train_svms
+from sppdet.stages.model import read_ranking, read_regressors, save_calibration
 from sppdet.stages.training_data import Sample, TrainingData
 from sppdet.training.finetune_windows import split_images
 from sppdet.training.processes import Tensors
-from sppdet.training_config import CalibrateConfig
 from sppdet.types import Dataset, Detections
 
 _LEAST_IMAGES = 10  # held out in fine-tuning, that a softmax is calibrated on
@@ -47,11 +48,13 @@ def _calibrate(context: Context) -> bool:
     if config.calibrate is None:
         if context.ranks.is_first:
             path.unlink(missing_ok=True)
+            shutil.rmtree(context.files.cross_fitted.parent, ignore_errors=True)
         return False
     if not context.is_due("calibration"):
         return False
-    softmax = config.classifier == "softmax"
-    dataset, found = _by_softmax(context) if softmax else _by_folds(context, config.calibrate)
+    made_by = context.plan.made_by["calibration"]
+    by = _by_softmax if config.classifier == "softmax" else _by_folds
+    dataset, found = by(context)
     calibration = None
     if len(dataset.images):
         classes = class_results(dataset, found, metric="voc07")
@@ -59,16 +62,10 @@ def _calibrate(context: Context) -> bool:
         _tell(calibration, dataset)
     if context.ranks.is_first:
         made_for = context.files.detection_fingerprint(config)
-        made_by = context.plan.made_by["calibration"]
+        names = dataset.class_names
+        save_detections(context.files.cross_fitted, found, names, made_by=made_by)
         save_calibration(path, calibration, made_by=made_by, made_for=made_for)
     return True
-
-
-def fold_count(setting: int | str, images: int) -> int:
-    """Resolve `calibrate.folds`: the fewer the images, the more of them each fold must train on."""
-    if isinstance(setting, int):
-        return min(setting, images)
-    return min(images, 5 if images < 100 else 3)
 
 
 def _tell(calibration: Calibration | None, dataset: Dataset) -> None:
@@ -105,79 +102,62 @@ def _by_softmax(context: Context) -> tuple[Dataset, dict[str, Detections]]:
         LOGGER.warning("%s; %s", text, remedy, extra=event("few held out"))
         held_out = held_out[:0]
     detector = Detector.load(context.run, device=context.ranks.device)
-    found = _detect(data, detector.parts, held_out.tolist())
+    made_by = context.plan.made_by["calibration"]
+    found = _detect(data, lambda _: detector.parts, held_out.tolist(), made_by=made_by)
     images = tuple(data.dataset.images[p] for p in held_out.tolist())
     return replace(data.dataset, images=images), found
 
 
-def _by_folds(context: Context, config: CalibrateConfig) -> tuple[Dataset, dict[str, Detections]]:
+def _by_folds(context: Context) -> tuple[Dataset, dict[str, Detections]]:
     """Detect in each fold of the training images by SVMs and regressors of the other folds.
 
     An image is in no fold if it has all objects of a class that can be learned from.
     """
-    data, images = context.training_data, context.training_set.images
-    count = fold_count(config.folds, len(images))
-    if count < 2:
+    config, data, folds = context.config, context.training_data, context.folds
+    if folds is None:
         return replace(data.dataset, images=()), {}
-    classes = classes_of_images(data.dataset)
-    folds = deal(classes, equal_sizes(len(images), count), rng(data.seed, "folds of calibration"))
-    needed = in_one_part(classes, folds)
-    found: dict[str, Detections] = {}
-    for fold in range(count):
-        held_out = np.flatnonzero((folds == fold) & ~needed)
-        training = np.flatnonzero((folds != fold) | needed)
-        if len(held_out):
-            found |= _in_fold(context, fold, held_out, training)
-    seen = tuple(image for image in images if image.id in found)
-    return replace(data.dataset, images=seen), found
-
-
-def _in_fold(
-    context: Context, fold: int, held_out: NDArray[np.int64], training: NDArray[np.int64]
-) -> dict[str, Detections]:
-    """Train on some images and detect in others; finished folds are kept until the stage is done."""
-    config, data = context.config, context.training_data
-    made_by = fingerprint(context.plan.made_by["calibration"], fold)
-    path, names = data.state_path(f"calibrate-{fold + 1}"), data.dataset.class_names
-    checkpoint = read_checkpoint(path, made_by)
-    data.ranks.wait()  # all have looked before the first writes it
-    if checkpoint:
-        tensors = checkpoint[0]
-        return {
-            data.dataset.images[p].id: _as_detections(tensors, names, suffix=str(p))
-            for p in held_out.tolist()
-        }
-    LOGGER.info("calibrate: fold %d, %d images", fold + 1, len(held_out))
-    images = tuple(data.dataset.images[p] for p in training.tolist())
-    others = replace(data, dataset=replace(data.dataset, images=images))
-    with warnings_alone():
-        classifiers = train_svms(others, config.svm_layer(), config.svm, made_by=made_by)
-        regressors = make_regressors(config, others, made_by=made_by)
+    data.ranks.wait()  # the folds' models are written
+    names, files = data.dataset.class_names, context.files
+    classifiers = read_fold_classifiers(files.fold_svm, config, classes=len(names))
+    regressors: Sequence[Regressors | None] = [None] * folds.count
+    if config.bbox is not None and config.bbox.source == "finetune":
+        regressors = [read_regressors(files.bbox, classes=len(names))] * folds.count
+    elif config.bbox is not None:
+        regressors = read_fold_regressors(files.fold_bbox, config, classes=len(names))
     ranking = None
     if config.detect.max_windows is not None:
-        ranking = read_ranking(
-            context.files.ranking, levels=config.spp_levels, channels=data.maps.channels
+        ranking = read_ranking(files.ranking, levels=config.spp_levels, channels=data.maps.channels)
+    device = data.maps.device
+    parts = [
+        DetectionParts(
+            *(names, data.extractor, c.to(device), r and r.to(device), config.detect),
+            ranking=ranking and ranking.to(device),
         )
-        ranking = replace(ranking, weights=ranking.weights.to(data.maps.device))
-    parts = DetectionParts(names, data.extractor, classifiers, regressors, config.detect, ranking)
-    found = _detect(data, parts, held_out.tolist())
-    if data.ranks.is_first:
-        kept = {
-            f"{key}{p}": torch.from_numpy(getattr(found[data.dataset.images[p].id], key))
-            for p in held_out.tolist()
-            for key in ("boxes", "scores", "labels")
-        }
-        write_tensors(path, kept, made_by=made_by, about={})
-    return found
+        for c, r in zip(classifiers, regressors, strict=True)
+    ]
+    positions = np.flatnonzero(folds.of_image >= 0).tolist()
+    of_image = folds.of_image.tolist()
+    made_by = context.plan.made_by["calibration"]
+    found = _detect(data, lambda p: parts[of_image[p]], positions, made_by=made_by)
+    images = tuple(data.dataset.images[p] for p in positions)
+    return replace(data.dataset, images=images), found
 
 
 def _detect(
-    data: TrainingData, parts: DetectionParts, positions: Sequence[int]
+    data: TrainingData,
+    parts_of: Callable[[int], DetectionParts],
+    positions: Sequence[int],
+    *,
+    made_by: str,
 ) -> dict[str, Detections]:
-    """Detect in training images, by the image's id."""
+    """Detect in training images, each by the parts of its position; returns them by the image's id.
+
+    Args:
+        made_by: fingerprint under which those that are there are kept until the stage is done.
+    """
 
     def detect(sample: Sample) -> Tensors:
-        image = sample.image
+        image, parts = sample.image, parts_of(sample.position)
         flip = parts.config.flip
         mirrored = data.maps.of_image(image, mirrored=True) if flip else None
         scored = score(parts, sample.maps, sample.proposals, width=image.width, mirrored=mirrored)
@@ -185,15 +165,19 @@ def _detect(
         arrays = {"boxes": made.boxes, "scores": made.scores, "labels": made.labels}
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
 
-    found = {}
-    gathered = data.gather(positions, detect, lambda made: made, label="calibrate")
-    for position, tensors in zip(positions, gathered, strict=True):
-        found[data.dataset.images[position].id] = _as_detections(tensors, parts.class_names)
+    path, names = data.state_path("calibrate"), data.dataset.class_names
+    found = read_detections(path) if is_intact(path, made_by) else {}
+    data.ranks.wait()  # all have looked before the first writes it
+    missing = [p for p in positions if data.dataset.images[p].id not in found]
+    if len(missing) < len(positions):
+        text = f"calibrate: going on after {len(positions) - len(missing)} images"
+        LOGGER.info("%s", text, extra=event("calibrate resumed"))
+    saved = time.monotonic()
+    gathered = data.gather(missing, detect, lambda made: made, label="calibrate")
+    for position, tensors in zip(missing, gathered, strict=True):
+        boxes, scores, labels = (tensors[k].cpu().numpy() for k in ("boxes", "scores", "labels"))
+        found[data.dataset.images[position].id] = Detections(boxes, scores, labels, names)
+        if data.ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:
+            save_detections(path, found, names, made_by=made_by)
+            saved = time.monotonic()
     return found
-
-
-def _as_detections(tensors: Tensors, names: tuple[str, ...], *, suffix: str = "") -> Detections:
-    boxes, scores, labels = (
-        tensors[f"{key}{suffix}"].cpu().numpy() for key in ("boxes", "scores", "labels")
-    )
-    return Detections(boxes, scores, labels, names)

@@ -10,9 +10,10 @@ from sppdet.config import Config
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
 from sppdet.io.image_cache import ImageCache
-from sppdet.runs.artifacts import why_made_again
+from sppdet.runs.artifacts import is_intact, why_made_again
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event
+from sppdet.stages.crossfit import Folds
 from sppdet.stages.model_files import ModelFiles
 from sppdet.stages.plan import Part, TrainingPlan
 from sppdet.stages.proposer import Proposer
@@ -44,6 +45,7 @@ class Context:
     backbone: Backbone = field(init=False)
     training_data: TrainingData = field(init=False)
     initial_head: Head | None = field(init=False, default=None)  # before fine-tuning
+    folds: Folds | None = field(init=False)  # of the training images, to calibrate on
     plan: TrainingPlan = field(init=False)
     # by the evaluate stage
     result: EvalResult | None = field(init=False, default=None)
@@ -69,6 +71,9 @@ class Context:
             return False
         path = self.files.of(part)
         if path.exists():
-            reason = why_made_again(path, self.plan.made_by[part])
+            made_by = self.plan.made_by[part]
+            reason = why_made_again(path, made_by)
+            if is_intact(path, made_by):
+                reason = "there already, but not those of the folds"
             LOGGER.info("%s: %s; made again", part, reason, extra=event("stage redone", part=part))
         return True

@@ -126,18 +126,11 @@ class Detector:
             proposer=proposer,
             maps=maps,
             extractor=extractor,
-            classifiers=replace(
-                classifiers,
-                weights=classifiers.weights.to(target),
-                biases=classifiers.biases.to(target),
-            ),
-            regressors=regressors
-            and Regressors(
-                regressors.layer, regressors.weights.to(target), regressors.biases.to(target)
-            ),
+            classifiers=classifiers.to(target),
+            regressors=regressors and regressors.to(target),
             config=config.detect,
             max_pixels=config.data.max_pixels,
-            ranking=ranking and replace(ranking, weights=ranking.weights.to(target)),
+            ranking=ranking and ranking.to(target),
             calibration=read_calibration(
                 files.calibration,
                 classes=len(names),

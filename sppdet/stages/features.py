@@ -6,6 +6,7 @@ from sppdet.features.head import build_head
 from sppdet.features.regions import FeatureExtractor
 from sppdet.runs.environment import worker_count
 from sppdet.stages.context import Context, Stage
+from sppdet.stages.crossfit import Folds
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.plan import Part, TrainingPlan
@@ -37,8 +38,9 @@ def compute_maps(context: Context) -> bool:
             seed=config.seed,
             boxes=config.learns_boxes(),
         )
+    context.folds = Folds.of(config, context.training_data)
     context.plan = TrainingPlan.of(
-        config, context.training_data, context.initial_head, context.files
+        config, context.training_data, context.initial_head, context.folds, context.files
     )
     if config.tunes_conv():
         return False  # the maps of later stages are the tuned layers'

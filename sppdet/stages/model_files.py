@@ -28,6 +28,10 @@ class ModelFiles:
         self.bbox = run / "model" / "bbox.safetensors"
         self.calibration = run / "model" / "calibration.safetensors"
         self.sealed = run / "model" / "trained.json"
+        # models that haven't seen a fold of the training images, and what they detect in it
+        self.fold_svm = run / "folds" / "svm.safetensors"
+        self.fold_bbox = run / "folds" / "bbox.safetensors"
+        self.cross_fitted = run / "folds" / "detections.safetensors"
 
     def of(self, part: Literal["head", "ranking", "svm", "bbox", "calibration"]) -> Path:
         """Return the path of a trained part."""

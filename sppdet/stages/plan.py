@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sppdet.config import Config
@@ -12,6 +13,7 @@ from sppdet.evaluation.calibration import VERSION as CALIBRATION_VERSION
 from sppdet.features.head import Head
 from sppdet.features.spp import VERSION as SPP_VERSION
 from sppdet.runs.artifacts import fingerprint, is_intact
+from sppdet.stages.crossfit import Folds
 from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model_files import ModelFiles
 from sppdet.stages.training_data import TrainingData
@@ -33,9 +35,14 @@ class TrainingPlan:
 
     @classmethod
     def of(
-        cls, config: Config, data: TrainingData, initial_head: Head | None, files: ModelFiles
+        cls,
+        config: Config,
+        data: TrainingData,
+        initial_head: Head | None,
+        folds: Folds | None,
+        files: ModelFiles,
     ) -> TrainingPlan:
-        """Plan by the settings, the training data and the head before fine-tuning."""
+        """Plan by the settings, the training data, the head before fine-tuning and the folds."""
         inputs = data.fingerprint()
         made_by: dict[Part, str] = {}
         if initial_head is not None:
@@ -84,6 +91,11 @@ class TrainingPlan:
         due = {part for part, digest in made_by.items() if not is_intact(files.of(part), digest)}
         if config.tunes_conv() and not is_intact(files.backbone, made_by["head"]):
             due.add("head")
+        if folds is not None and "calibration" in due:
+            fold_files: dict[Part, Path] = {"svm": files.fold_svm}
+            if config.bbox is not None and config.bbox.source == "ridge":
+                fold_files["bbox"] = files.fold_bbox
+            due |= {p for p, path in fold_files.items() if folds.lack(path, made_by[p])}
         return cls(made_by, frozenset(due))
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
+from sppdet.stages.crossfit import save_fold_classifiers
 from sppdet.stages.model import save_classifiers
 from sppdet.stages.training_data import Sample, TrainingData, feature_scale
 from sppdet.training.dual import LinearSvm
@@ -27,27 +30,41 @@ def train_classifiers(context: Context) -> bool:
     if not context.is_due("svm"):
         return False
     config, made_by = context.config, context.plan.made_by["svm"]
-    data = context.training_data
+    data, folds = context.training_data, context.folds
     if config.classifier == "softmax":
         head = data.extractor.head
         assert head is not None
         classifiers = Classifiers(config.svm_layer(), head.fc8.weight, head.fc8.bias, "softmax")
     else:
-        classifiers = train_svms(data, config.svm_layer(), config.svm, made_by=made_by)
+        left_out = folds.masks() if folds else ()
+        classifiers, *of_folds = train_svms(
+            data, config.svm_layer(), config.svm, left_out, made_by=made_by
+        )
+        if context.ranks.is_first and folds:
+            path = context.files.fold_svm
+            save_fold_classifiers(path, of_folds, made_by=folds.made_by(made_by))
     if context.ranks.is_first:
         names = context.training_set.class_names
         save_classifiers(context.files.svm, classifiers, names, made_by=made_by)
     return True
 
 
-def train_svms(data: TrainingData, layer: Layer, config: SvmConfig, *, made_by: str) -> Classifiers:
-    """Train one SVM per class on the features of `layer`.
+def train_svms(
+    data: TrainingData,
+    layer: Layer,
+    config: SvmConfig,
+    left_out: Sequence[NDArray[np.bool_]] = (),
+    *,
+    made_by: str,
+) -> list[Classifiers]:
+    """Train one SVM per class on the features of `layer`: on all images, then without some of them.
 
     Args:
+        left_out: masks (I,) of images.
         made_by: fingerprint under which an unfinished stage's checkpoint is kept and found.
     """
     scale = feature_scale(data, layer, config)
-    positives = _positives(data, layer, scale)
+    positives, images = _positives(data, layer, scale)
     names = data.dataset.class_names
     counts = ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True))
     text = f"svm: {layer} features × {scale:.4g}; positives: {counts}"
@@ -70,12 +87,19 @@ def train_svms(data: TrainingData, layer: Layer, config: SvmConfig, *, made_by: 
         report=report,
     )
     _mine(data, miner, layer, config, scale, made_by=made_by)
+    found = [(miner.weights, miner.biases)]
+    found += [miner.leave_out(mask, [mask[of] for of in images]) for mask in left_out]
     # the scale goes into the weights, so that detection takes the features as they come
-    return Classifiers(layer, miner.weights * scale, miner.biases)
+    return [Classifiers(layer, weights * scale, biases) for weights, biases in found]
 
 
-def _positives(data: TrainingData, layer: Layer, scale: float) -> list[Matrix]:
-    """Compute for each class the features (P, D) of its ground-truth boxes, difficult ones left out."""
+def _positives(
+    data: TrainingData, layer: Layer, scale: float
+) -> tuple[list[Matrix], list[NDArray[np.int64]]]:
+    """Compute for each class the features (P, D) of its ground-truth boxes, difficult ones left out.
+
+    The second list has the positions (P,) of their images.
+    """
     images = data.dataset.images
     with_objects = [i for i, image in enumerate(images) if (~image.difficult).any()]
 
@@ -84,14 +108,24 @@ def _positives(data: TrainingData, layer: Layer, scale: float) -> list[Matrix]:
         features = data.extractor(sample.maps, sample.image.gt_boxes[keep], layer)
         rows = torch.from_numpy(features.index).to(features.values.device)
         labels = torch.from_numpy(sample.image.gt_labels[keep])
-        return {"values": (features.values * scale)[rows], "labels": labels}
+        position = torch.full_like(labels, sample.position)
+        return {
+            "values": (features.values * scale)[rows],
+            "labels": labels,
+            "position": position,
+        }
 
     found: list[list[Matrix]] = [[] for _ in data.dataset.class_names]
+    positions: list[list[int]] = [[] for _ in data.dataset.class_names]
     for made in data.gather(with_objects, of_objects, lambda made: made, label="positives"):
         values = made["values"].cpu().numpy()
-        for row, label in zip(values, made["labels"].tolist(), strict=True):
+        for row, label, position in zip(
+            values, made["labels"].tolist(), made["position"].tolist(), strict=True
+        ):
             found[label - 1].append(row)
-    return [np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32) for rows in found]
+            positions[label - 1].append(position)
+    stacked = [np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32) for rows in found]
+    return stacked, [np.array(p, dtype=np.int64) for p in positions]
 
 
 def _mine(

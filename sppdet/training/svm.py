@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.processes import OneProcess, Processes, Tensors
 from sppdet.training_config import SvmConfig
 
+_NEVER = -1e6  # a score below every threshold
 VERSION = 6  # raise it when the same settings give other weights
 
 
@@ -193,6 +194,34 @@ class Miner:
         """Train the classes whose caches have grown since their last training."""
         self._retrain([k for k, c in enumerate(self._caches) if c.added or not c.trained])
 
+    def leave_out(
+        self, images: NDArray[np.bool_], positives: Sequence[NDArray[np.bool_]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Solve all classes again without the examples of some images, once mining is finished.
+
+        The negatives are those of the other images that are hard for the SVMs of all images, so that
+        no image is mined again; starting from these SVMs' duals, few steps are left.
+
+        Args:
+            images: (I,) mask of the images to leave out. positives: per class (P,), likewise.
+
+        Returns:
+            weights (K, D) and biases (K,); a class without positives or negatives left is never found.
+        """
+        solvable, problems = [], []
+        for k, (cache, out) in enumerate(zip(self._caches, positives, strict=True)):
+            problem = replace(cache.problem)
+            problem.keep(~np.concatenate([out, images[cache.refs[:, 0]]]))
+            if (problem.signs > 0).any() and (problem.signs < 0).any():
+                solvable.append(k)
+                problems.append(problem)
+        weights = torch.zeros_like(self.weights)
+        biases = torch.full_like(self.biases, _NEVER)
+        for k, fit in zip(solvable, self._fits(solvable, problems), strict=True):
+            weights[k] = torch.from_numpy(fit.svm.weight).to(weights.device)
+            biases[k] = fit.svm.bias
+        return weights, biases
+
     def _store(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
         """Add negatives to the pool; returns per class their rows in the pool and in the image."""
         image, distinct = int(hard["image"]), hard["rows"].numpy(force=True)
@@ -209,7 +238,8 @@ class Miner:
                 raise TrainingError(
                     f"class {self._names[k]}: no negatives: expected proposals away from the objects"
                 )
-        for k, cache, fit in zip(classes, caches, self._fits(classes), strict=True):
+        fits = self._fits(classes, [cache.problem for cache in caches])
+        for k, cache, fit in zip(classes, caches, fits, strict=True):
             svm, cached = fit.svm, len(cache.refs)
             self.weights[k] = torch.from_numpy(svm.weight).to(self.weights.device)
             self.biases[k] = svm.bias
@@ -218,17 +248,15 @@ class Miner:
             self._report(k, svm, cached, int((~keep).sum()))
         self.pool.keep(np.concatenate([c.problem.rows for c in self._caches]))
 
-    def _fits(self, classes: Sequence[int]) -> list[Fit]:
+    def _fits(self, classes: Sequence[int], problems: Sequence[Problem]) -> list[Fit]:
         """Solve classes; each process always solves the same ones, and all get all solutions."""
         ranks = self._ranks
+        of_class = dict(zip(classes, problems, strict=True))
         own = [k for k in classes if k % ranks.count == ranks.rank]
-        problems = [self._caches[k].problem for k in own]
-        solved = dict(
-            zip(own, fit_all(self.pool, problems, self._config, seed=self._seed), strict=True)
-        )
+        fitted = fit_all(self.pool, [of_class[k] for k in own], self._config, seed=self._seed)
+        solved = dict(zip(own, fitted, strict=True))
         fits = []
-        for k in classes:
-            problem = self._caches[k].problem
+        for k, problem in of_class.items():
             mine = _as_tensors(solved[k], problem) if k in solved else None
             tensors = ranks.broadcast(mine, owner=k % ranks.count)
             problem.duals = tensors["duals"].numpy(force=True)
