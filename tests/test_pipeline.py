@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ from sppdet.stages.detector import Detector
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.model_files import read_run_config
+from sppdet.stages.pipeline import train
 from sppdet.types import FeatureMaps
 
 PARTS = {"head", "svm", "bbox", "calibration"}
@@ -419,3 +421,34 @@ def test_leftovers_of_a_killed_writer_are_removed(settings: Path, tmp_path: Path
     train_quietly(settings, tmp_path, until="data")
     assert not list(tmp_path.rglob(".*"))
     assert fingerprint_of(tmp_path / "model" / "svm.safetensors") is None
+
+
+def test_events_go_to_a_function(settings: Path, run_copy: Path) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    config = load_config(settings, ["finetune.batches=20"])
+    train(
+        config, run_copy, device="cpu", on_event=lambda name, facts: seen.append((name, {**facts}))
+    )
+    names = [name for name, _ in seen]
+    assert names.count("stage ended") == names.count("stage started") == len(STAGES)
+    losses = [facts["train_loss"] for name, facts in seen if name == "finetune"]
+    assert losses and all(np.isfinite(loss) for loss in losses)
+    [found] = [facts for name, facts in seen if name == "evaluated"]
+    metrics = json.loads((run_copy / "eval" / "test" / "voc07" / "metrics.json").read_text())
+    assert found["mean_ap"] == pytest.approx(metrics["mAP"])
+
+
+def test_a_tracker_that_fails_ends_no_training(
+    settings: Path, run_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def fail(name: str, _: object) -> None:
+        calls.append(name)
+        raise ConnectionError("no way\nout")
+
+    assert train(load_config(settings, []), run_copy, device="cpu", on_event=fail) is not None
+    assert calls == ["run started"]
+    assert [r.getMessage() for r in caplog.records if "on_event" in r.getMessage()] == [
+        "on_event: ConnectionError: no way\\nout; it isn't called again"
+    ]

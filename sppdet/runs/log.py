@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,6 +80,31 @@ class JsonLinesHandler(logging.Handler):
                 handle.write(text + "\n")
         except OSError as error:
             raise ArtifactError(f"{self._path}: can't be written: {error.strerror}") from None
+
+
+EventCallback = Callable[[str, Mapping[str, Any]], object]
+
+
+class CallbackHandler(logging.Handler):
+    """Call a function with the name and the facts of every event, until it fails.
+
+    A tracker that can't be reached must not end a training: its error becomes a warning.
+    """
+
+    def __init__(self, on_event: EventCallback) -> None:
+        super().__init__(logging.DEBUG)
+        self._on_event: EventCallback | None = on_event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass an event on; messages that are none are left out."""
+        if self._on_event is None or not hasattr(record, "event"):
+            return
+        try:
+            self._on_event(record.event, record.__dict__["facts"])
+        except Exception as error:
+            self._on_event = None  # before the warning, which comes by here
+            text = "on_event: %s: %s; it isn't called again"
+            LOGGER.warning(text, type(error).__name__, one_line(str(error)))
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -158,6 +183,18 @@ def log_file(run: Path, ranks: Ranks) -> Iterator[None]:
             yield
     finally:
         _run.reset(token)
+
+
+@contextlib.contextmanager
+def events_passed(on_event: EventCallback | None) -> Iterator[None]:
+    """Call a function with the events of the run of this thread within a block; None: nothing."""
+    if on_event is None:
+        yield
+        return
+    handler, run = CallbackHandler(on_event), _run.get()
+    handler.addFilter(lambda record: _run.get() == run)
+    with handler_added(handler):
+        yield
 
 
 def consoles() -> list[Console]:

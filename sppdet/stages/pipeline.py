@@ -12,7 +12,7 @@ from pathlib import Path
 from sppdet.config import Config
 from sppdet.runs.distributed import joined_ranks
 from sppdet.runs.lock import open_run
-from sppdet.runs.log import LOGGER, event, timed
+from sppdet.runs.log import LOGGER, EventCallback, event, events_passed, timed
 from sppdet.stages.bbox import train_regressors
 from sppdet.stages.calibrate import calibrate
 from sppdet.stages.context import Context, Stage
@@ -41,12 +41,22 @@ FUNCTIONS: dict[Stage, Callable[[Context], bool]] = {
 
 
 def train(
-    config: Config, run: Path, *, device: str = "auto", until: Stage = "evaluate"
+    config: Config,
+    run: Path,
+    *,
+    device: str = "auto",
+    until: Stage = "evaluate",
+    on_event: EventCallback | None = None,
 ) -> EvalResult | None:
     """Train a detector in the folder `run`, going on where an earlier call stopped.
 
     Under `torchrun` all its processes train together, each with a share of the images and of the
     classes; the folder, and the store where one is named, must be the same for all of them.
+
+    Args:
+        on_event: called with the name and the facts of every event that `log.jsonl` records, for an
+            experiment tracker. The first process alone calls it; an error of it becomes a warning, and
+            ends the calls.
 
     Returns:
         The evaluation on the test set, where one is named and `until` reaches so far.
@@ -56,7 +66,11 @@ def train(
         ConfigError: no training set is named.
     """
     config.data.sets_of("train")  # checks that one is named
-    with joined_ranks(choose_device(device)) as ranks, open_run(run, ranks):
+    with (
+        joined_ranks(choose_device(device)) as ranks,
+        open_run(run, ranks),
+        events_passed(on_event if ranks.is_first else None),
+    ):
         settings = config.model_dump(mode="json")
         facts = event("run started", config=settings, until=until, processes=ranks.count)
         LOGGER.debug("training in %s", run, extra=facts)
