@@ -31,7 +31,7 @@ from sppdet.evaluation.voc import evaluate_voc
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.environment import set_threads
-from sppdet.stages.detector import CombinedDetector
+from sppdet.stages.combined import CombinedDetector
 from sppdet.stages.model_files import read_run_config
 from sppdet.stages.proposer import Proposer
 from sppdet.types import AnnotatedImage, Dataset, Detections, ImageArray, Proposals
@@ -70,7 +70,7 @@ def main() -> None:
     for path in args.others:
         other = Detector.load(path, device="cpu")
         rows[f"{path.parent.name}/{path.name} alone"] = other
-        rows[f"plain + {path.parent.name}/{path.name}"] = Detector.combine([detector, other])
+        rows[f"plain + {path.parent.name}/{path.name}"] = CombinedDetector.of([detector, other])
     dataset, images, proposer = opened(args.run)
     found: dict[str, Found] = {name: {} for name in rows}
     seconds = dict.fromkeys(rows, 0.0)

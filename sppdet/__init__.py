@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from sppdet.features.spp import spp_windows
     from sppdet.io.settings import load_config
     from sppdet.proposals.search import selective_search
+    from sppdet.stages.combined import CombinedDetector
     from sppdet.stages.detector import Detector
     from sppdet.stages.pipeline import train
     from sppdet.types import Detections
 
 _MODULE_OF = {
+    "CombinedDetector": "sppdet.stages.combined",
     "Detections": "sppdet.types",
     "Detector": "sppdet.stages.detector",
     "SpatialPyramid": "sppdet.features.pyramid",
@@ -40,6 +42,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "CombinedDetector",
     "Detections",
     "Detector",
     "SpatialPyramid",

@@ -22,7 +22,8 @@ from sppdet.detection.detect import ScoredProposals, weigh
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone
 from sppdet.folders.folder import detect_folder
-from sppdet.stages.detector import CombinedDetector, Detector
+from sppdet.stages.combined import CombinedDetector
+from sppdet.stages.detector import Detector
 from sppdet.types import Boxes, Detections, FeatureMaps, ImageArray, Proposals
 from test_detector import HEIGHT, NAMES, WIDTH, make_detector, normalised, slow_features
 
@@ -191,7 +192,7 @@ def test_no_proposals_with_all_options(tiny: Backbone, image: ImageArray) -> Non
     maps = maps_of(detector, image)
     none = Proposals(np.zeros((0, 4), np.float32))
     assert len(detector.detect(maps, none, image, mirrored=maps)) == 0
-    assert len(Detector.combine([detector, detector]).class_names) == 3
+    assert len(CombinedDetector.of([detector, detector]).class_names) == 3
 
 
 def test_calls_and_folders_use_all_options(
@@ -251,7 +252,7 @@ def test_combined_models_against_a_slow_computation(
     found = {}
     for voting in (None, 0.5):
         first = replace(a, config=a.config.model_copy(update={"box_voting": voting}))
-        both = Detector.combine([first, b])
+        both = CombinedDetector.of([first, b])
         assert both.class_names == NAMES
         found[voting] = both.detect_prepared(
             both.prepare(image), [of_a, of_b], width=WIDTH, height=HEIGHT
@@ -267,7 +268,7 @@ def test_combined_models_against_a_slow_computation(
 
 def test_a_model_combined_with_itself_is_itself(tiny: Backbone, image: ImageArray) -> None:
     one = ready(tiny, image, min_score=-1.0)
-    both = Detector.combine([one, one], weights=[1, 1])
+    both = CombinedDetector.of([one, one], weights=[1, 1])
     assert isinstance(both, CombinedDetector)
     alone, found = one(image), both(image)
     assert len(alone) > 5
@@ -296,7 +297,7 @@ def test_a_combination_computes_what_is_shared_once(
     plain = replace(one, config=one.config.model_copy(update={"flip": False}))
     for detectors in ([one, other_model(one)], [plain, one], [one, plain]):
         calls.update(maps=0, proposals=0)
-        Detector.combine(detectors)(image)
+        CombinedDetector.of(detectors)(image)
         assert calls == {"maps": 2, "proposals": 1}
 
 
@@ -315,12 +316,12 @@ def test_models_that_cannot_be_combined(tiny: Backbone, image: ImageArray) -> No
         ConfigError,
         match=r"expected the classes cat, dog, zebra of the first one, not cat, cow, dog",
     ):
-        Detector.combine([one, other])
+        CombinedDetector.of([one, other])
     with pytest.raises(ValueError, match="detectors: 1, expected two or more"):
-        Detector.combine([one])
+        CombinedDetector.of([one])
     for weights in ([1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf]):
         with pytest.raises(ValueError, match="expected 2 positive numbers"):
-            Detector.combine([one, one], weights=weights)
+            CombinedDetector.of([one, one], weights=weights)
 
 
 def test_eval_of_several_runs(sppdet: CommandLine, trained: Path, tmp_path: Path) -> None:

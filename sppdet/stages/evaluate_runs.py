@@ -16,6 +16,7 @@ from sppdet.runs.environment import worker_count
 from sppdet.runs.items import ItemStore
 from sppdet.runs.log import LOGGER
 from sppdet.runs.places import claim_folder
+from sppdet.stages.combined import CombinedDetector
 from sppdet.stages.detector import Detector
 from sppdet.stages.evaluate import Metric, detect_missing, expected_types, score, write_scores
 from sppdet.stages.model import choose_device
@@ -52,7 +53,7 @@ def evaluate_runs(
         raise ConfigError("eval: several runs are combined in one process")
     ranks = Ranks(device=choose_device(device))
     detectors = [Detector.load(run, device=ranks.device) for run in runs]
-    combined = Detector.combine(detectors)
+    combined = CombinedDetector.of(detectors)
     configs = [read_run_config(run) for run in runs]
     first = configs[0]
     claim_folder(out, command="eval", shared=False)

@@ -1,0 +1,130 @@
+"""Several detectors as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sppdet.detection.detect import suppress, weigh
+from sppdet.errors import ConfigError
+from sppdet.features.backbones import ScaledImage
+from sppdet.stages.detector import Detector
+from sppdet.types import Detections, ImageArray, Proposals
+
+
+@dataclass(frozen=True)
+class CombinedDetector:
+    """Several detectors as one (He et al. §4.4); made by `of`.
+
+    Each model scores its own proposals. Proposals and feature maps that several models have in common
+    are computed once. Scores are compared as they are: the margin of every SVM is 1 on its own support
+    vectors, and log odds of several networks mean the same.
+    """
+
+    detectors: tuple[Detector, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, detectors: Sequence[Detector], weights: Sequence[float] | None = None
+    ) -> CombinedDetector:
+        """Combine detectors of the same classes: one NMS over the proposals that all have scored.
+
+        Args:
+            detectors: two or more. The first one's settings of `detect` but `flip` and `svd` apply.
+            weights: positive, one for each; see `sppdet.detection.detect.weigh`. None: all 1.
+
+        Raises:
+            ConfigError: the class names differ, in more than their order, or one scores by SVMs and
+                another by a softmax.
+            ValueError: fewer than two detectors, or weights that don't fit.
+        """
+        if len(detectors) < 2:
+            raise ValueError(f"detectors: {len(detectors)}, expected two or more")
+        factors = tuple(1.0 for _ in detectors) if weights is None else tuple(weights)
+        if len(factors) != len(detectors) or not all(0 < w < math.inf for w in factors):
+            raise ValueError(f"weights: {factors}, expected {len(detectors)} positive numbers")
+        if len({one.classifiers.kind for one in detectors}) > 1:
+            raise ConfigError(
+                "combined models: margins of SVMs can't be compared with the log odds of a softmax; "
+                "expected one kind of classifier"
+            )
+        names = detectors[0].class_names
+        return cls(tuple(_in_order(one, names) for one in detectors), factors)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names, in the first detector's order."""
+        return self.detectors[0].class_names
+
+    def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
+        """Detect in one image; arguments and errors are those of `Detector`."""
+        path, pixels = self.detectors[0].pixels_of(image, bgr=bgr)
+        proposers = {one.proposer.fingerprint: one.proposer for one in self.detectors}
+        found = {key: proposer.of(pixels) for key, proposer in proposers.items()}
+        height, width = pixels.shape[:2]
+        proposals = [found[one.proposer.fingerprint] for one in self.detectors]
+        return self.detect_prepared(
+            self.prepare(pixels), proposals, width=width, height=height, path=path
+        )
+
+    def prepare(self, image: ImageArray) -> dict[tuple[str, bool], ScaledImage]:
+        """Resize an image (H, W, 3) RGB for `detect_prepared`; thread-safe.
+
+        Returns:
+            The image as each backbone needs it, by the fingerprint of its maps and whether mirrored.
+        """
+        views: dict[tuple[str, bool], ScaledImage] = {}
+        for one in self.detectors:
+            missing = (one.maps.fingerprint, one.config.flip) not in views
+            if missing:
+                made = one.prepare(image)
+                views.update(
+                    ((one.maps.fingerprint, mirrored), view)
+                    for mirrored, view in zip((False, True), made, strict=False)
+                )
+        return views
+
+    def detect_prepared(
+        self,
+        views: Mapping[tuple[str, bool], ScaledImage],
+        proposals: Sequence[Proposals],
+        *,
+        width: int,
+        height: int,
+        path: str = "",
+    ) -> Detections:
+        """Detect in what `prepare` has made of an image of known size, by each model's proposals."""
+        by_maps = {one.maps.fingerprint: one.maps for one in self.detectors}
+        maps = {key: by_maps[key[0]].compute(view) for key, view in views.items()}
+        config = self.detectors[0].config
+        scored = []
+        for one, own, weight in zip(self.detectors, proposals, self.weights, strict=True):
+            plain = maps[one.maps.fingerprint, False]
+            mirrored = maps[one.maps.fingerprint, True] if one.config.flip else None
+            made = one.score_in(plain, own, width=width, mirrored=mirrored)
+            lowest = config.lowest_score(one.classifiers.kind)
+            scored.append(weigh(made, weight, min_score=lowest))
+        found = suppress(scored, config, width=width, height=height)
+        return replace(found, path=path)
+
+
+def _in_order(detector: Detector, names: tuple[str, ...]) -> Detector:
+    """Return a detector of the same classes in this order."""
+    if sorted(names) != sorted(detector.class_names):
+        raise ConfigError(
+            f"combined models: expected the classes {', '.join(sorted(names))} of the first one, "
+            f"not {', '.join(sorted(detector.class_names))}"
+        )
+    rows = [detector.class_names.index(name) for name in names]
+    c, r = detector.classifiers, detector.regressors
+    of_c = rows if c.kind == "svm" else [0, *(row + 1 for row in rows)]  # with the background
+    return replace(
+        detector,
+        class_names=names,
+        calibration=None,  # scores of several models have none in common
+        classifiers=replace(c, weights=c.weights[of_c], biases=c.biases[of_c]),
+        regressors=r and replace(r, weights=r.weights[rows], biases=r.biases[rows]),
+    )
