@@ -22,8 +22,16 @@ from sppdet.stages import detector, pipeline
 
 def test_public_names() -> None:
     assert sorted(sppdet.__all__) == [
-        *("Detections", "Detector", "SpatialPyramid", "SppdetError", "__version__", "box_iou"),
-        *("load_config", "nms", "selective_search", "spp_windows", "train"),
+        *("CombinedDetector", "Detections", "Detector", "SpatialPyramid", "SppdetError"),
+        *(
+            "__version__",
+            "box_iou",
+            "load_config",
+            "nms",
+            "selective_search",
+            "spp_windows",
+            "train",
+        ),
     ]
     assert set(sppdet.__all__) <= set(dir(sppdet))
 
