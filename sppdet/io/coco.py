@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sppdet.errors import AnnotationError, shorten
 from sppdet.io.files import is_file, name_problem, read_json
+from sppdet.io.folder_files import FolderFiles
 from sppdet.io.names import unique_ids
 from sppdet.io.records import (
-    FAR_PX,
     ImageRecord,
     ObjectRecord,
     Skips,
+    is_coordinate,
     read_flag,
     stated_size,
 )
@@ -54,7 +57,7 @@ def read_coco_set(
     """
     path = coco_file(root, set_name)
     folders = _image_folders(path, root, set_name, images)
-    return read_coco_annotations(path, folders=folders, skips=skips)
+    return read_coco_annotations(path, folders=folders, skips=skips, below=images or root)
 
 
 def read_coco_ids(root: Path, set_name: str, *, images: Path | None) -> CocoIds:
@@ -64,10 +67,13 @@ def read_coco_ids(root: Path, set_name: str, *, images: Path | None) -> CocoIds:
         AnnotationError: there is no such file, or its images or categories are refused.
     """
     path = coco_file(root, set_name)
-    return read_coco_file_ids(path, folders=_image_folders(path, root, set_name, images))
+    folders = _image_folders(path, root, set_name, images)
+    return read_coco_file_ids(path, folders=folders, below=images or root)
 
 
-def read_coco_file_ids(path: Path, *, folders: tuple[Path, ...] = ()) -> CocoIds:
+def read_coco_file_ids(
+    path: Path, *, folders: tuple[Path, ...] = (), below: Path | None = None
+) -> CocoIds:
     """Read the ids of an annotation file; without `folders` the images lie beside it.
 
     Entries of `images` that can't be used are left out: they are in no data set either.
@@ -75,7 +81,9 @@ def read_coco_file_ids(path: Path, *, folders: tuple[Path, ...] = ()) -> CocoIds
     data = _read_object(path)
     images = _read_images(data, path, Skips(stop=False))
     files = {key: image.file_name for key, image in images.items()}
-    paths = {key: _find(name, folders or (path.parent,)) for key, name in files.items()}
+    find = _Images(folders or (path.parent,), path, below).find
+    skips = Skips(stop=False)
+    paths = {key: find(name, skips) for key, name in files.items()}
     return CocoIds(paths, files, _category_names(data, path))
 
 
@@ -113,7 +121,7 @@ def coco_file(root: Path, set_name: str) -> Path:
 
 
 def read_coco_annotations(
-    path: Path, *, folders: tuple[Path, ...], skips: Skips
+    path: Path, *, folders: tuple[Path, ...], skips: Skips, below: Path | None = None
 ) -> list[ImageRecord]:
     """Read a COCO instance file.
 
@@ -126,6 +134,8 @@ def read_coco_annotations(
         folders: where the images may lie; if an image is in none, its path is in the first.
         skips: told of entries of `images` and `annotations` that can't be used: without a key, or of
             an image or category that isn't there.
+        below: folder to look for an image that is in none of `folders` by its name as another system has
+            written it, see `FolderFiles.find`; None for none.
 
     Returns:
         A record for each entry of `images`; an object with an impossible box or flag says so in its
@@ -153,9 +163,10 @@ def read_coco_annotations(
         objects[image_id].append(_object(entry, name, number))
     keys = unique_ids([image.file_name for image in images.values()])
     where = f"{path.name}, annotation"
+    find = _Images(folders, path, below).find
     return [
         ImageRecord(
-            key, _find(image.file_name, folders), tuple(objects[image_id]), where, image.stated
+            key, find(image.file_name, skips), tuple(objects[image_id]), where, image.stated
         )
         for key, (image_id, image) in zip(keys, images.items(), strict=True)
     ]
@@ -261,7 +272,7 @@ def _object(entry: _Entry, name: str, number: CocoId) -> ObjectRecord:
 
 def _box(bbox: object) -> tuple[float, float, float, float]:
     """Convert [x, y, width, height] to xyxy; numbers given as text are refused."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_coordinate, bbox)):
         raise ValueError(f"bbox {bbox!r:.80}, expected 4 numbers")
     x, y, w, h = map(float, bbox)
     if w <= 0 or h <= 0:
@@ -270,10 +281,34 @@ def _box(bbox: object) -> tuple[float, float, float, float]:
     return x, y, x + w, y + h
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FAR_PX
+class _Images:
+    """The places where the images of an annotation file may lie."""
 
+    def __init__(self, folders: tuple[Path, ...], file: Path, below: Path | None) -> None:
+        self._folders = folders
+        self._file = file
+        self._below = below
+        self._meant: dict[str, str] = {}  # files that names from elsewhere mean
 
-def _find(file_name: str, folders: tuple[Path, ...]) -> Path:
-    candidates = [folder / file_name for folder in folders]
-    return next((path for path in candidates if is_file(path)), candidates[0])
+    @cached_property
+    def _files(self) -> FolderFiles | None:
+        return None if self._below is None else FolderFiles(self._below)
+
+    def find(self, file_name: str, skips: Skips) -> Path:
+        """Find an image; its path in the first of the folders if it is in none."""
+        candidates = [folder / file_name for folder in self._folders]
+        if path := next((path for path in candidates if is_file(path)), None):
+            return path
+        if self._files is not None:
+            near = os.path.relpath(self._file.parent, self._files.root)
+            try:
+                if found := self._files.image(file_name, near=near):
+                    other = self._meant.setdefault(found, file_name)
+                    if other != file_name:
+                        raise AnnotationError(
+                            f"{other!r:.80} and {file_name!r:.80} are both {found}"
+                        )
+                    return self._files.path(found)
+            except AnnotationError as error:
+                skips.report(AnnotationError(f"{self._file}, images: {error}"))
+        return candidates[0]

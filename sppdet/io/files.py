@@ -5,6 +5,7 @@ All files of users are read here: opening a FIFO would block forever, and /dev/z
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -30,6 +31,19 @@ def read_bytes(path: Path, error: type[SppdetError], *, max_bytes: int = MAX_BYT
     Raises:
         error: the file is missing, isn't a regular file, has more than `max_bytes`, or can't be read.
     """
+    return _read(path, error, max_bytes=max_bytes)
+
+
+def read_head(path: Path, count: int) -> bytes:
+    """Read the first `count` bytes of a regular file, or all of a shorter one.
+
+    Raises:
+        AnnotationError: as `read_bytes`.
+    """
+    return _read(path, AnnotationError, max_bytes=MAX_BYTES, count=count)
+
+
+def _read(path: Path, error: type[SppdetError], *, max_bytes: int, count: int = -1) -> bytes:
     try:
         _check(os.stat(path), max_bytes)  # before opening, which blocks for a FIFO
         # not every system has these flags
@@ -37,7 +51,7 @@ def read_bytes(path: Path, error: type[SppdetError], *, max_bytes: int = MAX_BYT
         descriptor = os.open(path, os.O_RDONLY | flags)
         with open(descriptor, "rb") as handle:  # noqa: PTH123
             _check(os.fstat(descriptor), max_bytes)  # it may be another file by now
-            return handle.read()
+            return handle.read(count)
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except _NotReadable as reason:
@@ -65,6 +79,23 @@ def read_text(
         raise error(f"{path}: not UTF-8 text (byte {reason.start})") from None
 
 
+def read_foreign_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
+    """Read a text file of another program: UTF-8, or UTF-16 by its byte order mark.
+
+    PowerShell's `>` writes UTF-16.
+
+    Raises:
+        AnnotationError: as `read_bytes`, or the text is in neither encoding.
+    """
+    data = read_bytes(path, AnnotationError, max_bytes=max_bytes)
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as reason:
+        kind = "UTF-16" if marked else "UTF-8"
+        raise AnnotationError(f"{path}: not {kind} text (byte {reason.start})") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file made by anyone.
 
@@ -72,7 +103,7 @@ def read_json(path: Path) -> Any:
         AnnotationError: there is no such file, or it is not JSON, nested too deeply, or has a number
             of thousands of digits.
     """
-    text = read_text(path)
+    text = read_foreign_text(path)
     try:
         return json.loads(text)
     except RecursionError:

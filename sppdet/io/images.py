@@ -88,6 +88,19 @@ def read_image_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
     return read_bytes(path, ImageError, max_bytes=8 * max_pixels + 2**26)
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Read the (width, height) of an image, turned by its EXIF orientation, from its header.
+
+    Raises:
+        ImageError: there is no such file, or it is no image.
+    """
+    header = read_header(read_image_bytes(path))
+    if header is None:
+        raise ImageError(f"{path}: can't be decoded as an image")
+    size = header.width, header.height
+    return size[::-1] if header.orientation >= 5 else size
+
+
 def changed_image(path: Path) -> ImageError:
     """Build the error of an image whose content has changed during the work."""
     return ImageError(

@@ -50,17 +50,26 @@ class ImageRecord:
 
 
 class Skips:
-    """Policy for data that can't be used: stop at it, or leave it out and list it."""
+    """Policy for data that can't be used: stop at it, or leave it out and list it.
+
+    `left_out` has what is no mistake and yet isn't used, such as a point where boxes are wanted: examples
+    by their kind.
+    """
 
     def __init__(self, *, stop: bool) -> None:
         self.stop = stop
         self.lines: list[str] = []
+        self.left_out: dict[str, list[str]] = {}
 
     def report(self, error: DataError) -> None:
         """Raise `error`, or add its line to `lines`."""
         if self.stop:
             raise error
         self.lines.append(str(error))
+
+    def leave_out(self, kind: str, example: str) -> None:
+        """Count one thing that isn't used, by its kind."""
+        self.left_out.setdefault(kind, []).append(example)
 
 
 def read_number(text: str) -> float:
@@ -72,6 +81,11 @@ def read_number(text: str) -> float:
     if not _NUMBER.fullmatch(text.strip()):
         raise ValueError(f"{text!r:.40} is not a number")
     return float(text)
+
+
+def is_coordinate(value: object) -> bool:
+    """Check for a number that can be a coordinate in pixels; text and NaN are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FAR_PX
 
 
 def stated_size(width: object, height: object) -> tuple[int, int] | None:

@@ -7,19 +7,22 @@ A file's boxes are 1-based and inclusive; they are converted once here, on readi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
 import defusedxml.ElementTree as SafeTree
 
 from sppdet.errors import AnnotationError, shorten
-from sppdet.io.files import is_file, name_problem, read_bytes, read_text
+from sppdet.io.files import is_file, name_problem, read_bytes, read_foreign_text
+from sppdet.io.folder_files import FolderFiles
 from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.io.names import safe_id
 from sppdet.io.records import (
@@ -35,6 +38,9 @@ from sppdet.runs.artifacts import write_text
 from sppdet.types import Boxes, Flags
 
 _log = logging.getLogger("sppdet")
+_DECLARATION = re.compile(
+    rb"(?:\xef\xbb\xbf)?<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]{1,40})[\"'][^>]*\?>"
+)
 _MAX_XML_BYTES = 64 * 2**20  # of one image's annotations; parsed they take some ten times as much
 
 
@@ -62,7 +68,7 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
     Raises:
         AnnotationError: the file is missing, is no VOC annotation, or declares a DTD or entities.
     """
-    root = _parse(path)
+    root = parse_xml(path)
     if root.tag != "annotation":
         raise AnnotationError(f"{path}: <{root.tag}>, expected <annotation>")
     objects = (_read_object(item, k) for k, item in enumerate(root.findall("object"), start=1))
@@ -82,16 +88,50 @@ def read_voc_set(
         skips: told of annotation files that can't be read.
     """
     folder = images or root / "JPEGImages"
-    for name in read_set_file(root, set_name):
-        path = root / "Annotations" / f"{name}.xml"
+    files = _Files(root / "Annotations", folder)
+    for line in read_set_file(root, set_name):
         try:
+            name = files.annotation(line)
+            path = root / "Annotations" / f"{name}.xml"
             annotation = read_voc_annotation(path)
+            image = files.image(name, annotation.filename)
         except AnnotationError as error:
             skips.report(error)
             continue
-        image = voc_image_path(folder, name, annotation.filename)
         where = f"{path.name}, object"
         yield ImageRecord(safe_id(name), image, annotation.objects, where, annotation.size)
+
+
+class _Files:
+    """The files of a devkit; where a name isn't that of a file, the one that it means."""
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        self._annotations = annotations
+        self._images = images
+
+    @cached_property
+    def _all_annotations(self) -> FolderFiles:
+        return FolderFiles(self._annotations)
+
+    @cached_property
+    def _all_images(self) -> FolderFiles:
+        return FolderFiles(self._images)
+
+    def annotation(self, line: str) -> str:
+        """Find the name of an annotation, without `.xml`, that a line of a set means."""
+        if is_file(self._annotations / f"{line}.xml"):
+            return line
+        found = self._all_annotations.find(line, near="", suffixes=(".xml",))
+        return line if found is None else found[: -len(".xml")]
+
+    def image(self, name: str, filename: str) -> Path:
+        path = voc_image_path(self._images, name, filename)
+        if is_file(path):
+            return path
+        for other in filter(None, (name, filename)):
+            if found := self._all_images.image(other):
+                return self._images / found
+        return path
 
 
 def read_set_file(root: Path, set_name: str) -> list[str]:
@@ -107,7 +147,7 @@ def read_set_file(root: Path, set_name: str) -> list[str]:
     path = root / "ImageSets" / "Main" / f"{set_name}.txt"
     if not is_file(path):
         raise AnnotationError(f"{path}: no such set; {_list_sets(path.parent)}")
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_foreign_text(path).splitlines()]
     for number, line in enumerate(lines, start=1):
         if problem := name_problem(line):
             raise AnnotationError(f"{path}, line {number}: {line} {problem}")
@@ -174,16 +214,42 @@ def write_voc_annotation(
     write_text(path, ElementTree.tostring(root, encoding="unicode") + "\n")
 
 
-def _parse(path: Path) -> ElementTree.Element:
-    data = read_bytes(path, AnnotationError, max_bytes=_MAX_XML_BYTES)
+def parse_xml(path: Path, *, max_bytes: int = _MAX_XML_BYTES) -> ElementTree.Element:
+    """Parse an XML file in any declared encoding that is one of text.
+
+    Raises:
+        AnnotationError: the file can't be read, isn't well-formed, or declares a DTD or entities.
+    """
+    data = read_bytes(path, AnnotationError, max_bytes=max_bytes)
     try:
-        root: ElementTree.Element = SafeTree.fromstring(data, forbid_dtd=True)
+        return _from_string(data)
     except ElementTree.ParseError as error:
-        raise AnnotationError(f"{path}: not well-formed XML: {error}") from None
+        problem = f"not well-formed XML: {error}"
     except (ValueError, LookupError) as error:  # an unknown encoding; DTDs and entities
-        reason = " ".join(str(error).split())
-        raise AnnotationError(f"{path}: XML that is refused: {reason}") from None
+        problem = f"XML that is refused: {' '.join(str(error).split())}"
+    text = _decoded(data)
+    if text is not None:
+        with contextlib.suppress(ElementTree.ParseError, ValueError, LookupError):
+            return _from_string(text)
+    raise AnnotationError(f"{path}: {problem}")
+
+
+def _from_string(data: bytes | str) -> ElementTree.Element:
+    root: ElementTree.Element = SafeTree.fromstring(data, forbid_dtd=True)
     return root
+
+
+def _decoded(data: bytes) -> str | None:
+    """Decode XML in an encoding that expat doesn't know by its name, such as `utf8` or gb2312."""
+    match = _DECLARATION.match(data)
+    if match is None:
+        return None
+    name = match[1].decode("ascii").lower()
+    try:
+        # files that declare gb2312 mostly have the characters of its successors, too
+        return data[match.end() :].decode("gb18030" if name in ("gb2312", "gbk") else name)
+    except (LookupError, ValueError):
+        return None
 
 
 def _read_object(item: ElementTree.Element, number: int) -> ObjectRecord:
