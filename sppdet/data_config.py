@@ -10,23 +10,35 @@ from pydantic import BeforeValidator, Field, model_validator
 from sppdet.errors import ConfigError
 from sppdet.setting_types import MAX_PIXELS, ClassName, Count, Section, as_list
 
+Format = Literal["auto", "voc", "coco", "xml", "yolo", "labelme", "csv", "via", "cvat"]
+
 
 class DataConfig(Section):
     """Images and annotations."""
 
-    format: Literal["voc", "coco"] = "voc"
+    format: Format = "voc"
     """Layout of the data set. voc: `Annotations`, `ImageSets/Main` and `JPEGImages`; coco: JSON files in
-    the format of COCO's instances."""
+    the format of COCO's instances; xml: VOC's annotations without its folders; yolo, labelme, csv, via,
+    cvat: as these tools write them, csv like RetinaNet's; auto: whichever of these is found, with its
+    sets."""
     root: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)]
     """Folder of the data set, or a list of folders that are used together (such as VOC2007 and
     VOC2012)."""
     images: Path | None = None
     """Folder of the images. null: the layout's own, `JPEGImages` for VOC, `root` for COCO."""
     train: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
-    """Training set: name of an image set (VOC) or annotation file (COCO). A list names one for each root;
-    null leaves out that root. Required for training."""
-    test: Annotated[list[str | None] | None, BeforeValidator(lambda v: v and as_list(v))] = None
-    """Test set, named like `train`. null: no test set, training ends without an evaluation."""
+    """Training set: name of an image set (VOC), annotation file (COCO, csv, via, cvat), key of data.yaml
+    (YOLO) or of a folder that the images or annotations are in (xml, labelme, YOLO); `all` is everything. A
+    list names one for each root; null leaves out that root. Required for training with voc and coco;
+    otherwise null takes the set that is found."""
+    test: Annotated[
+        Annotated[float, Field(gt=0.0, lt=1.0)] | list[str | None] | None,
+        BeforeValidator(lambda v: v if not v or isinstance(v, int | float) else as_list(v)),
+    ] = None
+    """Test set, named like `train`; or the fraction of the training set's images to test with instead,
+    such as 0.2: drawn once for a run, by `seed`, with the classes in proportion, similar images and the
+    frames of a video on the same side. null: no test set, training ends without a metric. Not given: null
+    for voc and coco; otherwise the set that is found beside the one to train on, or 0.2."""
     train_ids: Path | None = None
     """Text file of image ids, one a line: the images of the training set to use. An image's id is the name
     of its file without the suffix, where these names differ. null: all."""
@@ -49,15 +61,26 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _sets_match_roots(self) -> DataConfig:
         for key, sets in (("train", self.train), ("test", self.test)):
-            if sets is not None and len(sets) not in (1, len(self.root)):
+            if isinstance(sets, list) and len(sets) not in (1, len(self.root)):
                 raise ValueError(f"{key} names {len(sets)} sets for {len(self.root)} roots")
         if self.classes != "auto" and len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: a name is repeated")
         return self
 
+    def is_open(self) -> bool:
+        """Check whether sets must be found or made first; see `sppdet.stages.settle`."""
+        found = self.format not in ("voc", "coco") and self.train is None
+        return self.format == "auto" or found or isinstance(self.test, float)
+
     def sets_of(self, split: str) -> list[str | None]:
         """List one set name per root: those of train or test, or `split` itself as the name of a set."""
-        names = {"train": self.train, "test": self.test}.get(split, [split])
+        test = None if isinstance(self.test, float) else self.test
+        names = {"train": self.train, "test": test}.get(split, [split])
+        if isinstance(self.test, float) and split == "test":
+            raise ConfigError(
+                f"data.test: {self.test:g} is a part of the training set that a run has drawn; expected "
+                "the config.yaml of the run"
+            )
         if names is None:
             purpose = "train on" if split == "train" else "evaluate on"
             raise ConfigError(f"data.{split}: no set is named; expected one to {purpose}")

@@ -22,6 +22,8 @@ def deal(
     classes: Flags,
     sizes: Sequence[int],
     rng: np.random.Generator,
+    *,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Deal out images into parts of given sizes so that each part has its share of every class.
 
@@ -35,6 +37,8 @@ def deal(
         classes: (I, K) the classes that each image has.
         sizes: of the parts; their sum is I.
         rng: decides the order of images and what is still even.
+        groups: (I,) the group of each image, from 0; images of a group stay together, large groups are
+            dealt first, and sizes may differ by what doesn't fit. None: every image alone.
 
     Returns:
         (I,) the part of each image.
@@ -45,29 +49,37 @@ def deal(
     count = len(classes)
     if sum(sizes) != count or min(sizes, default=0) < 0:
         raise ValueError(f"sizes: {list(sizes)}, expected numbers that add up to {count}")
+    group = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    weight = np.bincount(group, minlength=0)
+    numbers = np.zeros(
+        (len(weight), classes.shape[1]), dtype=np.int64
+    )  # images of a class in a group
+    np.add.at(numbers, group, classes)
     room = np.array(sizes, dtype=np.int64)
     shares = room[:, None] / max(count, 1)  # [P, 1]
     lacking = np.maximum(shares * classes.sum(axis=0), 1.0)  # [P, K]
-    part = np.full(count, -1, dtype=np.int64)
-    order = rng.permutation(count)
+    part = np.full(len(weight), -1, dtype=np.int64)
+    order = rng.permutation(len(weight))
+    order = order[np.argsort(-weight[order], kind="stable")]
     while (left := order[part[order] < 0]).size:
-        remaining = classes[left].sum(axis=0)
+        remaining = numbers[left].sum(axis=0)
         if remaining.any():
             rarest = int(np.where(remaining > 0, remaining, count + 1).argmin())
-            chosen = left[classes[left, rarest]]
+            chosen = left[numbers[left, rarest] > 0]
         else:
             rarest, chosen = None, left  # images without objects fill the parts up
-        for image in chosen.tolist():
-            own = classes[image]
+        for unit in chosen.tolist():
+            own = numbers[unit] > 0
             first = lacking[:, rarest] if rarest is not None else np.zeros(len(room))
             keys = [
                 (first[p], lacking[p, own].sum(), room[p], rng.random()) for p in range(len(room))
             ]
-            best = max((p for p in range(len(room)) if room[p] > 0), key=lambda p: keys[p])
-            part[image] = best
-            room[best] -= 1
-            lacking[best, own] -= 1
-    return part
+            fitting = [p for p in range(len(room)) if room[p] >= weight[unit]]
+            best = max(fitting or [int(room.argmax())], key=lambda p: keys[p])
+            part[unit] = best
+            room[best] -= weight[unit]
+            lacking[best] -= numbers[unit]
+    return part[group]
 
 
 def in_one_part(classes: Flags, part: NDArray[np.int64]) -> Flags:

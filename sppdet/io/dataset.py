@@ -16,6 +16,8 @@ import numpy as np
 from sppdet.boxes import clip_boxes
 from sppdet.errors import DataError, ImageError, shorten
 from sppdet.io.coco import read_coco_set
+from sppdet.io.folder_files import FolderFiles
+from sppdet.io.formats.find import READERS
 from sppdet.io.id_lists import choose_records
 from sppdet.io.image_cache import ImageCache, ImageInfo
 from sppdet.io.names import number_repeats, safe_id
@@ -30,7 +32,7 @@ _CLIP_TOLERANCE_PX = 0.01  # a box that reaches out by no more is rounding and n
 
 def load_dataset(
     *,
-    format: Literal["voc", "coco"],
+    format: str,
     roots: Sequence[Path],
     sets: Sequence[str | None],
     images: Path | None,
@@ -51,8 +53,8 @@ def load_dataset(
     exist, sizes are 0 and boxes stay as annotated.
 
     Args:
-        format: of the annotations, in all roots.
-        roots: folders in the VOC layout, or that `coco_file` knows.
+        format: of the annotations, in all roots: voc, coco or one of `READERS`.
+        roots: folders in that layout.
         sets: a set of each root; None where the root has none for this split.
         images: folder of the images; None takes the format's own.
         class_names: the classes in the order of their labels; objects of others are left out with a
@@ -105,6 +107,8 @@ def load_dataset(
         _log.warning("%s: %d boxes reached outside their image: clipped", split, clipped)
     if skips.lines:
         _log.warning("%s: left out: %s", split, shorten(skips.lines, limit=3))
+    for kind, examples in skips.left_out.items():
+        _log.warning("%s: %d %s: %s", split, len(examples), kind, shorten(examples, limit=3))
     kept = tuple(image for image, _ in annotated)
     return Dataset(split, tuple(labels), kept, tuple(skips.lines), clipped)
 
@@ -114,6 +118,9 @@ def _read_set(
 ) -> list[ImageRecord]:
     if format == "coco":
         return read_coco_set(root, set_name, images=images, skips=skips)
+    if format in READERS:
+        folder = FolderFiles(root)
+        return READERS[format](folder, set_name, FolderFiles(images) if images else folder, skips)
     return list(read_voc_set(root, set_name, images=images, skips=skips))
 
 

@@ -23,6 +23,7 @@ from sppdet.stages.crossval_files import CrossvalFiles
 from sppdet.stages.evaluate import score, write_scores
 from sppdet.stages.model_files import signature
 from sppdet.stages.report import LEVEL_TITLE, metrics, percent, range_percent
+from sppdet.stages.settle import settle
 from sppdet.stages.trainings import (
     check_classes,
     chosen,
@@ -63,7 +64,7 @@ def crossval(
     files = CrossvalFiles(folder)
     with folder_of_trainings(folder, command="crossval"):
         without_test = config.data.model_copy(update={"test": None, "test_ids": None})
-        base = config.model_copy(update={"data": without_test})
+        base = settle(config.model_copy(update={"data": without_test}), folder)
         whole, _, images = read_whole_sets(base, files.images)
         tested = _folds(files, whole, folds, seed=config.seed)
         rests = [_rest(whole, ids) for ids in tested]

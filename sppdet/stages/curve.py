@@ -37,6 +37,7 @@ from sppdet.stages.report import (
     percent,
     range_percent,
 )
+from sppdet.stages.settle import settle
 from sppdet.stages.trainings import (
     check_classes,
     chosen,
@@ -115,6 +116,7 @@ def curve(
     if len(fractions) < 2 or not all(0 < f <= 1 for f in fractions):
         raise ConfigError("fractions: expected two or more above 0 and up to 1")
     with folder_of_trainings(folder, command="curve"):
+        config = settle(config, folder)
         pool, test_set, data, images = _sets(config, folder)
         counts = [max(1, round(fraction * len(pool))) for fraction in fractions]
         if counts != sorted(set(counts)):

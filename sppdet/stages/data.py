@@ -8,7 +8,6 @@ import numpy as np
 
 from sppdet.config import Config
 from sppdet.errors import TrainingError
-from sppdet.io import plain_yaml
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import write_text
@@ -36,7 +35,7 @@ def read_data(context: Context) -> bool:
             images.save(run / "images.json")
             # a trained model keeps the settings that it was trained by
             if not context.files.sealed.is_file():
-                write_text(context.files.config, plain_yaml.dump(config.to_plain()))
+                write_text(context.files.config, context.files.settings_text(config))
         if context.reaches("features"):
             context.backbone = load(context)
     return True
@@ -58,6 +57,8 @@ def read_datasets(config: Config, images: ImageCache) -> tuple[Dataset, Dataset 
         skips = {"skipped": dataset.skipped, "clipped_boxes": dataset.clipped_boxes}
         facts = event("data", split=split, **skips)
         LOGGER.info("%s: %s, %s", split, dataset.name, counts, extra=facts)
+    if test_set is None:
+        LOGGER.info("no test set (data.test is null): there will be no metric")
     log_skipped((training_set, test_set))
     return training_set, test_set
 

@@ -20,6 +20,7 @@ from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER
 from sppdet.runs.places import claim_folder
 from sppdet.stages.evaluate import Metric, score, write_scores
+from sppdet.stages.settle import settle
 from sppdet.types import Dataset, EvalResult
 from sppdet.version import __version__
 
@@ -44,7 +45,7 @@ def evaluate_files(
         detections: see `open_detections`.
         ids: what numbers of images mean, see `meaning_of`; None for what is certain alone.
     """
-    config = load_config(config_path)
+    config = settle(load_config(config_path), None)
     source = detections if detections.is_dir() else detections.parent
     if source.exists() and out.exists() and source.samefile(out):
         raise ConfigError(f"--out {out}: is the folder of --detections; expected another")

@@ -14,6 +14,7 @@ from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.places import claim_folder
 from sppdet.stages.data import read_datasets
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.settle import settle
 
 
 def export_proposals(config: Config, run: Path, out: Path) -> None:
@@ -26,6 +27,7 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     """
     claim_folder(out, command="propose")
     proposer = Proposer(config.proposals, config.store or run / "store")
+    config = settle(config, run)
     images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}
     for dataset in read_datasets(config, images):

@@ -64,12 +64,21 @@ class ModelFiles:
             training_data: digest of the training set.
             arithmetic: what the networks multiplied in, see `sppdet.parallel.arithmetic`.
         """
-        text = plain_yaml.dump(config.to_plain())
+        text = self.settings_text(config)
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_text(self.config, text)
         seal = {**self._seal(config), "training_data": training_data, "arithmetic": arithmetic}
         if self._sealed() != seal:
             write_json(self.sealed, seal)
+
+    def settings_text(self, config: Config) -> str:
+        """Format the settings for `config.yaml`; lists in the run are relative to it: it may move."""
+        raw, run = config.to_plain(), Path.absolute(self.run)
+        for key in ("train_ids", "test_ids"):
+            path = Path(raw["data"][key] or "")
+            if path.is_relative_to(run):
+                raw["data"][key] = path.relative_to(run).as_posix()
+        return plain_yaml.dump(raw)
 
     def check_sealed(self, config: Config) -> None:
         """Refuse a model whose parts or settings aren't those of one finished training."""

@@ -23,6 +23,7 @@ from sppdet.stages.finetune import train_head
 from sppdet.stages.model import choose_device
 from sppdet.stages.proposals import propose
 from sppdet.stages.ranking import train_ranking
+from sppdet.stages.settle import settle
 from sppdet.stages.svm import train_classifiers
 from sppdet.types import EvalResult
 
@@ -65,7 +66,8 @@ def train(
         ArtifactError: another process is training in this folder.
         ConfigError: no training set is named.
     """
-    config.data.sets_of("train")  # checks that one is named
+    if not config.data.is_open():
+        config.data.sets_of("train")  # checks that one is named
     with (
         joined_ranks(choose_device(device)) as ranks,
         open_run(run, ranks),
@@ -74,6 +76,8 @@ def train(
         settings = config.model_dump(mode="json")
         facts = event("run started", config=settings, until=until, processes=ranks.count)
         LOGGER.debug("training in %s", run, extra=facts)
+        with ranks.first_goes_first():
+            config = settle(config, run)
         context = Context(config, run, ranks, until)
         for stage, function in FUNCTIONS.items():
             if stage == "evaluate" and context.test_set is None:

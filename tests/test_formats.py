@@ -1,0 +1,63 @@
+"""Sets as labelling tools write them: found out, and read to the same boxes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelled_sets import SETS, TEST, TRAIN, WRITERS
+from sppdet.config import Config
+from sppdet.data_config import DataConfig
+from sppdet.io.image_cache import ImageCache
+from sppdet.io.splits import read_split
+from sppdet.stages.settle import settle
+from sppdet.types import Dataset
+
+Objects = list[tuple[str, float, float, float, float]]
+
+
+def settled(root: Path, folder: Path, **data: Any) -> DataConfig:
+    settings = {"format": "auto", "root": [root], **data}
+    return settle(Config(data=DataConfig(**settings)), folder).data
+
+
+def objects_of(dataset: Dataset) -> dict[str, Objects]:
+    """The objects of every image by the name that all sets share: the last letter before a suffix."""
+    found: dict[str, Objects] = {}
+    for image in dataset.images:
+        name = re.split(r"_png\.rf\.", image.path.stem)[0].rpartition("-")[2]
+        rows = zip(image.gt_labels.tolist(), image.gt_boxes.tolist(), strict=True)
+        assert name not in found
+        found[name] = [(dataset.class_names[label - 1], *box) for label, box in rows]
+    return found
+
+
+def assert_objects(found: dict[str, Objects], names: tuple[str, ...]) -> None:
+    assert sorted(found) == sorted(names)
+    for name in names:
+        wanted, own = SETS[name], found[name]
+        assert [item[0] for item in own] == [item[0] for item in wanted]
+        for one, other in zip(own, wanted, strict=True):
+            assert one[1:] == pytest.approx(other[1:], abs=0.01)
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_every_tool_gives_the_same_boxes(tool: str, tmp_path: Path) -> None:
+    write, format, has_split = WRITERS[tool]
+    root = tmp_path / "my photos"
+    write(root)
+    data = settled(root, tmp_path / "run")
+    assert data.format == format
+    train = read_split(data, "train", None, ImageCache(), workers=1)
+    test = read_split(data, "test", train.class_names, ImageCache(), workers=1)
+    assert not train.skipped and not test.skipped
+    if has_split:
+        assert_objects(objects_of(train), TRAIN)
+        assert_objects(objects_of(test), TEST)
+    else:
+        assert (len(train), len(test)) == (5, 1)
+        assert_objects(objects_of(train) | objects_of(test), tuple(SETS))
+    assert (train.clipped_boxes, test.clipped_boxes) == (0, 0)
