@@ -38,6 +38,7 @@ COMMANDS = {
     "crossval": ("CONFIG", "--folds", "--run", "--set", "--device"),
     "curve": ("CONFIG", "--fractions", "--seeds", "--run", "--set", "--device"),
     "compare": ("RUN_A", "RUN_B", "--split", "--metric", "--json"),
+    "audit": ("RUN", "--top", "--out"),
     "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
     "propose": ("CONFIG", "--out", "--run", "--set"),
     "download": ("--root", "voc2007", "voc2012"),

@@ -1,4 +1,4 @@
-"""Commands about how far numbers can be trusted: compare, crossval, curve."""
+"""Commands about how far numbers and labels can be trusted: compare, crossval, curve, audit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sppdet.cli.detector import MetricName
-from sppdet.cli.options import ConfigArgument, DeviceOption, SetOption, default_run
+from sppdet.cli.options import ConfigArgument, DeviceOption, RunArgument, SetOption, default_run
 from sppdet.cli.process import start_libraries
 from sppdet.errors import ConfigError
 
@@ -82,3 +82,17 @@ def curve(
 
     folder = run or default_run(config, "-curve")
     run_curve(settings, folder, fractions=numbers, seeds=seeds, device=device)
+
+
+def audit(
+    run: RunArgument,
+    top: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of suspicions to draw and export.")
+    ] = 50,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: RUN/audit.")] = None,
+) -> None:
+    """Find training labels that look wrong: missing objects, loose boxes, swapped classes, double boxes."""
+    start_libraries()
+    from sppdet.stages.audit import audit_run
+
+    audit_run(run, top=top, out=out)

@@ -185,13 +185,35 @@ def write_voc_annotation(
     difficult: Flags | None = None,
     truncated: Flags | None = None,
 ) -> None:
-    """Write one annotation file, atomically.
+    """Write one annotation file, atomically; see `voc_annotation`."""
+    text = voc_annotation(
+        filename=filename,
+        width=width,
+        height=height,
+        boxes=boxes,
+        names=names,
+        difficult=difficult,
+        truncated=truncated,
+    )
+    write_text(path, text)
+
+
+def voc_annotation(
+    *,
+    filename: str,
+    width: int,
+    height: int,
+    boxes: Boxes,
+    names: Sequence[str],
+    difficult: Flags | None = None,
+    truncated: Flags | None = None,
+) -> str:
+    """Build the text of one annotation file.
 
     Boxes are rounded to whole pixels, since many readers take nothing else, and keep at least one;
     then they become 1-based and inclusive: (x1 + 1, y1 + 1, x2, y2).
 
     Args:
-        path: the file; its folder is made.
         filename: the image's name, without folders.
         width, height: of the image, in pixels.
         boxes: (N, 4), inside the image.
@@ -211,7 +233,7 @@ def write_voc_annotation(
         bounds = ElementTree.SubElement(item, "bndbox")
         _add(bounds, xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
     ElementTree.indent(root)
-    write_text(path, ElementTree.tostring(root, encoding="unicode") + "\n")
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def parse_xml(path: Path, *, max_bytes: int = _MAX_XML_BYTES) -> ElementTree.Element:
