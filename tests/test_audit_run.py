@@ -227,10 +227,10 @@ def test_runs_that_cant_be_audited(
     status, _, err = sppdet("audit", run_copy)
     assert status == 1 and "has no probabilities: too few detections" in err
     config.write_text(text)
-    whole = (run_copy / "model" / "crossfit.safetensors").read_bytes()
-    (run_copy / "model" / "crossfit.safetensors").write_bytes(whole[:-9])
+    whole = (run_copy / "folds" / "detections.safetensors").read_bytes()
+    (run_copy / "folds" / "detections.safetensors").write_bytes(whole[:-9])
     status, _, err = sppdet("audit", run_copy)
-    assert status == 1 and "crossfit.safetensors: damaged" in err and err.count("\n") == 1
+    assert status == 1 and "detections.safetensors: damaged" in err and err.count("\n") == 1
     train_quietly(settings, run_copy, "calibrate=none", until="calibrate")
     status, _, err = sppdet("audit", run_copy)
     assert status == 1 and err.count("\n") == 1

@@ -23,6 +23,7 @@ _FILES_OF_A_RUN = (
             *("net", "last"),
         )
     ),
+    *(f"folds/{name}.safetensors" for name in ("svm", "bbox", "detections")),
 )
 
 

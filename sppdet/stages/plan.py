@@ -91,6 +91,8 @@ class TrainingPlan:
         due = {part for part, digest in made_by.items() if not is_intact(files.of(part), digest)}
         if config.tunes_conv() and not is_intact(files.backbone, made_by["head"]):
             due.add("head")
+        if "calibration" in made_by and not is_intact(files.cross_fitted, made_by["calibration"]):
+            due.add("calibration")
         if folds is not None and "calibration" in due:
             fold_files: dict[Part, Path] = {"svm": files.fold_svm}
             if config.bbox is not None and config.bbox.source == "ridge":
