@@ -22,7 +22,8 @@ from sppdet.setting_types import Section
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 COMMANDS = (
-    *("train", "crossval", "curve", "eval", "compare", "diagnose", "audit", "detect", "propose"),
+    *("train", "crossval", "curve", "eval", "compare", "diagnose", "audit", "report"),
+    *("detect", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )

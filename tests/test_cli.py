@@ -35,6 +35,7 @@ COMMANDS = {
         "--device",
     ),
     "diagnose": ("RUN", "--split", "--score", "--min-probability", "--device"),
+    "report": ("RUN", "--split", "--out"),
     "crossval": ("CONFIG", "--folds", "--run", "--set", "--device"),
     "curve": ("CONFIG", "--fractions", "--seeds", "--run", "--set", "--device"),
     "compare": ("RUN_A", "RUN_B", "--split", "--metric", "--json"),

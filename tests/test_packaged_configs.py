@@ -120,6 +120,8 @@ def test_the_wheel_has_the_configs(tmp_path: Path) -> None:
     assert {f"sppdet/configs/{name}.yaml" for name in NAMES} <= names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sppdet").rglob("*.py")}
     assert modules <= names and "sppdet/py.typed" in names
+    templates = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("sppdet/pages/templates/*")}
+    assert templates <= names and len(templates) > 3
 
 
 @pytest.mark.parametrize(

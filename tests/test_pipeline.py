@@ -52,7 +52,7 @@ def test_a_run_leaves_its_files(trained: Path) -> None:
     reports |= {f"comp4_det_test_{name}.txt" for name in CLASSES}
     model.add("model/trained.json")
     wanted = model | {f"eval/test/{name}" for name in reports}
-    wanted |= {"config.yaml", "log.jsonl", "images.json", "timings.json"}
+    wanted |= {"config.yaml", "log.jsonl", "images.json", "timings.json", "report.html"}
     assert wanted <= found
     kinds = [p.split("/")[1].split("-")[0] for p in found if p.startswith("store/")]
     assert {kind: kinds.count(kind) for kind in kinds} == {

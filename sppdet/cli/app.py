@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(detector.train)
 app.command("eval")(detector.evaluate)
 app.command()(detector.diagnose)
+app.command()(detector.report)
 app.command()(trust.compare)
 app.command()(trust.crossval)
 app.command()(trust.curve)

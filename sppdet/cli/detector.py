@@ -1,4 +1,4 @@
-"""Commands of the detector: train, eval, diagnose, detect, propose."""
+"""Commands of the detector: train, eval, diagnose, report, detect, propose."""
 
 from __future__ import annotations
 
@@ -142,6 +142,21 @@ def diagnose(
 
     wanted = _threshold(score, min_probability, precision, recall)
     diagnose_run(run, split, wanted=wanted, device=device)
+
+
+def report(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Default: report.html in the run, or report_SPLIT.html."),
+    ] = None,
+) -> None:
+    """Write an evaluated run's report: one HTML file with scores, curves, errors, images and settings."""
+    start_libraries()
+    from sppdet.stages.run_report import write_report
+
+    print(printable(f"written to {write_report(run, split, out=out)}"))
 
 
 def detect(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou
-from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, match_targets
+from sppdet.evaluation.voc import FALSE_POSITIVE, TRUE_POSITIVE, match_image
 from sppdet.types import Boxes, Detections, Flags, Labels, Scores
 
 MissCause = Literal[
@@ -243,26 +243,15 @@ def false_detections(image: JudgedImage, certain: NDArray[np.float64]) -> list[F
 
 def _match(trace: ImageTrace) -> _Matches:
     """Match class by class."""
-    found = trace.detections
-    outcomes = np.full(len(found), IGNORED, dtype=np.int8)
-    targets = np.full(len(found), -1, dtype=np.int64)
-    for label in np.unique(found.labels):
-        rows, objects = (
-            np.flatnonzero(labels == label) for labels in (found.labels, trace.gt_labels)
-        )
-        order, of_class, taken = match_targets(
-            found.boxes[rows],
-            found.scores[rows],
-            np.zeros(len(rows), dtype=np.int64),
-            gt_boxes=trace.gt_boxes[objects],
-            gt_image_index=np.zeros(len(objects), dtype=np.int64),
-            gt_difficult=trace.difficult[objects],
+    return _Matches(
+        *match_image(
+            trace.detections,
+            gt_boxes=trace.gt_boxes,
+            gt_labels=trace.gt_labels,
+            gt_difficult=trace.difficult,
             min_iou=MIN_IOU,
         )
-        outcomes[rows[order]] = of_class
-        hit = taken >= 0
-        targets[rows[order[hit]]] = objects[taken[hit]]
-    return _Matches(outcomes, targets)
+    )
 
 
 def _miss(

@@ -36,6 +36,28 @@ class BestThreshold(NamedTuple):
     precision: float
 
 
+def best_threshold(
+    scores: NDArray[np.float64], outcomes: NDArray[np.int8], *, objects: int
+) -> BestThreshold | None:
+    """Find the score for all classes at which F1 of detections (N,) is highest; see `Outcomes`.
+
+    Args:
+        objects: number of those that count.
+    """
+    counted = outcomes != IGNORED
+    order = np.flatnonzero(counted)[np.argsort(-scores[counted], kind="stable")]
+    recall, precision = precision_recall(outcomes[order], ground_truths=objects)
+    total = recall + precision
+    f1 = np.divide(2 * recall * precision, total, out=np.zeros_like(total), where=total > 0)
+    # detections of one score are all above a threshold or none is
+    last = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
+    f1[~last] = 0.0
+    if f1.max(initial=0.0) == 0:
+        return None
+    best = int(f1.argmax())
+    return BestThreshold(float(scores[order][best]), float(recall[best]), float(precision[best]))
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """Outcomes of all detections of a split, and its objects."""
@@ -71,20 +93,7 @@ class Outcomes:
         Returns:
             None without true detections.
         """
-        counted = self.outcomes != IGNORED
-        order = np.flatnonzero(counted)[np.argsort(-self.scores[counted], kind="stable")]
-        objects = int(self.counted.sum())
-        recall, precision = precision_recall(self.outcomes[order], ground_truths=objects)
-        total = recall + precision
-        f1 = np.divide(2 * recall * precision, total, out=np.zeros_like(total), where=total > 0)
-        # detections of one score are all above a threshold or none is
-        last = np.append(np.diff(self.scores[order]) != 0, True)[: len(order)]
-        f1[~last] = 0.0
-        if f1.max(initial=0.0) == 0:
-            return None
-        best = int(f1.argmax())
-        score = float(self.scores[order][best])
-        return BestThreshold(score, float(recall[best]), float(precision[best]))
+        return best_threshold(self.scores, self.outcomes, objects=int(self.counted.sum()))
 
     def mean_ap(self, classes: Labels, metric: VocMetric) -> float:
         """Average AP over `classes`; one that has no object left has AP 1."""

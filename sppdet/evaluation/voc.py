@@ -17,7 +17,17 @@ from sppdet.evaluation.inputs import (
     flatten_detections,
     flatten_ground_truth,
 )
-from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Flags, Matches, Scores
+from sppdet.types import (
+    Boxes,
+    ClassResult,
+    Dataset,
+    Detections,
+    EvalResult,
+    Flags,
+    Labels,
+    Matches,
+    Scores,
+)
 
 log = logging.getLogger("sppdet")
 
@@ -166,6 +176,41 @@ def match_targets(
     return order, outcomes, taken
 
 
+def match_image(
+    found: Detections,
+    *,
+    gt_boxes: Boxes,
+    gt_labels: Labels,
+    gt_difficult: Flags,
+    min_iou: float,
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Match the detections of one image with its ground truth, class by class, as `match_targets` does.
+
+    Args:
+        gt_boxes: (G, 4), gt_labels: (G,), gt_difficult: (G,).
+
+    Returns:
+        (D,) outcomes in the order of `found`, and (D,) int64 rows of `gt_boxes` that are taken, or -1.
+    """
+    outcomes = np.full(len(found), IGNORED, dtype=np.int8)
+    targets = np.full(len(found), -1, dtype=np.int64)
+    for label in np.unique(found.labels):
+        rows, objects = (np.flatnonzero(labels == label) for labels in (found.labels, gt_labels))
+        order, of_class, taken = match_targets(
+            found.boxes[rows],
+            found.scores[rows],
+            np.zeros(len(rows), dtype=np.int64),
+            gt_boxes=gt_boxes[objects],
+            gt_image_index=np.zeros(len(objects), dtype=np.int64),
+            gt_difficult=gt_difficult[objects],
+            min_iou=min_iou,
+        )
+        outcomes[rows[order]] = of_class
+        hit = taken >= 0
+        targets[rows[order[hit]]] = objects[taken[hit]]
+    return outcomes, targets
+
+
 def precision_recall(
     outcomes: NDArray[np.int8], *, ground_truths: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -219,6 +264,16 @@ def monotone(precision: NDArray[np.float64]) -> NDArray[np.float64]:
     """Raise each of (D,) precisions to the maximum at or after it."""
     raised: NDArray[np.float64] = np.maximum.accumulate(precision[::-1])[::-1]
     return raised
+
+
+def curve_corners(recall: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Select the points of a curve (D,), D > 0, where recall rises, those just before, and the last.
+
+    Between them precision falls straight down, so that they draw the whole curve.
+    """
+    rises = np.flatnonzero(np.diff(recall, prepend=-1.0) > 0)
+    corners: NDArray[np.int64] = np.union1d(np.append(rises, len(recall) - 1), rises[1:] - 1)
+    return corners
 
 
 def mean_of_known(values: list[float]) -> float:

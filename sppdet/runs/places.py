@@ -26,6 +26,30 @@ _FILES_OF_A_RUN = (
     *(f"folds/{name}.safetensors" for name in ("svm", "bbox", "detections")),
 )
 
+PAGE_MARK = b'<meta name="generator" content="sppdet">'
+"""A line near the beginning of every page that sppdet writes."""
+
+
+def check_own_page(path: Path) -> None:
+    """Refuse to overwrite a file that isn't a page of sppdet's.
+
+    Raises:
+        ArtifactError: such a file, a folder, or something that can't be read is there.
+    """
+    if not path.exists():
+        return
+    begin = b""
+    if path.is_file():  # reading a FIFO would never end
+        try:
+            with path.open("rb") as handle:
+                begin = handle.read(1000)
+        except OSError as error:
+            raise ArtifactError(f"{path}: can't be used: {error.strerror}") from None
+    if PAGE_MARK not in begin:
+        raise ArtifactError(
+            f"{path}: is there, but isn't a page of sppdet's; expected another --out"
+        )
+
 
 def claim_folder(folder: Path, *, command: str, shared: bool = True) -> None:
     """Mark a folder as one that a command's files go to.

@@ -23,6 +23,7 @@ from sppdet.stages.finetune import train_head
 from sppdet.stages.model import choose_device
 from sppdet.stages.proposals import propose
 from sppdet.stages.ranking import train_ranking
+from sppdet.stages.run_report import report_after_training
 from sppdet.stages.settle import settle
 from sppdet.stages.svm import train_classifiers
 from sppdet.types import EvalResult
@@ -86,5 +87,7 @@ def train(
                 timing.cached = not function(context)
             if stage == until:
                 break
+        if context.result is not None and ranks.is_first:
+            report_after_training(run, context.training_set)
         LOGGER.info("the run is in %s", run)
         return context.result

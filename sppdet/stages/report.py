@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sppdet.errors import printable
 from sppdet.evaluation.bootstrap import LEVEL
 from sppdet.evaluation.operating_point import OperatingPoint
-from sppdet.evaluation.voc import monotone
+from sppdet.evaluation.voc import curve_corners, monotone
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
 from sppdet.runs.artifacts import write_text
@@ -47,9 +44,14 @@ class Points:
     classes: Sequence[OperatingPoint]
 
 
+def metric_name(metric: str) -> str:
+    """Return how a metric computes AP, in words."""
+    return _METRIC_NAMES.get(metric, metric)
+
+
 def metric_title(result: EvalResult) -> str:
     """Return the number's full name: "mAP (11-point, test)"; an IoU other than 0.5 is named."""
-    name = _METRIC_NAMES.get(result.metric, result.metric)
+    name = metric_name(result.metric)
     iou = "" if result.min_iou == 0.5 else f" at IoU {result.min_iou:g}"
     return f"mAP ({name}{iou}, {result.split})"
 
@@ -276,14 +278,7 @@ def _draw_curve(axes: Axes, one: ClassResult) -> None:
     axes.set_ylim(0.0, 1.02)
     axes.grid(alpha=0.3)
     if len(one.recall):
-        corners = _corners(one.recall)
+        corners = curve_corners(one.recall)
         axes.plot(one.recall[corners], one.precision[corners], linewidth=1.2)
         raised = monotone(one.precision)[corners]
         axes.plot(one.recall[corners], raised, linewidth=0.8, linestyle="--", color="gray")
-
-
-def _corners(recall: NDArray[np.float64]) -> NDArray[np.int64]:
-    # the points where recall rises and those just before; between, precision falls straight down
-    rises = np.flatnonzero(np.diff(recall, prepend=-1.0) > 0)
-    corners: NDArray[np.int64] = np.union1d(np.append(rises, len(recall) - 1), rises[1:] - 1)
-    return corners

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.errors import ConfigError
-from sppdet.stages.detector import Detector
+from sppdet.evaluation.calibration import Calibration
 
 Kind = Literal["auto", "score", "probability", "precision", "recall"]
 _UNCALIBRATED = 0.0  # the margin of an even decision
+
+
+class Calibrated(Protocol):
+    """Anything with the classes and the calibration of a detector."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names of the scores."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Calibration of the scores, if there is one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Threshold:
             raise ConfigError(f"--score {self.value}: expected a number")
 
 
-def least_scores(detector: Detector, wanted: Threshold) -> tuple[NDArray[np.float32], str]:
+def least_scores(detector: Calibrated, wanted: Threshold) -> tuple[NDArray[np.float32], str]:
     """Find the least score (K,) of each class, and say in words what it is.
 
     Raises:

@@ -26,7 +26,7 @@ _LIMIT = 300.0  # seconds that a command may take
 _STARTING = 0.15  # seconds; a signal before the command line is at work has no line yet
 _INPUTS = ("set", "shapes")  # compared like all other files
 _MEANS = ("disk full", "read-only", "file size")
-_DIFFER = ("log.jsonl", "timings.json")  # times, and one line more for every call
+_DIFFER = ("log.jsonl", "timings.json", "report.html")  # times, and one line more for every call
 
 
 @dataclass(frozen=True)
