@@ -14,7 +14,7 @@ import yaml
 from campaigns.workspace import QUICK
 from pages import HOSTILE, check_page, opened
 from runs import CLASSES, CommandLine, small_set, train_quietly, write_settings
-from sppdet.pages.graphics import thumbnail
+from sppdet.pages.graphics import polyline, thumbnail
 from sppdet.pages.render import number, percent, span
 from sppdet.stages.causes import diagnose_run
 from sppdet.stages.report_images import RANDOM, WORST
@@ -66,6 +66,25 @@ def test_training_ends_with_a_report(trained: Path) -> None:
     assert len(page.all("img")) == 6 and path.stat().st_size < 1_000_000
     curves = [a for a in page.all("svg") if a.get("aria-labelledby", "").startswith("curve-")]
     assert len(curves) == 4 and len(page.all("polyline")) >= 3
+    dots = [(float(a["cx"]), float(a["cy"])) for a in page.all("circle") if a["class"] == "dot"]
+    wanted = [point["classes"][name] for name in CLASSES]
+    assert dots == [
+        pytest.approx((200 * one["recall"], 200 * (1 - one["precision"])), abs=0.06)
+        for one in wanted
+        if one["precision"] is not None
+    ]
+    counts = [
+        [int(n) for n in re.findall(r": (\d+) right and (\d+) false .* (\d+) missed", a["alt"])[0]]
+        for a in page.all("img")
+    ]
+    errors = [false + missed for _, false, missed in counts]
+    worst = [count for count in errors if count]
+    assert errors[: len(worst)] == sorted(worst, reverse=True)
+    assert [sum(column) for column in zip(*counts, strict=True)] == [
+        every["right"],
+        every["wrong"],
+        every["objects"] - every["right"],
+    ]
 
 
 def test_the_confusion_matrix_adds_up(trained: Path) -> None:
@@ -305,3 +324,10 @@ def test_numbers() -> None:
     ]
     assert [span(None), span((float("nan"),) * 2), span([0.1, 0.25])] == ["", "", "10.0 to 25.0"]
     assert [number(None), number(-1.234), number(0.5, 1)] == ["–", "−1.23", "0.5"]
+
+
+def test_a_polyline_has_every_corner_once() -> None:
+    x = np.array([0.0, 0.5, 0.5, 0.50001, 1.0])
+    y = np.array([1.0, 1.0, 0.5, 0.5, 0.25])
+    assert polyline(x, y) == "0,0 100,0 100,100 200,150"
+    assert polyline(np.zeros(0), np.zeros(0)) == ""

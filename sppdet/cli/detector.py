@@ -1,4 +1,4 @@
-"""Commands of the detector: train, eval, diagnose, report, detect, propose."""
+"""Commands of the detector: train, eval, diagnose, report, explain, detect, propose."""
 
 from __future__ import annotations
 
@@ -157,6 +157,40 @@ def report(
     from sppdet.stages.run_report import write_report
 
     print(printable(f"written to {write_report(run, split, out=out)}"))
+
+
+def explain(
+    run: RunArgument,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y", help="A point in pixels: why is nothing there, or what is?"),
+    ] = None,
+    detection: Annotated[
+        int | None, typer.Option(help="Number of a detection, from 1 for the best.")
+    ] = None,
+    score: ScoreOption = "auto",
+    min_probability: ProbabilityOption = None,
+    precision: PrecisionOption = None,
+    recall: RecallOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: explain/NAME.html in the run.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Walk one image through all stages, as an HTML page: a detection, or a point where there is none."""
+    if at is not None and detection is not None:
+        raise ConfigError("explain: expected one of --at and --detection")
+    start_libraries()
+    from sppdet.stages.explain import explain as write_page
+    from sppdet.stages.explain import parse_point
+
+    point = None if at is None else parse_point(at)
+    wanted = _threshold(score, min_probability, precision, recall)
+    page = write_page(
+        run, image, at=point, detection=detection, wanted=wanted, out=out, device=device
+    )
+    print(printable(f"written to {page}"))
 
 
 def detect(

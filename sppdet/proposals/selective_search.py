@@ -8,6 +8,8 @@ workers.
 from __future__ import annotations
 
 import hashlib
+import itertools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,9 @@ from sppdet.proposals import opencv_engine, sppdet_engine
 from sppdet.proposals.modes import MODES
 from sppdet.proposals.resized import in_original, resized_for_search
 from sppdet.randomness import rng
-from sppdet.types import ImageArray, Proposals
+from sppdet.types import Boxes, ImageArray, Proposals
 
+MEASURES = {"c": "colour", "t": "texture", "s": "size", "f": "fill"}
 VERSION = 4  # raise it when the same settings give other boxes
 
 
@@ -40,6 +43,29 @@ def selective_search(image: ImageArray, config: ProposalsConfig) -> Proposals:
     generator = rng(config.seed, "proposal ranking", _digest(resized))
     boxes = _order(groups, generator, min_size=config.min_size)[: config.max_boxes]
     return Proposals(in_original(boxes, resized, image))
+
+
+@dataclass(frozen=True)
+class Merges:
+    """The first merges of a hierarchy: the boxes (M, 4) of the regions made, in original pixels."""
+
+    name: str
+    regions: int  # before the first merge
+    boxes: Boxes
+
+
+def first_merges(
+    image: ImageArray, config: ProposalsConfig, *, count: int, most: int
+) -> list[Merges]:
+    """Find the first `count` merges of the first `most` hierarchies of sppdet's engine."""
+    resized = resized_for_search(image, config.image_width)
+    found = []
+    for tree in itertools.islice(sppdet_engine.grow(resized, MODES[config.mode]), most):
+        regions = len(tree.hierarchy.parts) + 1
+        boxes = in_original(tree.hierarchy.boxes[regions : regions + count], resized, image)
+        measures = " + ".join(MEASURES[letter] for letter in tree.grouping)
+        found.append(Merges(f"{tree.colour}, k = {tree.k}, by {measures}", regions, boxes))
+    return found
 
 
 def _digest(image: ImageArray) -> int:
