@@ -4,9 +4,9 @@
                                [--drop 0.05] [--shift 0.05] [--swap 0.05] [--double 0.02] [--top 50]
                                [--threads 1] [--set KEY=VALUE ...]
 
-SET is a folder in the VOC layout with the set trainval; data/frk5 and the weights of EfficientNet-Lite0 below
-$SPPDET_DATA are taken without it. Errors are planted into a copy of its annotations, each into a fraction
-of the objects that aren't difficult, and no object has two: labels are dropped; boxes are shifted by 30
+SET is a folder in the VOC layout with the set trainval; data/frk5 and the weights of EfficientNet-Lite0
+below $SPPDET_DATA are taken without it. Errors are planted into a copy of its annotations, each into a
+fraction of the objects that aren't difficult, and no object has two: labels are dropped; boxes are shifted by 30
 to 50 % of their size in a random direction and clipped, to an IoU of at most 0.6 with the true box;
 classes are swapped for another one at random; and objects get a second box, each side moved by up to 5 %
 of the size. `--images N` takes a random subset. A run of lite0_small (`--set` changes its settings) is
