@@ -6,15 +6,15 @@
 
 SET is a folder in the VOC layout with the set trainval; data/frk5 and the weights of EfficientNet-Lite0
 below $SPPDET_DATA are taken without it. Errors are planted into a copy of its annotations, each into a
-fraction of the objects that aren't difficult, and no object has two: labels are dropped; boxes are shifted by 30
-to 50 % of their size in a random direction and clipped, to an IoU of at most 0.6 with the true box;
-classes are swapped for another one at random; and objects get a second box, each side moved by up to 5 %
-of the size. `--images N` takes a random subset. A run of lite0_small (`--set` changes its settings) is
-trained on this set and audited. Of the first rows (`--top`) of each kind, and of all kinds together, the
-Markdown table has the number that show a planted error of that kind (precision) and their fraction of
-all that were planted (recall); the last column counts the right corrections among them: the true class,
-a box nearer to the true one. An error that SET itself has counts as a wrong row. A trained run in DIR costs
-nothing again.
+fraction of the objects that aren't difficult, and no object has two: labels are dropped; boxes are
+shifted by 30 to 50 % of their size in a random direction and clipped, to an IoU of at most 0.6 with the
+true box; classes are swapped for another one at random; and objects get a second box, each side moved
+by up to 5 % of the size. `--images N` takes a random subset. A run of lite0_small (`--set` changes its
+settings) is trained on this set and audited. Of the first rows (`--top`) of each kind, and of all kinds
+together, the Markdown table has the number that show a planted error of that kind (precision) and their
+fraction of all that were planted (recall); the last column counts the right corrections among them: the
+true class, a box nearer to the true one. An error that SET itself has counts as a wrong row. A trained
+run in DIR costs nothing again.
 """
 
 from __future__ import annotations
