@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from labelled_sets import SETS, TEST, TRAIN, WRITERS
+from runs import train_quietly, write_settings
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.io.image_cache import ImageCache
@@ -61,3 +62,16 @@ def test_every_tool_gives_the_same_boxes(tool: str, tmp_path: Path) -> None:
         assert (len(train), len(test)) == (5, 1)
         assert_objects(objects_of(train) | objects_of(test), tuple(SETS))
     assert (train.clipped_boxes, test.clipped_boxes) == (0, 0)
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_every_tool_can_be_trained_on(tool: str, tmp_path: Path) -> None:
+    """With the settings of a VOC set and two overrides."""
+    write, format, has_split = WRITERS[tool]
+    write(tmp_path / "set")
+    settings = write_settings(tmp_path / "small.yaml", tmp_path)
+    overrides = ("data.format=auto", f"data.root={tmp_path / 'set'}")
+    _, said = train_quietly(settings, tmp_path / "run", *overrides, until="data")
+    sizes = (len(TRAIN), len(TEST)) if has_split else (5, 1)
+    assert f"set: {format} (" in said
+    assert f", {sizes[0]} images, " in said and f", {sizes[1]} images, " in said

@@ -237,9 +237,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "notes.json").write_text("{}")
     dataset = read_all(tmp_path)
     assert len(dataset) == 6
-    assert "1 shapes that are no boxes (point): json/a.json, shape 2" in caplog.text
-    assert "1 images without an annotation: photos/new.png" in caplog.text
-    assert "1 JSON files that are not labelme's: notes.json" in caplog.text
+    assert "shapes that are no boxes (point): 1 (json/a.json, shape 2)" in caplog.text
+    assert "images without an annotation: 1 (photos/new.png)" in caplog.text
+    assert "JSON files that are not labelme's: 1 (notes.json)" in caplog.text
 
 
 def test_yolo_counts_backgrounds_orphans_and_repeats(
@@ -252,9 +252,9 @@ def test_yolo_counts_backgrounds_orphans_and_repeats(
     (tmp_path / "a.txt").write_text(lines + lines)
     dataset = read_all(tmp_path)
     assert sum(len(image.gt_boxes) for image in dataset.images) == 7
-    assert "1 images without a label file, taken for images without objects: f.png" in caplog.text
-    assert "1 label files without an image: gone.txt" in caplog.text
-    assert "1 lines that are there twice: a.txt, line 2" in caplog.text
+    assert "images without a label file, taken for images without objects: 1 (f.png)" in caplog.text
+    assert "label files without an image: 1 (gone.txt)" in caplog.text
+    assert "lines that are there twice: 1 (a.txt, line 2)" in caplog.text
 
 
 def test_devkits_beside_each_other_must_be_listed(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def load_dataset(
     if skips.lines:
         _log.warning("%s: left out: %s", split, shorten(skips.lines, limit=3))
     for kind, examples in skips.left_out.items():
-        _log.warning("%s: %d %s: %s", split, len(examples), kind, shorten(examples, limit=3))
+        _log.warning("%s: %s: %d (%s)", split, kind, len(examples), shorten(examples, limit=3))
     kept = tuple(image for image, _ in annotated)
     return Dataset(split, tuple(labels), kept, tuple(skips.lines), clipped)
 

@@ -8,6 +8,7 @@ from campaigns.areas import Area
 from campaigns.areas_annotations import annotation_areas, detection_areas
 from campaigns.areas_arrays import proposal_areas, weight_areas
 from campaigns.areas_commands import command_area
+from campaigns.areas_formats import format_areas
 from campaigns.areas_images import folder_area, image_area
 from campaigns.areas_run import file_areas, journal_area, lock_area
 from campaigns.areas_settings import settings_areas
@@ -24,6 +25,7 @@ def make_areas(space: Workspace, scratch: Path) -> tuple[list[Area], Snapshot]:
     readers = [
         *annotation_areas(space),
         *detection_areas(space),
+        *format_areas(space),
         *settings_areas(space),
         image_area(space),
         folder_area(space),

@@ -178,9 +178,10 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (order.index(split_word(name)), name)))
 
 
-def such_as(count_of: str, names: Sequence[str]) -> str:
+def such_as(kind: str, names: Sequence[str]) -> str:
     """Say how many files there are: "12 label files such as labels/a.txt"."""
-    return f"{len(names)} {count_of} such as {one_line(names[0], 80)}"
+    shown = one_line(names[0], 80)
+    return f"1 {kind}, {shown}" if len(names) == 1 else f"{len(names)} {kind}s such as {shown}"
 
 
 def chosen_files(names: Sequence[str], set_name: str) -> Iterator[str]:

@@ -72,7 +72,7 @@ def find_csv(folder: FolderFiles, names: Sequence[str]) -> Found | None:
     """Describe the CSV files `names`, each of which is a set."""
     if not names:
         return None
-    return Found("csv", such_as("CSV files of boxes", names), file_sets(names), folder.root)
+    return Found("csv", such_as("CSV file", names), file_sets(names), folder.root)
 
 
 def read_csv(

@@ -43,7 +43,7 @@ def find_cvat(folder: FolderFiles, names: Sequence[str]) -> Found | None:
     """Describe CVAT's files `names`, each of which is a set."""
     if not names:
         return None
-    return Found("cvat", such_as("files of CVAT", names), file_sets(names), folder.root)
+    return Found("cvat", such_as("CVAT file", names), file_sets(names), folder.root)
 
 
 def read_cvat(

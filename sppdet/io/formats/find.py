@@ -117,7 +117,7 @@ def _find_voc(folder: FolderFiles) -> Found | None:
     own = [
         n for n in names if n.rpartition("_")[2] not in names or "_" not in n
     ]  # not of one class
-    evidence = f"{such_as('VOC annotations', xmls)}, ImageSets of {shorten(own, limit=4)}"
+    evidence = f"{such_as('VOC annotation', xmls)}, ImageSets of {shorten(own, limit=4)}"
     return Found("voc", evidence, tuple(sorted(own)), folder.path(base) if base else folder.root)
 
 
@@ -126,7 +126,7 @@ def _find_coco(folder: FolderFiles, names: Sequence[str]) -> Found | None:
     chosen = instances or list(names)  # COCO's folder has keypoints and others beside them
     if not chosen:
         return None
-    return Found("coco", such_as("COCO files", chosen), file_sets(chosen), folder.root)
+    return Found("coco", such_as("COCO file", chosen), file_sets(chosen), folder.root)
 
 
 def choose_sets(found: Found, *, named: bool = False) -> tuple[str, str | None]:

@@ -34,7 +34,7 @@ def find_labelme(folder: FolderFiles, names: Sequence[str]) -> Found | None:
     """Describe the labelme files `names`."""
     if not names:
         return None
-    return Found("labelme", such_as("labelme files", names), folder_sets(names), folder.root)
+    return Found("labelme", such_as("labelme file", names), folder_sets(names), folder.root)
 
 
 def read_labelme(

@@ -6,7 +6,7 @@ Coordinates are pixels, 0-based, between pixels: no conversion.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def find_via(folder: FolderFiles, names: Sequence[str]) -> Found | None:
     """Describe VIA's files `names`, each of which is a set."""
     if not names:
         return None
-    return Found("via", such_as("VIA files", names), file_sets(names), folder.root)
+    return Found("via", such_as("VIA file", names), file_sets(names), folder.root)
 
 
 def read_via(
@@ -130,10 +130,11 @@ def _of_csv(path: Any, skips: Skips) -> dict[str, list[_Region]]:
 
 def _class_key(regions: Mapping[str, Iterable[_Region]], where: str) -> str:
     """Choose the attribute that names the class of a region."""
-    found: Counter[str] = Counter()
+    found: dict[str, None] = {}
     for own in regions.values():
         for region in own:
-            found.update(k for k in region.attributes or () if isinstance(region.attributes, dict))
+            if isinstance(region.attributes, dict):
+                found.update(dict.fromkeys(region.attributes))
     keys = [key for key in found if key.lower() not in _FLAGS]
     if len(keys) > 1:
         named = [key for key in keys if key.lower() in _CLASS_KEYS]

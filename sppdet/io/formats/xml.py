@@ -51,7 +51,7 @@ def find_xml(folder: FolderFiles) -> Found | None:
     names = [n for n in folder.with_suffix(".xml") if root_tag(folder, n) == "annotation"]
     if not names:
         return None
-    return Found("xml", such_as("VOC annotations", names), folder_sets(names), folder.root)
+    return Found("xml", such_as("VOC annotation", names), folder_sets(names), folder.root)
 
 
 def read_xml(

@@ -156,7 +156,7 @@ def find_yolo(folder: FolderFiles, images: FolderFiles) -> Found | None:
     if not labels and not described:
         return None
     names = sets.file or next(filter(_is_name_file, folder.names), "")
-    evidence = such_as("label files", labels) if labels else "no label files"
+    evidence = such_as("label file", labels) if labels else "no label files"
     found = ordered(sets.sets) if "train" in sets.sets else folder_sets(images.images)
     return Found("yolo", f"{names}, {evidence}".lstrip(", "), found, folder.root)
 
