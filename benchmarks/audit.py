@@ -194,7 +194,7 @@ def plant(
 def doubled(image: AnnotatedImage, box: Boxes, random: np.random.Generator) -> Boxes:
     """Move each side of a box (1, 4) by a small part of its size."""
     size = np.tile(box[0, 2:] - box[0, :2], 2)
-    moved = (box + random.uniform(-MOVE, MOVE, 4) * size).astype(np.float32)
+    moved = np.rint(box + random.uniform(-MOVE, MOVE, 4) * size).astype(np.float32)
     return clip_boxes(moved, width=image.width, height=image.height)
 
 
@@ -204,7 +204,9 @@ def shifted(image: AnnotatedImage, box: Boxes, random: np.random.Generator) -> B
     for _ in range(100):
         angle, reach = random.uniform(0, 2 * np.pi), random.uniform(*SHIFT)
         move = np.tile(reach * np.array([np.cos(angle), np.sin(angle)]) * size, 2)
-        found = clip_boxes((box + move).astype(np.float32), width=image.width, height=image.height)
+        found = clip_boxes(
+            np.rint(box + move).astype(np.float32), width=image.width, height=image.height
+        )
         if box_iou(found, box)[0, 0] <= MAX_IOU:
             break
     return found

@@ -96,6 +96,18 @@ def test_a_loose_box_needs_one_object_of_its_class() -> None:
     assert one.kind == "unlabelled"
 
 
+def test_a_part_of_an_object_counts_little() -> None:
+    for part in ((100, 100, 200, 145), (90, 90, 210, 300), (95, 150, 160, 185)):
+        assert of([(OBJECT, 1)], [(OBJECT, 1, 0.9), (part, 1, 0.8)]) == []
+    (one,) = of([(OBJECT, 1)], [((100, 100, 200, 145), 1, 0.8)])
+    assert one.kind == "loose box" and one.score == pytest.approx(rather(0.08, UNSEEN))
+    (one,) = of([(OBJECT, 2)], [((100, 100, 200, 145), 1, 0.8), (OBJECT, 2, 0.9)])
+    assert one.kind == "unlabelled" and one.score == pytest.approx(0.72)  # of another class
+    for left, p in ((115, 0.08), (116, 0.8)):  # 85 of its 100 columns are inside, or 84
+        (one,) = of([(OBJECT, 1)], [((left, 100, left + 100, 130), 1, 0.8)])
+        assert one.score == pytest.approx(rather(p, UNSEEN))
+
+
 def test_a_class_that_looks_swapped() -> None:
     on = moved(OBJECT, 10)
     (one,) = of([(OBJECT, 1)], [(on, 2, 0.9), (OBJECT, 1, 0.02)])
@@ -163,6 +175,14 @@ def test_rows_of_all_images_come_by_score() -> None:
         suspicions(images[0], replace(found["a"], probabilities=None))
 
 
+def nested(a: Box, b: Box) -> bool:
+    """Whether 85 % or more of one box is inside the other."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
+    return width > 0 and height > 0 and width * height >= 0.85 * smaller
+
+
 def slow_claims(image: AnnotatedImage, found: Detections) -> list[tuple[float, str, int, int, int]]:
     """What could be said, from the definitions: score, kind, object, other object, detection."""
     assert found.probabilities is not None
@@ -187,6 +207,8 @@ def slow_claims(image: AnnotatedImage, found: Detections) -> list[tuple[float, s
         same = [k == label for _, k in objects]
         if p < 0.01 or any(iou >= 0.5 and s for iou, s in zip(ious, same, strict=True)):
             continue
+        if any(s and nested(box, other) for s, (other, _) in zip(same, objects, strict=True)):
+            p *= 0.1
         if all(iou < 0.5 for iou in ious):
             score = p
             for row, iou in enumerate(ious):

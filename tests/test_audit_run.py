@@ -19,6 +19,7 @@ import pytest
 from runs import CLASSES, CommandLine, contents, train_quietly
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.audit import Suspicion, audit, corrected
+from sppdet.evaluation.calibration import Calibration, Evidence
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.io.voc import read_voc_annotation, write_voc_annotation
@@ -29,7 +30,7 @@ from sppdet.stages.audit_report import annotation_folders, files_of
 from sppdet.stages.crossfit import read_cross_fitted
 from sppdet.stages.detector import Detector
 from sppdet.stages.model_files import read_run_config
-from sppdet.types import AnnotatedImage, Dataset
+from sppdet.types import AnnotatedImage, Dataset, Detections
 from test_audit import annotated, moved
 
 
@@ -77,6 +78,21 @@ def test_the_rows_are_those_of_the_method(audited: Path) -> None:
             assert numbers == ([str(x) for x in side["box"]] if side else [""] * 4)
 
 
+def test_probabilities_by_class_and_boxes_within_the_image() -> None:
+    evidence = (Evidence(np.zeros(0), np.zeros(0, dtype=np.bool_), 0),) * 2
+    calibration = Calibration(np.array([1.0, 2.0]), np.array([0.0, 1.0]), evidence)
+    boxes = np.array([[10, 10, 500, 50], [400, 0, 500, 50], [-5, 0, 20, 20]], dtype=np.float32)
+    scores, labels = np.array([1.0, 0.5, -1.0], dtype=np.float32), np.array([1, 2, 2])
+    given = Detections(boxes, scores, labels, ("ant", "bee"))
+    found = with_probabilities(given, calibration, annotated([]))  # 400 x 300 px
+    assert found.boxes.tolist() == [[10, 10, 400, 50], [0, 0, 20, 20]]
+    assert found.scores.tolist() == [1, -1] and found.labels.tolist() == [1, 2]
+    assert found.probabilities is not None
+    assert found.probabilities.tolist() == pytest.approx(
+        [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]
+    )
+
+
 def test_the_first_rows_are_drawn(audited: Path) -> None:
     rows = json.loads((audited / "audit" / "audit.json").read_text())["rows"]
     drawn = sorted(path.name for path in (audited / "audit" / "images").iterdir())
@@ -105,7 +121,7 @@ def test_the_colours_of_a_drawing() -> None:
         for k in range(-1, 7)
     ]
     assert any(line.tolist() == [40, 190, 70] for line in lines)
-    assert at(120, 70) == [170, 170, 170]  # another object
+    assert at(120, 70) == [60, 130, 255]  # another object
     assert at(60, 220) == [0, 0, 0]
     whole = Suspicion("unlabelled", 0.5, "im", np.array([0, 0, 400, 300], dtype=np.float32), 1)
     assert draw_suspicion(pixels, image, whole, ["a"]).shape[1] == 640
@@ -297,8 +313,9 @@ def test_links_and_lists_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     replace_files(folder, {"a.txt": b"2"}, command="audit")
     assert (outside / "a.txt").read_bytes() == b"1"
     (folder / "sub").symlink_to(outside)
-    with pytest.raises(ArtifactError, match=r"sub/a\.txt"):
-        replace_files(folder, {"a.txt": b"2", "sub/a.txt": b"3"}, command="audit")
+    with pytest.raises(ArtifactError, match=r"sub/b\.txt"):
+        replace_files(folder, {"a.txt": b"2", "sub/b.txt": b"3"}, command="audit")
+    assert not (outside / "b.txt").exists()
     mark.write_text("[")
     with pytest.raises(ArtifactError, match=r"a\.txt: `sppdet audit` hasn't written it"):
         replace_files(folder, {"a.txt": b"2"}, command="audit")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou
-from sppdet.types import AnnotatedImage, Dataset, Detections
+from sppdet.types import AnnotatedImage, Boxes, Dataset, Detections
 
 Kind = Literal["unlabelled", "loose box", "swapped class", "double box"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -22,6 +22,8 @@ Values = NDArray[np.float64]
 ON = 0.5  # IoU from which a detection is on an object
 APART = 0.3  # IoU below which an object has no say about a detection beside it
 NEAR = 0.2  # IoU from which a box may be meant for the object that a detection is on
+NESTED = 0.85  # fraction of a box from which it is inside another one
+OF_A_PART = 0.1  # factor of a detection inside an object of its class, or around it
 DOUBLE = 0.8  # IoU from which two boxes are of one object
 TRUST = 0.9  # probability that an annotation is right, before any detection is seen
 UNSEEN = 0.01  # least probability of the best detection on an object
@@ -143,13 +145,15 @@ def _against(
         p: its probability.
     """
     box, label = found.boxes[d], int(found.labels[d])
+    same = image.gt_labels == label
+    if (same & _nested(box, image.gt_boxes, iou)).any():
+        p *= OF_A_PART  # most of these are of a part of the object, or of a group
     if not (iou >= ON).any():
         # a detection beside an object is of another one if that object is found by itself
         alone = p * float(own[iou >= APART].prod())
         yield Suspicion("unlabelled", alone, image.id, box, label, detection=d)
     if len(iou) == 0:
         return
-    same = image.gt_labels == label
     others, near = np.where(same, 0.0, iou), np.where(same, iou, 0.0)
     row = int(others.argmax())
     if others[row] >= ON and not image.difficult[row]:
@@ -160,6 +164,15 @@ def _against(
     if (near >= NEAR).sum() == 1 and not image.difficult[row]:
         score = rather(p, supported(own[row]))
         yield Suspicion("loose box", score, image.id, box, label, row, detection=d)
+
+
+def _nested(box: NDArray[np.float32], boxes: Boxes, iou: Values) -> NDArray[np.bool_]:
+    """Check which boxes (G, 4) are inside a box (4,), or it inside them, of known IoU (G,)."""
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
+    area = float(np.prod(box[2:] - box[:2], dtype=np.float64))
+    common = iou / (1 + iou) * (areas + area)  # IoU = common / (areas + area - common)
+    inside: NDArray[np.bool_] = common >= NESTED * np.minimum(areas, area)
+    return inside
 
 
 def _doubles(image: AnnotatedImage, fit: Values) -> Iterator[Suspicion]:

@@ -10,7 +10,7 @@ from sppdet.evaluation.audit import Suspicion
 from sppdet.types import AnnotatedImage, ImageArray
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_RED, _GREEN, _GREY, _INK, _PAPER = (225, 45, 45), (40, 190, 70), (170, 170, 170), (0, 0, 0), 255
+_RED, _GREEN, _BLUE, _INK, _PAPER = (225, 45, 45), (40, 190, 70), (60, 130, 255), (0, 0, 0), 255
 _SIDE_PX = 640  # of the longer side of a drawing
 _LARGEST_FACTOR = 4.0
 _LINE_PX = 20  # height of a line of the caption
@@ -21,7 +21,7 @@ def draw_suspicion(
 ) -> ImageArray:
     """Draw the surroundings of a suspicion, twice as large as it, below a caption; (H, W, 3) RGB.
 
-    Other objects are grey. A green box lies within a red one where they are the same.
+    Other objects are blue. A green box lies within a red one where they are the same.
     """
     red = [image.gt_boxes[one.row]] if one.row is not None else []
     shown = np.stack([*red, one.box])
@@ -45,7 +45,7 @@ def draw_suspicion(
 
     for row, box in enumerate(image.gt_boxes):
         if row not in (one.row, one.kept):
-            draw(box, _GREY, 1, 0)
+            draw(box, _BLUE, 1, 0)
     for box in red:
         draw(box, _RED, 2, 0)
     draw(one.box, _GREEN, 2, 3 if red else 0)
