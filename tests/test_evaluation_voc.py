@@ -20,6 +20,7 @@ from sppdet.evaluation.voc import (
     average_precision,
     evaluate_voc,
     match_class,
+    match_image,
     precision_recall,
 )
 from sppdet.types import Dataset, Detections
@@ -333,3 +334,32 @@ def test_equals_the_devkit_loop(seed: int, metric: str) -> None:
     assert math.isnan(slow[3])
     assert 0.05 < result.mean_ap < 0.95
     assert result.mean_ap == pytest.approx(np.nanmean(slow))
+
+
+def test_detections_of_one_image_in_any_order(rng: np.random.Generator) -> None:
+    dataset, detections = random_split(5)
+    for image in dataset.images:
+        found = detections[image.id]
+        scores = rng.permutation(len(found)).astype(np.float32)  # no ties
+        order = np.argsort(-scores)
+        mixed = Detections(found.boxes, scores, found.labels)
+        sorted_ = Detections(found.boxes[order], scores[order], found.labels[order])
+        outcomes, targets = (
+            np.concatenate(both)
+            for both in zip(
+                *(
+                    match_image(
+                        one,
+                        gt_boxes=image.gt_boxes,
+                        gt_labels=image.gt_labels,
+                        gt_difficult=image.difficult,
+                        min_iou=0.5,
+                    )
+                    for one in (mixed, sorted_)
+                ),
+                strict=True,
+            )
+        )
+        count = len(found)
+        assert outcomes[:count][order].tolist() == outcomes[count:].tolist()
+        assert targets[:count][order].tolist() == targets[count:].tolist()

@@ -212,11 +212,9 @@ def test_answers() -> None:
 
 
 def test_the_best_window_is_the_nearest_to_its_own_threshold() -> None:
-    scene = scene_of(
-        [A, NEAR, FAR], [[-0.1, -2.0], [0.2, 0.8], [-1.0, -0.6]], thresholds=[0.5, 1.0]
-    )
+    scene = scene_of([A, NEAR, FAR], [[0.2, 0.8], [0.4, -2.0], [-1.0, -0.6]], thresholds=[0.5, 1.0])
     best = scene.best(np.arange(3), 2)
-    assert [(one.row, one.label) for one in best] == [(1, 2), (0, 1)]
+    assert [(one.row, one.label) for one in best] == [(1, 1), (0, 2)]
     why, subject = choose(scene, at=None, detection=None)
     assert why is None and subject == best[0]
     assert scene.best(np.zeros(0, np.int64), 3) == []

@@ -12,13 +12,19 @@ import pytest
 import yaml
 
 from campaigns.workspace import QUICK
+from evaluation_samples import make_detections, make_image, random_split
 from pages import HOSTILE, check_page, opened
 from runs import CLASSES, CommandLine, small_set, train_quietly, write_settings
+from sppdet.evaluation.confusion import judge_images
+from sppdet.evaluation.operating_point import operating_points
+from sppdet.evaluation.voc import class_results
+from sppdet.io.image_cache import ImageCache
 from sppdet.pages.graphics import polyline, thumbnail
 from sppdet.pages.render import number, percent, span
 from sppdet.stages.causes import diagnose_run
-from sppdet.stages.report_images import RANDOM, WORST
-from sppdet.stages.run_report import write_report
+from sppdet.stages.report_images import RANDOM, WORST, gallery
+from sppdet.stages.run_report import confusion_view, curve_view, write_report
+from sppdet.types import Dataset
 
 RING = "warning: 1 objects of other classes left out: ring 1\n"
 
@@ -331,3 +337,58 @@ def test_a_polyline_has_every_corner_once() -> None:
     y = np.array([1.0, 1.0, 0.5, 0.5, 0.25])
     assert polyline(x, y) == "0,0 100,0 100,100 200,150"
     assert polyline(np.zeros(0), np.zeros(0)) == ""
+
+
+def test_the_point_of_a_threshold_is_on_its_curve() -> None:
+    dataset, detections = random_split(3)
+    results = class_results(dataset, detections, metric="voc07")
+    least = np.full(4, 1.0, np.float32)
+    points = operating_points(results, least, images=len(dataset))
+    for result, point in zip(results[:3], points, strict=False):
+        curve = curve_view(result, point.recall, point.precision)
+        corners = [tuple(map(float, pair.split(","))) for pair in curve["points"].split()]
+        x, y = curve["at"]
+        assert (x, y) == pytest.approx((200 * point.recall, 200 - 200 * point.precision), abs=0.06)
+        assert 0 < point.recall < 1 and point.recall != point.precision
+        near = [abs(y - v) for u, v in corners if abs(u - x) < 0.2]
+        assert min(near) < 20 and corners[-1][0] == pytest.approx(200 * result.recall[-1], abs=0.06)
+    empty = curve_view(results[3], float("nan"), float("nan"))
+    assert (empty["points"], empty["at"]) == ("", None)
+
+
+def test_the_confusion_matrix_has_the_background_last() -> None:
+    shown = confusion_view(np.array([[0, 1, 2], [3, 4, 5], [6, 7, 8]]), ("a", "b"))
+    assert shown["columns"] == ["a", "b", "not detected"]
+    rows = {row["name"]: [count for count, _ in row["cells"]] for row in shown["rows"]}
+    assert rows == {"a": [4, 5, 3], "b": [7, 8, 6], "background": [1, 2, 0]}
+    assert [row["total"] for row in shown["rows"]] == [12, 21, 3]
+    assert shown["rows"][0]["cells"][0][1] == pytest.approx(4 / 12)
+
+
+def test_cards_say_what_is_right_false_and_missed() -> None:
+    a, b, far = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (50.0, 50.0, 60.0, 60.0)
+    images = (
+        make_image("good", [(1, a)]),
+        make_image("bad", [(1, a), (2, b), (1, far)], [False, False, True]),
+    )
+    found = {
+        "good": make_detections([(1, 0.5, a)]),
+        "bad": make_detections([(1, 0.9, a), (2, 0.8, a), (1, 0.7, far), (1, 0.1, b)]),
+    }
+    verdicts = judge_images(Dataset("made", ("a", "b"), images), found, np.full(2, 0.2, np.float32))
+    cases = {("bad", "missed", b): "not proposed", ("bad", "false", a): "duplicate"}
+    worst, others = gallery(verdicts, ImageCache(), None, {"cases": cases})
+    (card,), (good,) = worst["cards"], others["cards"]
+    assert (card["id"], good["id"]) == ("bad", "good") and card["uri"] == ""
+    kinds = [(box["kind"], box["label"], box["text"], box["cause"]) for box in card["boxes"]]
+    assert kinds == [
+        ("object", 1, "", ""),
+        ("missed", 2, "", "not proposed"),
+        ("aside", 1, "", ""),
+        ("true", 1, "score 0.90", ""),
+        ("false", 2, "score 0.80", "duplicate"),
+        ("aside", 1, "score 0.70", ""),
+    ]
+    assert [box["kind"] for box in card["lines"]] == ["missed", "true", "false"]
+    assert card["labels"] == {"all": "1 2", "missed": "2", "false": "2"}
+    assert good["labels"] == {"all": "1", "missed": "", "false": ""}

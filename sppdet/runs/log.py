@@ -267,11 +267,12 @@ def read_timings(path: Path) -> dict[str, float]:
     except ArtifactError as error:
         LOGGER.warning("%s; it is begun again", error)
         return {}
-    if not isinstance(found, dict) or not all(map(_is_seconds, found.values())):
+    if not isinstance(found, dict) or not all(map(is_seconds, found.values())):
         LOGGER.warning("%s: expected seconds by stage; it is begun again", path)
         return {}
     return found
 
 
-def _is_seconds(value: Any) -> bool:
+def is_seconds(value: Any) -> bool:
+    """Check that a value from a file is a number of seconds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12

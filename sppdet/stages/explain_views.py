@@ -46,7 +46,7 @@ def detections_view(
 
 
 def proposals_view(scene: Scene, subject: Fate | None) -> dict[str, Any]:
-    """Group all proposals by their IoU with the nearest detection that counts; without any, the window."""
+    """Group all proposals by their IoU with the nearest detection that counts, or with the window."""
     found, counted = scene.selection.detections, scene.counted
     shown = found.boxes[counted]
     if not len(counted) and subject is not None:

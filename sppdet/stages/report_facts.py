@@ -17,7 +17,7 @@ from sppdet.evaluation.causes import FalseCause, MissCause
 from sppdet.io import plain_yaml
 from sppdet.io.files import read_bytes
 from sppdet.runs.artifacts import read_json
-from sppdet.runs.log import read_timings
+from sppdet.runs.log import is_seconds, read_timings
 from sppdet.version import __version__
 
 STAGE_OF_MISS: dict[MissCause, str] = {
@@ -64,8 +64,8 @@ def stage_times(run: Path) -> list[dict[str, Any]]:
     """List every stage with its seconds and, where the log has them, CPU seconds, and its share."""
     used: dict[str, float] = {}
     for record in _records(run / "log.jsonl"):
-        seconds = record.get("cpu_seconds")
-        if record.get("event") == "stage ended" and isinstance(seconds, float | int):
+        seconds: Any = record.get("cpu_seconds")
+        if record.get("event") == "stage ended" and is_seconds(seconds):
             stage = str(record.get("stage"))
             if not (record.get("idle") and stage in used):
                 used[stage] = float(seconds)

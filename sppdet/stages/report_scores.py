@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sppdet.errors import ArtifactError
+from sppdet.errors import ArtifactError, one_line
 from sppdet.runs.artifacts import read_json
 from sppdet.stages.report import metric_name
 
@@ -44,5 +44,5 @@ def _read(path: Path) -> dict[str, Any]:
         what = error.errors()[0]
         place = ".".join(map(str, what["loc"]))
         problem = f"{place}: {what['msg']}" if place else "expected an object"
-        raise ArtifactError(f"{path}: damaged: {problem}") from None
+        raise ArtifactError(f"{path}: damaged: {one_line(problem, 100)}") from None
     return {**found, "title": metric_name(found["metric"])}

@@ -116,12 +116,12 @@ def _content(
         "config": config,
         "settings": settings_lines(config),
         "curves": [
-            _curve(one, point.recall, point.precision)
+            curve_view(one, point.recall, point.precision)
             for one, point in zip(results, points, strict=False)
         ],
         "reliability": _reliability(results, calibration),
         "least_probability": _LEAST_PROBABILITY,
-        "confusion": _confusion(confusion_matrix(verdicts, len(names)), names),
+        "confusion": confusion_view(confusion_matrix(verdicts, len(names)), names),
         "causes": causes,
         "gallery": gallery(verdicts, scored.images, calibration, causes),
         "times": stage_times(run),
@@ -178,7 +178,7 @@ def _objects(dataset: Dataset, *, difficult: bool) -> list[int]:
     return [int(count) for count in counts[1:]]
 
 
-def _curve(one: ClassResult, recall: float, precision: float) -> dict[str, Any]:
+def curve_view(one: ClassResult, recall: float, precision: float) -> dict[str, Any]:
     """Collect the curve of a class, with the recall and precision of the threshold."""
     shown = one.ground_truths > 0 and len(one.recall) > 0
     rows = curve_corners(one.recall) if shown else np.zeros(0, np.int64)
@@ -212,7 +212,7 @@ def _reliability(
     }
 
 
-def _confusion(matrix: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Any]:
+def confusion_view(matrix: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Any]:
     """Collect the rows of the confusion matrix, the background last, each with its shares."""
     order = [*range(1, len(names) + 1), 0]
     rows = []

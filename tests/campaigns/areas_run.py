@@ -19,6 +19,8 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.runs.lock import run_lock
 from sppdet.runs.log import timed
 from sppdet.stages.detector import Detector
+from sppdet.stages.report_facts import causes_of, stage_times, warnings_of
+from sppdet.stages.report_scores import read_scores
 
 
 def file_areas(space: Workspace) -> list[Area]:
@@ -55,11 +57,38 @@ def file_areas(space: Workspace) -> list[Area]:
             JSON_TOKENS,
         )
 
+    causes, log = run / "eval" / "test" / "causes.json", run / "log.jsonl"
+    cause = {"count": 1, "share": 1.0, "delta_mAP": None, "by_class": {"disc": 1}}
+    case = {"image": "000001", "box": [1, 2, 3, 4], "cause": "not proposed"}
+    causes.write_text(
+        json.dumps(
+            {
+                "signature": "s", "objects": 2, "found": 1, "advice": ["a"], "notes": [],
+                "summary": {"missed": {"not proposed": cause}, "false": {"duplicate": cause}},
+                "missed": [case], "false_detections": [case],
+            }
+        )
+    )  # fmt: skip
+
+    def tell_times() -> None:
+        warnings_of(log)
+        stage_times(run)
+
     config = run / "config.yaml"
     return [
         area(images, placed(images, look)),
         area(timings, placed(timings, time_a_stage, name="")),
         area(metrics, placed(metrics, lambda: describe_run(run))),
+        Area(
+            "report-metrics", ".json", [metrics.read_bytes()],
+            placed(metrics, lambda: read_scores(run / "eval" / "test", "voc07")),
+            json_documents(json.loads(metrics.read_bytes())), JSON_TOKENS,
+        ),
+        area(causes, placed(causes, lambda: causes_of(causes, signature="s"), name="")),
+        Area(
+            "run-log", ".jsonl", [log.read_bytes()], placed(log, tell_times, name=""),
+            tokens=[*JSON_TOKENS, b"\n", b'"cpu_seconds": ', b'"idle": true', b"9" * 400],
+        ),
         area(scores, placed(scores, lambda: describe_run(space.classifier))),
         area(sealed, placed(sealed, lambda: Detector.load(run), name="run")),
         Area(
