@@ -128,3 +128,20 @@ def test_a_small_part_has_a_rare_class_too(seed: int) -> None:
     classes[[3, 30]] = True  # the shares of the parts are 1.6 and 0.4 images
     part = deal(classes, [40, 10], np.random.default_rng(seed))
     assert sorted(part[[3, 30]].tolist()) == [0, 1]
+
+
+def test_groups_stay_together_where_they_fit() -> None:
+    classes = np.zeros((9, 1), np.bool_)
+    classes[[0, 3]] = True  # one image of two groups of three
+    groups = np.array([5, 5, 5, 2, 2, 2, 7, 8, 9])
+    for seed in range(10):
+        part = deal(classes, [7, 2], np.random.default_rng(seed), groups=groups)
+        # the second part lacks the class more, but has no room for three
+        assert part[:6].tolist() == [0] * 6 and np.bincount(part).tolist() == [7, 2]
+
+
+def test_groups_of_one_change_nothing(rng: np.random.Generator) -> None:
+    classes = rng.random((40, 3)) < 0.3
+    alone = deal(classes, [25, 15], np.random.default_rng(1))
+    same = deal(classes, [25, 15], np.random.default_rng(1), groups=np.arange(40) + 7)
+    assert np.array_equal(alone, same)
