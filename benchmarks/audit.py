@@ -34,7 +34,7 @@ from sppdet.boxes import box_iou, clip_boxes
 from sppdet.evaluation.audit import Kind, Suspicion
 from sppdet.io.dataset import load_dataset
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.voc import write_voc_annotation
+from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import write_text
 from sppdet.runs.environment import set_threads

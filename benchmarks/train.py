@@ -25,7 +25,8 @@ import torch
 from sppdet import load_config, train
 from sppdet.demo.set import make_demo_set
 from sppdet.io.images import read_image
-from sppdet.io.voc import read_voc_annotation, write_voc_annotation
+from sppdet.io.voc import read_voc_annotation
+from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_text
 from sppdet.runs.environment import available_cores, set_threads

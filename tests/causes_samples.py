@@ -15,7 +15,8 @@ from samples import random_boxes
 from sppdet.config import DetectConfig
 from sppdet.detection.detect import DetectionParts, ScoredProposals, select
 from sppdet.detection.trace import regressed_boxes, suppressors
-from sppdet.evaluation.causes import MIN_IOU, ImageTrace, JudgedImage
+from sppdet.evaluation.causes import MIN_IOU
+from sppdet.evaluation.traces import ImageTrace, JudgedImage
 from sppdet.types import Boxes, Dataset, Detections
 from stages import Box, slow_iou
 

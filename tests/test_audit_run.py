@@ -22,7 +22,8 @@ from sppdet.evaluation.audit import Suspicion, audit, corrected
 from sppdet.evaluation.calibration import Calibration, Evidence
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
-from sppdet.io.voc import read_voc_annotation, write_voc_annotation
+from sppdet.io.voc import read_voc_annotation
+from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.runs.owned import replace_files
 from sppdet.stages.audit import audit_run, with_probabilities
 from sppdet.stages.audit_drawing import draw_suspicion

@@ -18,8 +18,8 @@ from causes_samples import (
     trace_of,
 )
 from sppdet.config import DetectConfig
-from sppdet.evaluation.causes import (
-    CERTAIN_SCORE,
+from sppdet.evaluation.causes import CERTAIN_SCORE, certain_scores, false_detections, judge
+from sppdet.evaluation.traces import (
     FALSE_CAUSES,
     MISS_CAUSES,
     FalseDetection,
@@ -27,9 +27,6 @@ from sppdet.evaluation.causes import (
     JudgedImage,
     Miss,
     Rival,
-    certain_scores,
-    false_detections,
-    judge,
 )
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, evaluate_voc
 from stages import Box

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from sppdet.errors import AnnotationError
-from sppdet.io.voc import (
-    read_set_file,
-    read_voc_annotation,
-    voc_image_path,
-    write_voc_annotation,
-)
+from sppdet.io.voc import read_set_file, read_voc_annotation, voc_image_path
+from sppdet.io.voc_writing import write_voc_annotation
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
 

@@ -19,8 +19,9 @@ from sppdet.boxes import empty_boxes
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.errors import ArtifactError, ConfigError
-from sppdet.evaluation.causes import FALSE_CAUSES, MISS_CAUSES, MissCause, judge
+from sppdet.evaluation.causes import judge
 from sppdet.evaluation.repairs import gains
+from sppdet.evaluation.traces import FALSE_CAUSES, MISS_CAUSES, MissCause
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.stages.advice import advice_for_false, advice_for_miss

@@ -13,11 +13,11 @@ import pytest
 
 from evaluation_samples import Box, make_detections, make_image, random_split
 from sppdet.errors import DataError
+from sppdet.evaluation.curves import average_precision
 from sppdet.evaluation.voc import (
     FALSE_POSITIVE,
     IGNORED,
     TRUE_POSITIVE,
-    average_precision,
     evaluate_voc,
     match_class,
     match_image,

@@ -12,18 +12,12 @@ from numpy.typing import NDArray
 from causes_samples import FINEST, SCALES_PX, dataset_of, random_trace, trace_of
 from evaluation_samples import make_image
 from sppdet.config import DetectConfig
-from sppdet.evaluation.causes import (
-    FALSE_CAUSES,
-    MISS_CAUSES,
-    FalseDetection,
-    JudgedImage,
-    certain_scores,
-    false_detections,
-    judge,
-)
+from sppdet.evaluation.causes import certain_scores, false_detections, judge
+from sppdet.evaluation.curves import average_precision
 from sppdet.evaluation.groups import Grouping, by_group, groupings
 from sppdet.evaluation.repairs import Outcomes, gains
-from sppdet.evaluation.voc import average_precision, evaluate_voc
+from sppdet.evaluation.traces import FALSE_CAUSES, MISS_CAUSES, FalseDetection, JudgedImage
+from sppdet.evaluation.voc import evaluate_voc
 from sppdet.types import Boxes, Dataset, Detections
 from stages import Box
 

@@ -19,7 +19,7 @@ from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.evaluation.similar_images import differences, group_similar, look_of
 from sppdet.io.id_lists import read_id_list
-from sppdet.io.voc import write_voc_annotation
+from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.stages.model_files import read_run_config
 from sppdet.stages.settle import settle
 

@@ -20,12 +20,8 @@ from sppdet.classification.data import read_folder, split_classes
 from sppdet.classification.views import centre_crop, whole_factor
 from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError, image_named
-from sppdet.evaluation.voc import (
-    average_precision,
-    mean_of_known,
-    precision_recall,
-    warn_uncounted,
-)
+from sppdet.evaluation.curves import average_precision, mean_of_known
+from sppdet.evaluation.voc import precision_recall, warn_uncounted
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.pyramid import SpatialPyramid

@@ -11,7 +11,7 @@ import numpy as np
 
 from sppdet.demo.scene import DemoObject, draw_scene
 from sppdet.errors import DataError
-from sppdet.io.voc import write_voc_annotation
+from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.runs.artifacts import read_json, write_json, write_text
 from sppdet.types import ImageArray
 

@@ -12,14 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.errors import DataError
+from sppdet.evaluation.curves import mean_of_known
 from sppdet.evaluation.inputs import flatten_detections, flatten_ground_truth
-from sppdet.evaluation.voc import (
-    FALSE_POSITIVE,
-    IGNORED,
-    TRUE_POSITIVE,
-    mean_of_known,
-    warn_uncounted,
-)
+from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, warn_uncounted
 from sppdet.types import Boxes, ClassResult, Dataset, Detections, EvalResult, Labels, Matches
 
 COCO_NUMBERS = (

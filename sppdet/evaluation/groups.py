@@ -8,17 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.evaluation.causes import JudgedImage
+from sppdet.evaluation.curves import VocMetric, average_precision, mean_of_known
 from sppdet.evaluation.repairs import Outcomes
-from sppdet.evaluation.voc import (
-    FALSE_POSITIVE,
-    IGNORED,
-    TRUE_POSITIVE,
-    VocMetric,
-    average_precision,
-    mean_of_known,
-    precision_recall,
-)
+from sppdet.evaluation.traces import JudgedImage
+from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, precision_recall
 from sppdet.types import Boxes, Flags
 
 SIZES = ("small", "medium", "large")

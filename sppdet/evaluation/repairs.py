@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.evaluation.causes import (
+from sppdet.evaluation.curves import VocMetric, average_precision, mean_of_known
+from sppdet.evaluation.traces import (
     FALSE_CAUSES,
     MISS_CAUSES,
     FalseCause,
@@ -17,14 +18,7 @@ from sppdet.evaluation.causes import (
     JudgedImage,
     MissCause,
 )
-from sppdet.evaluation.voc import (
-    IGNORED,
-    TRUE_POSITIVE,
-    VocMetric,
-    average_precision,
-    mean_of_known,
-    precision_recall,
-)
+from sppdet.evaluation.voc import IGNORED, TRUE_POSITIVE, precision_recall
 from sppdet.types import Flags, Labels
 
 

@@ -24,7 +24,7 @@ from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
 from sppdet.folders.planning import IMAGE_FILES, FolderPlan, Format, Item, plan_images
 from sppdet.io.files import read_bytes
 from sppdet.io.names import escape_name
-from sppdet.io.voc import write_voc_annotation
+from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.parallel import detection_threads, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.log import LOGGER, event, track

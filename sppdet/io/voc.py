@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +34,6 @@ from sppdet.io.records import (
     read_number,
     stated_size,
 )
-from sppdet.runs.artifacts import write_text
-from sppdet.types import Boxes, Flags
 
 _log = logging.getLogger("sppdet")
 _DECLARATION = re.compile(
@@ -174,68 +172,6 @@ def voc_image_path(folder: Path, name: str, filename: str = "") -> Path:
     return next((path for path in candidates if is_file(path)), default)
 
 
-def write_voc_annotation(
-    path: Path,
-    *,
-    filename: str,
-    width: int,
-    height: int,
-    boxes: Boxes,
-    names: Sequence[str],
-    difficult: Flags | None = None,
-    truncated: Flags | None = None,
-) -> None:
-    """Write one annotation file, atomically; see `voc_annotation`."""
-    text = voc_annotation(
-        filename=filename,
-        width=width,
-        height=height,
-        boxes=boxes,
-        names=names,
-        difficult=difficult,
-        truncated=truncated,
-    )
-    write_text(path, text)
-
-
-def voc_annotation(
-    *,
-    filename: str,
-    width: int,
-    height: int,
-    boxes: Boxes,
-    names: Sequence[str],
-    difficult: Flags | None = None,
-    truncated: Flags | None = None,
-) -> str:
-    """Build the text of one annotation file.
-
-    Boxes are rounded to whole pixels, since many readers take nothing else, and keep at least one;
-    then they become 1-based and inclusive: (x1 + 1, y1 + 1, x2, y2).
-
-    Args:
-        filename: the image's name, without folders.
-        width, height: of the image, in pixels.
-        boxes: (N, 4), inside the image.
-        names: the N class names.
-        difficult, truncated: (N,); false if None.
-    """
-    root = ElementTree.Element("annotation")
-    _add(root, folder="JPEGImages", filename=filename)
-    _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
-    _add(root, segmented=0)
-    flags = {"truncated": truncated, "difficult": difficult}
-    for row, (box, name) in enumerate(zip(boxes.tolist(), names, strict=True)):
-        item = ElementTree.SubElement(root, "object")
-        _add(item, name=name, pose="Unspecified")
-        _add(item, **{tag: int(f is not None and f[row]) for tag, f in flags.items()})
-        (x1, x2), (y1, y2) = _whole_pixels(box[0], box[2]), _whole_pixels(box[1], box[3])
-        bounds = ElementTree.SubElement(item, "bndbox")
-        _add(bounds, xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
 def parse_xml(path: Path, *, max_bytes: int = _MAX_XML_BYTES) -> ElementTree.Element:
     """Parse an XML file in any declared encoding that is one of text.
 
@@ -321,19 +257,6 @@ def _read_flag(item: ElementTree.Element, tag: str) -> bool:
 
 def _text(item: ElementTree.Element, tag: str) -> str:
     return (item.findtext(tag) or "").strip()
-
-
-def _add(parent: ElementTree.Element, **values: str | int) -> None:
-    for tag, value in values.items():
-        ElementTree.SubElement(parent, tag).text = str(value)
-
-
-def _whole_pixels(low: float, high: float) -> tuple[int, int]:
-    first, last = round(low), round(high)
-    if last <= first:
-        first = math.floor(low)
-        last = first + 1
-    return first, last
 
 
 def _first_column(line: str, root: Path) -> str:

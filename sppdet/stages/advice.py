@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sppdet.config import Config
-from sppdet.evaluation.causes import FalseCause, MissCause
+from sppdet.evaluation.traces import FalseCause, MissCause
 
 
 def advice_for_miss(

@@ -17,7 +17,7 @@ from sppdet.evaluation.audit import KINDS, Suspicion, corrected
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.label_studio import Region, labelling_interface, task
 from sppdet.io.names import escape_name, fit_name, safe_id, text_cell
-from sppdet.io.voc import voc_annotation
+from sppdet.io.voc_writing import voc_annotation
 from sppdet.runs.log import track
 from sppdet.stages.audit_drawing import draw_suspicion
 from sppdet.types import AnnotatedImage, Dataset

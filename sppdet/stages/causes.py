@@ -13,18 +13,10 @@ from sppdet.config import Config
 from sppdet.detection.detect import select
 from sppdet.detection.trace import regressed_boxes, suppressors
 from sppdet.errors import ConfigError
-from sppdet.evaluation.causes import (
-    CERTAIN,
-    MIN_IOU,
-    FalseDetection,
-    ImageTrace,
-    JudgedImage,
-    certain_scores,
-    false_detections,
-    judge,
-)
+from sppdet.evaluation.causes import CERTAIN, MIN_IOU, certain_scores, false_detections, judge
 from sppdet.evaluation.groups import Grouping, GroupResult, by_group, groupings
 from sppdet.evaluation.repairs import BestThreshold, Gains, Outcomes, gains
+from sppdet.evaluation.traces import FalseDetection, ImageTrace, JudgedImage
 from sppdet.features.backbones import ScaledImage
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.image_cache import ImageCache

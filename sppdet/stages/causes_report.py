@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sppdet.errors import printable
-from sppdet.evaluation.causes import (
+from sppdet.evaluation.traces import (
     FALSE_CAUSES,
     MISS_CAUSES,
     FalseDetection,

@@ -20,8 +20,8 @@ from sppdet.evaluation.bootstrap import (
     drawn_mean,
     percentile_interval,
 )
+from sppdet.evaluation.curves import mean_of_known
 from sppdet.evaluation.folds import classes_of_images, deal, stratified_order
-from sppdet.evaluation.voc import mean_of_known
 from sppdet.io.id_lists import write_id_list
 from sppdet.io.image_cache import ImageCache
 from sppdet.randomness import rng

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sppdet.errors import printable
 from sppdet.evaluation.bootstrap import LEVEL
+from sppdet.evaluation.curves import curve_corners, monotone
 from sppdet.evaluation.operating_point import OperatingPoint
-from sppdet.evaluation.voc import curve_corners, monotone
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
 from sppdet.runs.artifacts import write_text

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from sppdet.config import Config
 from sppdet.errors import ArtifactError
-from sppdet.evaluation.causes import FalseCause, MissCause
+from sppdet.evaluation.traces import FalseCause, MissCause
 from sppdet.io import plain_yaml
 from sppdet.io.files import read_bytes
 from sppdet.runs.artifacts import read_json

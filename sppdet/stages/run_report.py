@@ -13,10 +13,11 @@ from sppdet.config import Config
 from sppdet.errors import SppdetError
 from sppdet.evaluation.calibration import Calibration
 from sppdet.evaluation.confusion import confusion_matrix, judge_images
+from sppdet.evaluation.curves import curve_corners
 from sppdet.evaluation.operating_point import operating_points
 from sppdet.evaluation.reliability import calibration_error, reliability_bins
 from sppdet.evaluation.repairs import best_threshold
-from sppdet.evaluation.voc import IGNORED, TRUE_POSITIVE, class_results, curve_corners
+from sppdet.evaluation.voc import IGNORED, TRUE_POSITIVE, class_results
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.names import safe_id
 from sppdet.io.splits import read_split
