@@ -96,6 +96,14 @@ def test_a_loose_box_needs_one_object_of_its_class() -> None:
     assert one.kind == "unlabelled"
 
 
+def test_of_two_classes_at_one_place_the_surer_one_is_suggested() -> None:
+    (one,) = of([], [(OBJECT, 1, 0.6), (moved(OBJECT, 10), 2, 0.5)])
+    assert (one.label, one.detection) == (1, 0)
+    assert len(of([], [(OBJECT, 1, 0.6), (moved(OBJECT, 40), 2, 0.5)])) == 2  # IoU 60 / 140
+    (one,) = of([(OBJECT, 1)], [(moved(OBJECT, 50), 1, 0.6), (moved(OBJECT, 60), 2, 0.5)])
+    assert (one.kind, one.detection) == ("loose box", 0)
+
+
 def test_a_part_of_an_object_counts_little() -> None:
     for part in ((100, 100, 200, 145), (90, 90, 210, 300), (95, 150, 160, 185)):
         assert of([(OBJECT, 1)], [(OBJECT, 1, 0.9), (part, 1, 0.8)]) == []
@@ -245,11 +253,16 @@ def test_random_scenes_agree_with_a_slow_loop(rng: np.random.Generator) -> None:
         given = list(zip([*boxes[4:8], moved(boxes[0], 4)], labels[4:], ps, strict=True))
         found = detected(given)
         chosen = []
+        suggested: list[Box] = []
         used: set[tuple[str, int]] = set()
         for claim in sorted(slow_claims(image, found), key=lambda claim: -claim[0]):
             score, kind, row, kept, d = claim
             parts = {("o", row), ("o", kept), ("d", d)} - {("o", -1), ("d", -1)}
-            if score >= 0.1 and not parts & used:
+            new = kind in ("unlabelled", "loose box")
+            box = tuple(found.boxes[d].tolist())
+            repeated = new and any(slow_iou(box, other) >= 0.5 for other in suggested)
+            if score >= 0.1 and not parts & used and not repeated:
+                suggested += [box] if new else []
                 chosen.append((round(score, 6), kind, row, kept, d))
                 used |= parts
         got = suspicions(image, found)

@@ -5,7 +5,7 @@ docs/method.md defines the kinds of suspicions and their score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -87,10 +87,19 @@ def suspicions(image: AnnotatedImage, found: Detections) -> list[Suspicion]:
     for one in sorted(candidates, key=lambda one: -one.score):
         parts = {("object", one.row), ("object", one.kept), ("detection", one.detection)}
         involved = {(what, row) for what, row in parts if row is not None}
-        if one.score >= LEAST_SCORE and not involved & taken:
+        if one.score >= LEAST_SCORE and not involved & taken and not _repeats(one, kept):
             kept.append(one)
             taken |= involved
     return kept
+
+
+def _repeats(one: Suspicion, kept: Sequence[Suspicion]) -> bool:
+    """Check whether a new box is on one that is suggested already, of whatever class."""
+    new = ("unlabelled", "loose box")
+    boxes = [other.box for other in kept if other.kind in new]
+    if one.kind not in new or not boxes:
+        return False
+    return bool((box_iou(np.stack(boxes), one.box[None]) >= ON).any())
 
 
 def corrected(image: AnnotatedImage, found: Iterable[Suspicion]) -> AnnotatedImage:
