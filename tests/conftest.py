@@ -114,13 +114,20 @@ def classified(classifier_settings: Path) -> Path:
     return run
 
 
-@pytest.fixture
-def sppdet(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[CommandLine]:
-    """The command line in this process: its arguments to (exit status, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def _no_handlers_left() -> Iterator[None]:
+    """A command that runs in this process adds handlers for its console; they end with the test."""
     loggers = [logging.getLogger(), logging.getLogger("sppdet")]
     states = [(logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, states, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def sppdet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line in this process: its arguments to (exit status, stdout, stderr)."""
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         words = [str(argument) for argument in arguments]
@@ -136,7 +143,4 @@ def sppdet(
         said = capfd.readouterr()
         return status, said.out, said.err
 
-    yield call
-    for logger, (handlers, level) in zip(loggers, states, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
+    return call
