@@ -167,7 +167,7 @@ class CalibrateConfig(Section):
 
     folds: Literal["auto"] | Annotated[int, Field(ge=2, le=1000)] = "auto"
     """Number of folds of the training images. For each, SVMs and box regressors are solved without it.
-    auto: 10 below 200 images, else 5. A softmax is calibrated on the images that fine-tuning
+    auto: 20 below 50 images, 10 below 200, else 5. A softmax is calibrated on the images that fine-tuning
     has held out instead."""
 
 

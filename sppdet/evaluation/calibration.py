@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sppdet.evaluation.voc import IGNORED, TRUE_POSITIVE
 from sppdet.types import ClassResult, Labels, Scores
 
-VERSION = 2  # raise it when the same detections give another calibration
+VERSION = 3  # raise it when the same detections give another calibration
 
 Values = NDArray[np.float64]
 

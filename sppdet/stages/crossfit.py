@@ -59,7 +59,9 @@ class Folds:
 
 def fold_count(setting: int | str, images: int) -> int:
     """Resolve `calibrate.folds`: the fewer the images, the more of them each fold must train on."""
-    return min(images, setting if isinstance(setting, int) else 10 if images < 200 else 5)
+    if isinstance(setting, int):
+        return min(images, setting)
+    return min(images, 20 if images < 50 else 10 if images < 200 else 5)
 
 
 def save_fold_classifiers(path: Path, classifiers: Sequence[Classifiers], *, made_by: str) -> None:
