@@ -141,7 +141,10 @@ def test_a_run_with_a_ranking(settings: Path, run_copy: Path, demo_root: Path) -
     after = results(run_copy)
     changed = {name for name in before if before[name] != after.get(name)}
     weights = {name for name in changed if name.endswith("safetensors")}
-    assert "trained.json" in changed and weights == {"calibration.safetensors"}
+    assert "trained.json" in changed and weights == {
+        "calibration.safetensors",
+        "detections.safetensors",
+    }
     detector = Detector.load(run_copy, device="cpu")
     assert detector.ranking is not None
     image = read_image(demo_root / "JPEGImages" / "000013.jpg")

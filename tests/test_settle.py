@@ -19,6 +19,7 @@ from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.evaluation.similar_images import differences, group_similar, look_of
 from sppdet.io.id_lists import read_id_list
+from sppdet.io.settings import load_config
 from sppdet.io.voc_writing import write_voc_annotation
 from sppdet.stages.model_files import read_run_config
 from sppdet.stages.settle import settle
@@ -272,3 +273,46 @@ def test_exif_turns_count_for_fractions(tmp_path: Path) -> None:
         on_error="stop", read_images=True, known=None,
     )  # fmt: skip
     assert dataset.images[0].gt_boxes.tolist() == [[10, 22.5, 30, 37.5]]
+
+
+# -- a folder in the place of settings -------------------------------------------------------------
+
+
+def test_a_folder_is_trained_on(
+    sppdet: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets.roboflow_yolo(tmp_path / "my photos")
+    monkeypatch.chdir(tmp_path)
+    network = ("--set", "backbone={name: tiny, weights: none}", "--set", "features={}")
+    status, out, err = sppdet("train", "my photos", *network, "--until", "data", "--device", "cpu")
+    assert status == 0, err
+    assert out.startswith(
+        "my photos: a folder of images; settings: lite0_small (`sppdet init lite0_"
+    )
+    assert "yolo" in out and (tmp_path / "runs" / "my photos" / "log.jsonl").is_file()
+    monkeypatch.chdir(tmp_path / "my photos")
+    status, out, err = sppdet("train", ".", *network, "--until", "data", "--device", "cpu")
+    assert status == 0 and Path("runs/my photos/log.jsonl").is_file(), err
+
+
+def test_settings_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(tmp_path, ["data.test=0.3", "seed=4"])
+    assert (config.data.format, config.data.root) == ("auto", [tmp_path])
+    assert (config.data.test, config.seed) == (0.3, 4)
+    assert config.backbone.name == "timm/tf_efficientnet_lite0" and config.data.train is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert load_config(tmp_path).backbone.name == "squeezenet1_1"
+    with pytest.raises(ConfigError, match=r"data\.test: should be greater than 0"):
+        load_config(tmp_path, ["data.test=0"])
+    # the name of a packaged config stands for it where a folder has the same
+    (tmp_path / "voc07").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("voc07")).data.format == "voc"
+    assert load_config(Path("./voc07")).data.format == "voc"
+    assert load_config(tmp_path / "voc07").data.format == "auto"
+
+
+def test_a_folder_without_annotations(sppdet: CommandLine, tmp_path: Path) -> None:
+    save_image(tmp_path / "only" / "a.png", sets.noise("a"))
+    status, _, err = sppdet("train", tmp_path / "only", "--run", tmp_path / "run")
+    assert status == 1 and err.count("\n") == 1 and "only" in err

@@ -11,7 +11,7 @@ import typer
 
 from sppdet.cli.options import (
     MAX_THREADS,
-    ConfigArgument,
+    ConfigOrImagesArgument,
     DeviceOption,
     PathsArgument,
     RunArgument,
@@ -48,7 +48,7 @@ RecallOption = Annotated[
 
 
 def train(
-    config: ConfigArgument,
+    config: ConfigOrImagesArgument,
     run: RunOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -276,7 +276,7 @@ def _of_missed(missed: Sequence[tuple[str, float]]) -> str:
 
 
 def propose(
-    config: ConfigArgument,
+    config: ConfigOrImagesArgument,
     out: Annotated[
         Path | None, typer.Option(help="Folder for one .npz file per image, too.")
     ] = None,

@@ -12,6 +12,13 @@ MAX_THREADS = 1024
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML settings, or the name of a packaged config.")
 ]
+ConfigOrImagesArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML settings, the name of a packaged config, or a folder of labelled images.",
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 ClassifierArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a classifier's run.")
@@ -32,4 +39,5 @@ DeviceOption = Annotated[
 
 def default_run(config: Path, suffix: str = "") -> Path:
     """Return the folder of a run without `--run`."""
-    return Path("runs") / (config.name.removesuffix(".yaml") + suffix)
+    name = config.resolve().name if config.is_dir() else config.name.removesuffix(".yaml")
+    return Path("runs") / (name + suffix)

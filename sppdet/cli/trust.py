@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from sppdet.cli.detector import MetricName
-from sppdet.cli.options import ConfigArgument, DeviceOption, RunArgument, SetOption, default_run
+from sppdet.cli.options import (
+    ConfigOrImagesArgument,
+    DeviceOption,
+    RunArgument,
+    SetOption,
+    default_run,
+)
 from sppdet.cli.process import start_libraries
 from sppdet.errors import ConfigError
 
@@ -34,7 +40,7 @@ def compare(
 
 
 def crossval(
-    config: ConfigArgument,
+    config: ConfigOrImagesArgument,
     folds: Annotated[
         int | None, typer.Option(min=2, max=1000, help="Number of folds; default: 5.")
     ] = None,
@@ -56,7 +62,7 @@ def crossval(
 
 
 def curve(
-    config: ConfigArgument,
+    config: ConfigOrImagesArgument,
     fractions: Annotated[
         str, typer.Option(help="Fractions of the training images, ascending.")
     ] = "0.25,0.5,1",

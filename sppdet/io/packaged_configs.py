@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from pathlib import Path
 
 from sppdet.errors import ConfigError
@@ -32,6 +33,12 @@ def packaged_config(name: str) -> Path:
     close = difflib.get_close_matches(stem, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`sppdet init --list` has them all"
     raise ConfigError(f"{name}: no such file, and no packaged config of that name; {hint}")
+
+
+def config_for_images() -> Path:
+    """Choose the packaged config for own images: lite0_small or, without timm, squeezenet_small."""
+    has_timm = importlib.util.find_spec("timm") is not None
+    return packaged_config("lite0_small" if has_timm else "squeezenet_small")
 
 
 def find_config(path: Path) -> tuple[Path, Path | None]:

@@ -16,7 +16,8 @@ from sppdet.config import Config
 from sppdet.errors import ArtifactError, ConfigError, one_line
 from sppdet.io import plain_yaml
 from sppdet.io.files import name_problem, read_text
-from sppdet.io.packaged_configs import find_config
+from sppdet.io.packaged_configs import config_for_images, find_config, packaged_configs
+from sppdet.runs.log import LOGGER
 from sppdet.setting_types import Section
 
 PATH_KEYS = (
@@ -34,8 +35,21 @@ S = TypeVar("S", bound=Section)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a detector's settings; see `load_settings`."""
-    return load_settings(path, Config, overrides)
+    """Read a detector's settings; see `load_settings`.
+
+    A folder that has no packaged config's name is one of labelled images, whatever their format: it
+    gets the settings of `config_for_images`.
+    """
+    path = Path(path)
+    if not path.is_dir() or (len(path.parts) == 1 and path.name in packaged_configs()):
+        return load_settings(path, Config, overrides)
+    file = config_for_images()
+    better = "" if file.stem == "lite0_small" else "; lite0_small needs `pip install timm`"
+    text = "%s: a folder of images; settings: %s (`sppdet init %s` prints them)%s"
+    LOGGER.info(text, path, file.stem, file.stem, better)
+    raw = read_with_bases(file, Path("configs"))
+    raw["data"] = {"format": "auto", "root": [str(path)]}
+    return _overridden(raw, str(path), Config, overrides)
 
 
 def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> S:
@@ -50,12 +64,15 @@ def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> 
         ConfigError: one line with file, key and the expected value.
     """
     file, folder = find_config(Path(path))
-    raw = read_with_bases(file, folder)
-    known_from = str(path)
+    return _overridden(read_with_bases(file, folder), str(path), model, overrides)
+
+
+def _overridden(raw: dict[str, Any], where: str, model: type[S], overrides: Iterable[str]) -> S:
+    """Put overrides into plain data, and check it."""
     for item in overrides:
         _apply_override(raw, item)
-        known_from = f"{path} with --set"
-    return check_config(raw, known_from, model)
+        where = f"{where.removesuffix(' with --set')} with --set"
+    return check_config(raw, where, model)
 
 
 def read_run_settings(run: Path, model: type[S]) -> S:
