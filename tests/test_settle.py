@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,36 @@ def test_a_folder_is_trained_on(
     assert status == 0 and Path("runs/my photos/log.jsonl").is_file(), err
 
 
+def test_a_folder_from_end_to_end(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in sorted((demo_root / "Annotations").iterdir())[:12]:
+        shutil.copy(path, folder)
+        shutil.copy(demo_root / "JPEGImages" / f"{path.stem}.jpg", folder)
+    monkeypatch.chdir(tmp_path)
+    network = ("--set", "backbone={name: tiny, weights: none, stages: auto}")
+    quick = (
+        "--set",
+        "features.project=none",
+        "--set",
+        "scales=[120]",
+        "--set",
+        "calibrate={folds: 2}",
+    )
+    small = (*network, *quick)
+    status, out, err = sppdet("train", "photos", *small, "--device", "cpu")
+    assert status == 0, err
+    assert "9 images to train on, 3 to test on" in out or "10 images to train on, 2" in out
+    assert Path("runs/photos/report.html").is_file()
+    assert "mAP (11-point, photos-all-test)" in out
+    status, out, err = sppdet(
+        "detect", "runs/photos", "photos", "--out", "found", "--device", "cpu"
+    )
+    assert status == 0 and Path("found/detections.json").is_file(), err
+
+
 def test_settings_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(tmp_path, ["data.test=0.3", "seed=4"])
     assert (config.data.format, config.data.root) == ("auto", [tmp_path])
@@ -309,6 +340,8 @@ def test_settings_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     assert load_config(Path("voc07")).data.format == "voc"
     assert load_config(Path("./voc07")).data.format == "voc"
+    (tmp_path / "mine").mkdir()
+    assert load_config(Path("mine")).data.root == [tmp_path / "mine"]  # wherever the run is
     assert load_config(tmp_path / "voc07").data.format == "auto"
 
 

@@ -48,7 +48,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     text = "%s: a folder of images; settings: %s (`sppdet init %s` prints them)%s"
     LOGGER.info(text, path, file.stem, file.stem, better)
     raw = read_with_bases(file, Path("configs"))
-    raw["data"] = {"format": "auto", "root": [str(path)]}
+    raw["data"] = {"format": "auto", "root": [os.path.abspath(path)]}
     return _overridden(raw, str(path), Config, overrides)
 
 
