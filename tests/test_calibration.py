@@ -24,7 +24,7 @@ from sppdet.evaluation.folds import in_one_part
 from sppdet.evaluation.operating_point import operating_points, wilson
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from sppdet.runs.artifacts import read_tensors, write_tensors
-from sppdet.stages.crossfit import fold_count, read_cross_fitted, save_detections
+from sppdet.stages.crossfit import read_cross_fitted, save_detections
 from sppdet.stages.detector import Detector
 from sppdet.stages.model_files import ModelFiles
 from sppdet.stages.thresholds import Threshold, least_scores
@@ -165,14 +165,6 @@ def test_what_is_wanted_becomes_scores(trained: Path) -> None:
     for kind in ("probability", "precision", "recall"):
         with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
             Threshold(kind, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("setting", "images", "folds"),
-    [("auto", 12, 12), ("auto", 49, 20), ("auto", 50, 10), ("auto", 200, 5), (7, 40, 7), (7, 3, 3)],
-)
-def test_the_number_of_folds(setting: int | str, images: int, folds: int) -> None:
-    assert fold_count(setting, images) == folds
 
 
 # -- the stage -------------------------------------------------------------------------------------

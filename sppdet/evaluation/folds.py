@@ -98,12 +98,16 @@ def equal_sizes(count: int, parts: int) -> list[int]:
     return [count // parts + (part < count % parts) for part in range(parts)]
 
 
-def leave_out_folds(classes: Flags, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Deal images into folds that are left out in turn; returns of each its fold, (I,).
+def leave_out_folds(
+    classes: Flags, groups: NDArray[np.int64], count: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Deal images into folds that are left out in turn; groups (I,) stay together.
 
-    −1 is the fold of an image with all objects of a class: the class can't be learned without it.
+    Returns:
+        (I,) the fold of each image; −1 where a fold has all images of one of its classes, since the class
+        can't be learned without them.
     """
-    folds = deal(classes, equal_sizes(len(classes), count), rng)
+    folds = deal(classes, equal_sizes(len(classes), count), rng, groups=groups)
     return np.where(in_one_part(classes, folds), -1, folds)
 
 

@@ -24,6 +24,7 @@ _FILES_OF_A_RUN = (
         )
     ),
     *(f"folds/{name}.safetensors" for name in ("svm", "bbox", "detections")),
+    "folds/folds.json",
 )
 
 PAGE_MARK = b'<meta name="generator" content="sppdet">'

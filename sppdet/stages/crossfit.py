@@ -15,13 +15,17 @@ from sppdet.config import Config
 from sppdet.detection.detect import Classifiers, Regressors
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.folds import classes_of_images, leave_out_folds
+from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
-from sppdet.runs.artifacts import fingerprint, is_intact
+from sppdet.runs.artifacts import fingerprint, is_intact, read_json, write_json
+from sppdet.runs.environment import worker_count
+from sppdet.runs.log import LOGGER, event
 from sppdet.runs.weights import check_types, class_names_in, read_weights, write_weights
 from sppdet.stages.model_files import ModelFiles
+from sppdet.stages.similar import similar_groups
 from sppdet.stages.training_data import TrainingData
 from sppdet.tensor_types import TensorType
-from sppdet.types import Detections
+from sppdet.types import Dataset, Detections
 
 _float32, _int64 = partial(TensorType, torch.float32), partial(TensorType, torch.int64)
 
@@ -35,14 +39,26 @@ class Folds:
 
     @classmethod
     def of(cls, config: Config, data: TrainingData) -> Folds | None:
-        """Deal the training images out; None where no model of a fold is needed."""
+        """Deal the training images out, or read how they were; None where no fold's model is needed.
+
+        Similar images are in one fold: a model that has seen a near-duplicate of an image has seen it.
+        """
         if config.calibrate is None or config.classifier == "softmax":
             return None
-        count = fold_count(config.calibrate.folds, len(data.dataset))
+        dataset, path = data.dataset, ModelFiles(data.folder).folds
+        count = fold_count(config.calibrate.folds, len(dataset))
         if count < 2:
             return None
-        random = rng(data.seed, "folds of calibration")
-        return cls(leave_out_folds(classes_of_images(data.dataset), count, random), count)
+        made_by = fingerprint("folds", 1, dataset_digest(dataset, data.images), data.seed, count)
+        with data.ranks.first_goes_first():
+            of_image = _read_folds(path, made_by, len(dataset))
+            if of_image is None:
+                groups = _groups(config, dataset)
+                random = rng(data.seed, "folds of calibration")
+                of_image = leave_out_folds(classes_of_images(dataset), groups, count, random)
+                if data.ranks.is_first:
+                    write_json(path, {"made_by": made_by, "of_image": of_image.tolist()})
+        return cls(of_image, count)
 
     def masks(self) -> list[NDArray[np.bool_]]:
         """Return for each fold the images (I,) that are in it."""
@@ -55,6 +71,36 @@ class Folds:
     def lack(self, path: Path, model: str) -> bool:
         """Check whether the file of the folds' models is missing, damaged, or made from something else."""
         return not is_intact(path, self.made_by(model))
+
+
+def _groups(config: Config, dataset: Dataset) -> NDArray[np.int64]:
+    """Find the groups of similar images; one with most of the images is none, with a warning."""
+    workers = worker_count(config.workers)
+    groups = similar_groups(dataset, max_pixels=config.data.max_pixels, workers=workers)
+    largest = np.bincount(groups).argmax()
+    alike = groups == largest
+    if 2 * alike.sum() > len(dataset):
+        text = (
+            f"{dataset.name}: {alike.sum()} of {len(dataset)} images show nearly the same and are in "
+            "several folds; probabilities will be too high for other images"
+        )
+        LOGGER.warning("%s", text, extra=event("similar images in folds"))
+        groups[alike] = len(dataset) + np.flatnonzero(alike)
+    return groups
+
+
+def _read_folds(path: Path, made_by: str, images: int) -> NDArray[np.int64] | None:
+    """Read the folds that were dealt from the same images; None if they weren't."""
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except ArtifactError:
+        return None
+    if not isinstance(found, dict) or found.get("made_by") != made_by:
+        return None
+    of_image = found.get("of_image")
+    if not isinstance(of_image, list) or len(of_image) != images:
+        return None
+    return np.array(of_image, np.int64) if all(type(k) is int for k in of_image) else None
 
 
 def fold_count(setting: int | str, images: int) -> int:

@@ -28,7 +28,8 @@ class ModelFiles:
         self.bbox = run / "model" / "bbox.safetensors"
         self.calibration = run / "model" / "calibration.safetensors"
         self.sealed = run / "model" / "trained.json"
-        # models that haven't seen a fold of the training images, and what they detect in it
+        # folds of the training images, models that haven't seen one, and what they detect in it
+        self.folds = run / "folds" / "folds.json"
         self.fold_svm = run / "folds" / "svm.safetensors"
         self.fold_bbox = run / "folds" / "bbox.safetensors"
         self.cross_fitted = run / "folds" / "detections.safetensors"

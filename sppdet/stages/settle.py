@@ -10,19 +10,17 @@ import numpy as np
 
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
-from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError, shorten
+from sppdet.errors import ArtifactError, ConfigError, DataError, shorten
 from sppdet.evaluation.folds import classes_of_images, deal
-from sppdet.evaluation.similar_images import Look, group_similar, look_of
 from sppdet.io.formats.common import Found
 from sppdet.io.formats.find import choose_sets, find_format
 from sppdet.io.id_lists import read_id_list, write_id_list
-from sppdet.io.images import read_image
 from sppdet.io.splits import read_split
-from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import read_json, write_json
 from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, event
+from sppdet.stages.similar import similar_groups
 from sppdet.types import Dataset
 
 TEST_FRACTION = 0.2
@@ -160,16 +158,8 @@ def _divide(config: Config, whole: Dataset, fraction: float) -> np.ndarray[Any, 
             f"data.test: {fraction:g} of {count} images leaves none to train on or to test on"
         )
 
-    def look(path: Path) -> Look | None:
-        try:
-            return look_of(read_image(path, max_pixels=config.data.max_pixels))
-        except ImageError:  # the data stage says so
-            return None
-
-    paths = [image.path for image in whole.images]
-    looks = list(ordered_map(look, paths, workers=worker_count(config.workers)))
-    names = [str(path.with_suffix("")) for path in paths]
-    groups = group_similar(names, looks)
+    workers = worker_count(config.workers)
+    groups = similar_groups(whole, max_pixels=config.data.max_pixels, workers=workers)
     sizes = np.bincount(groups)
     kept = int(sizes[sizes > 1].sum())
     if sizes.max() > count - tested:
@@ -179,7 +169,8 @@ def _divide(config: Config, whole: Dataset, fraction: float) -> np.ndarray[Any, 
             *(whole.name, sizes.max(), count),
         )
         rows = np.flatnonzero(groups == sizes.argmax())
-        last = rows[sorted(range(len(rows)), key=lambda k: _natural(names[rows[k]]))]
+        names = [str(whole.images[row].path.with_suffix("")) for row in rows]
+        last = rows[sorted(range(len(rows)), key=lambda k: _natural(names[k]))]
         groups[last[len(last) - round(fraction * len(last)) :]] = groups.max() + 1
     stream = rng(config.seed, "images to test with")
     part = deal(classes_of_images(whole), [count - tested, tested], stream, groups=groups)
