@@ -21,6 +21,7 @@ import before_torch  # noqa: F401
 import numpy as np
 from numpy.typing import NDArray
 
+from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.calibration import Calibration, Evidence
 from sppdet.evaluation.reliability import calibration_error, reliability_bins
 from sppdet.evaluation.voc import class_results, evaluate_voc
@@ -106,7 +107,8 @@ def coverage(scored: Scored, size: int, sets: int) -> None:
         named = {f"{place}": image for place, image in enumerate(images)}
         small = tuple(replace(image, id=name) for name, image in named.items())
         own = {name: found[image.id] for name, image in named.items() if image.id in found}
-        intervals = evaluate_voc(replace(dataset, images=small), own, metric="voc07").intervals
+        result = evaluate_voc(replace(dataset, images=small), own, metric="voc07")
+        intervals = with_intervals(result).intervals
         assert intervals is not None
         low, high = intervals.mean
         inside += low <= truth <= high
