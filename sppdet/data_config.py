@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,6 +11,13 @@ from sppdet.errors import ConfigError
 from sppdet.setting_types import MAX_PIXELS, ClassName, Count, Section, as_list
 
 Format = Literal["auto", "voc", "coco", "xml", "yolo", "labelme", "csv", "via", "cvat"]
+
+
+def _test_of(value: Any) -> Any:
+    """Make a list of a set's name; ValueError for a number that is no fraction."""
+    if isinstance(value, int | float) and not (0 < value < 1):
+        raise ValueError("should be a fraction between 0 and 1, the name of a set, or null")
+    return value if not value or isinstance(value, float) else as_list(value)
 
 
 class DataConfig(Section):
@@ -31,10 +38,7 @@ class DataConfig(Section):
     (YOLO) or of a folder that the images or annotations are in (xml, labelme, YOLO); `all` is everything. A
     list names one for each root; null leaves out that root. Required for training with voc and coco;
     otherwise null takes the set that is found."""
-    test: Annotated[
-        Annotated[float, Field(gt=0.0, lt=1.0)] | list[str | None] | None,
-        BeforeValidator(lambda v: v if not v or isinstance(v, int | float) else as_list(v)),
-    ] = None
+    test: Annotated[float | list[str | None] | None, BeforeValidator(_test_of)] = None
     """Test set, named like `train`; or the fraction of the training set's images to test with instead,
     such as 0.2: drawn once for a run, by `seed`, with the classes in proportion, similar images and the
     frames of a video on the same side. null: no test set, training ends without a metric. Not given: null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,9 @@ def test_a_split_without_a_run_is_refused(tmp_path: Path) -> None:
         config.data.sets_of("test")
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 7])
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 7, 0, False, math.nan])
 def test_wrong_fractions(fraction: float, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="test"):
+    with pytest.raises(ValueError, match="should be a fraction between 0 and 1, the name of a set"):
         DataConfig(root=[tmp_path], train=["a"], test=fraction)
 
 
@@ -161,8 +162,32 @@ def test_the_split_stays_when_images_come_and_go(
     settled(root, tmp_path)
     assert lists(tmp_path) == (train, test[1:])
     assert f"gone since: {test[0]}" in caplog.text
+    labelled(root, test[0], sets.noise("back"), "cat")
+    settled(root, tmp_path)
+    assert lists(tmp_path) == (train, test)
+    (root / f"{test[0]}.png").unlink()
+    (root / f"{test[0]}.xml").unlink()
+    settled(root, tmp_path)
     settled(root, tmp_path, test=0.5)  # another fraction divides again, the new one included
     assert len(lists(tmp_path)[1]) == 10
+    assert not list(tmp_path.glob("split/*-gone.txt"))
+
+
+def test_other_images_in_the_same_run_are_refused(tmp_path: Path) -> None:
+    settled(many(tmp_path / "set", 10), tmp_path)
+    before = lists(tmp_path)
+    for k in range(10):
+        labelled(tmp_path / "other", f"other {k}", sets.noise(f"y{k}"), "cat")
+    with pytest.raises(
+        DataError, match=r"train\.txt: none of its 8 images is in other-all any more"
+    ):
+        settled(tmp_path / "other", tmp_path)
+    assert lists(tmp_path) == before
+
+
+def test_a_split_of_two_images_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0\.2 of 2 images .* or data\.test: null to train"):
+        settled(many(tmp_path / "set", 2), tmp_path)
 
 
 def test_frames_and_copies_stay_together(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def _with_lists(config: Config, data: DataConfig, folder: Path) -> DataConfig:
         marker.unlink(missing_ok=True)
         for key, wanted in (("train", 0), ("test", 1)):
             write_id_list(paths[key], [names[row] for row in np.flatnonzero(part == wanted)])
+            paths[key].with_name(f"{key}-gone.txt").unlink(missing_ok=True)
         write_json(marker, about)
     return data.model_copy(
         update={"test": data.train, "train_ids": paths["train"], "test_ids": paths["test"]}
@@ -133,16 +134,32 @@ def _stored(path: Path) -> Any:
 
 
 def _keep(whole: Dataset, paths: dict[str, Path]) -> None:
-    """Take the lists as they are but for images that are gone; say how many are new."""
-    there = {image.id for image in whole.images}
+    """Take the lists as they are; images that are gone wait in a list beside, images that are new are said.
+
+    Raises:
+        DataError: all images of a list are gone.
+    """
+    there = {image.id: None for image in whole.images}
     listed: set[str] = set()
     for path in paths.values():
-        ids = read_id_list(path)
-        listed.update(ids)
-        if gone := [name for name in ids if name not in there]:
+        beside = path.with_name(f"{path.stem}-gone.txt")
+        before = read_id_list(path)
+        ids = {*before, *(read_id_list(beside) if beside.is_file() else ())}
+        listed |= ids
+        kept, gone = [name for name in there if name in ids], sorted(ids - there.keys())
+        if not kept:
+            raise DataError(
+                f"{path}: none of its {len(ids)} images is in {whole.name} any more; expected another "
+                "--run for other images"
+            )
+        if gone:
             LOGGER.warning("%s: gone since: %s", path, shorten(gone, limit=3))
-            write_id_list(path, [name for name in ids if name in there])
-    if new := sorted(there - listed):
+            write_id_list(beside, gone)
+        if set(before) != set(kept):
+            write_id_list(path, kept)
+        if not gone:
+            beside.unlink(missing_ok=True)
+    if new := sorted(there.keys() - listed):
         LOGGER.warning(
             "%s: %d images were added after its split and aren't used (%s); another --run uses them",
             *(whole.name, len(new), shorten(new, limit=3)),
@@ -155,7 +172,8 @@ def _divide(config: Config, whole: Dataset, fraction: float) -> np.ndarray[Any, 
     tested = round(fraction * count)
     if not 0 < tested < count:
         raise ConfigError(
-            f"data.test: {fraction:g} of {count} images leaves none to train on or to test on"
+            f"data.test: {fraction:g} of {count} images leaves none to train on or to test on; expected "
+            "another fraction, or data.test: null to train without a test"
         )
 
     workers = worker_count(config.workers)
