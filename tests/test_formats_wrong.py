@@ -14,6 +14,7 @@ from images import save_image
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.errors import DataError, SppdetError
+from sppdet.io.formats.find import find_format
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.stages.settle import settle
@@ -278,3 +279,23 @@ def test_sets_without_known_names_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotations\.csv, second\.csv; expected data\.train"):
         read_all(tmp_path)
     assert len(read_all(tmp_path, train=["second.csv"])) == 6
+
+
+def test_csv_in_an_encoding_of_excel_is_named(tmp_path: Path) -> None:
+    sets.put_images(tmp_path, ["a"])
+    rows = "filename,class,xmin,ymin,xmax,ymax\na.png,k\u00e4fer,1,2,30,40\n"
+    (tmp_path / "labels.csv").write_bytes(rows.encode("latin-1"))
+    with pytest.raises(DataError, match=r"labels\.csv: not UTF-8 text \(byte 42\)"):
+        find_format(tmp_path)
+
+
+def test_a_folder_that_has_been_moved_is_said(tmp_path: Path) -> None:
+    sets.labelimg_yolo(tmp_path / "set")
+    (tmp_path / "run").mkdir()
+    config = Config(data=DataConfig(format="auto", root=[tmp_path / "set"], test=None))
+    data = settle(config, tmp_path / "run").data
+    (tmp_path / "set").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="set: no such folder"):
+        read_split(data, "train", None, None, workers=1)
+    with pytest.raises(DataError, match="photos: no such folder"):
+        find_format(tmp_path / "moved", images=tmp_path / "photos")

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from sppdet.boxes import clip_boxes
-from sppdet.errors import DataError, ImageError, shorten
+from sppdet.errors import AnnotationError, DataError, ImageError, shorten
 from sppdet.io.coco import read_coco_set
 from sppdet.io.folder_files import FolderFiles
 from sppdet.io.formats.find import READERS
@@ -119,6 +119,9 @@ def _read_set(
     if format == "coco":
         return read_coco_set(root, set_name, images=images, skips=skips)
     if format in READERS:
+        for path in (root, images or root):
+            if not path.is_dir():
+                raise AnnotationError(f"{path}: no such folder")
         folder = FolderFiles(root)
         return READERS[format](folder, set_name, FolderFiles(images) if images else folder, skips)
     return list(read_voc_set(root, set_name, images=images, skips=skips))

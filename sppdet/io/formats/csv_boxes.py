@@ -42,11 +42,11 @@ _OTHER_NAMES = {
 
 
 def csv_kind(path: Path) -> str:
-    """Tell what a CSV file is: "via", "csv" (boxes), "classes" (RetinaNet's names and ids) or "other"."""
+    """Tell what a CSV file is: "via", "csv" (boxes), "classes" (RetinaNet's), "damaged" or "other"."""
     try:
         rows = [row for _, row in islice(read_rows(path), _ROWS)] or [[""]]
     except DataError:
-        return "damaged" if _begins_with_image(path) else "other"
+        return "damaged" if _may_be_meant(path) else "other"
     first = [cell.strip() for cell in rows[0]]
     if set(VIA_COLUMNS) <= {name.lstrip("#") for name in first}:
         return "via"
@@ -57,11 +57,12 @@ def csv_kind(path: Path) -> str:
     return "classes" if len(first) == 2 and first[1].isdigit() else "other"
 
 
-def _begins_with_image(path: Path) -> bool:
+def _may_be_meant(path: Path) -> bool:
+    """Check whether a file that is no CSV begins with an image, or is in an encoding of Excel's."""
     try:
         return _is_image(read_foreign_text(path).partition(",")[0])
     except DataError:
-        return False
+        return True
 
 
 def _is_image(cell: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from sppdet.errors import AnnotationError, DataError, shorten
+from sppdet.io.files import read_foreign_text
 from sppdet.io.folder_files import FolderFiles
 from sppdet.io.formats.common import TEST_NAMES, TRAIN_NAMES, Found, file_sets, split_word, such_as
 from sppdet.io.formats.csv_boxes import csv_kind, find_csv, read_csv
@@ -40,8 +41,9 @@ def find_format(root: Path, *, only: str | None = None, images: Path | None = No
     Raises:
         AnnotationError: none is found, or two are, which are named with what speaks for them.
     """
-    if not root.is_dir():
-        raise AnnotationError(f"{root}: no such folder")
+    for path in (root, images or root):
+        if not path.is_dir():
+            raise AnnotationError(f"{path}: no such folder")
     folder = FolderFiles(root)
     of_images = folder if images is None else FolderFiles(images)
     found = [
@@ -89,9 +91,9 @@ def _all(folder: FolderFiles, images: FolderFiles, only: str | None) -> list[Fou
         find_cvat(folder, kinds["cvat"]),
     ]
     if not any(found) and kinds["damaged"]:
-        raise AnnotationError(
-            f"{folder.path(kinds['damaged'][0])}: damaged, and no other annotations"
-        )
+        path = folder.path(kinds["damaged"][0])
+        read_foreign_text(path)  # says more of a file that is no text
+        raise AnnotationError(f"{path}: damaged, and no other annotations")
     return found
 
 
