@@ -219,6 +219,7 @@ def test_the_command(sppdet: CommandLine, run_copy: Path, demo_root: Path, tmp_p
     rows = json.loads((folder / "audit.json").read_text())["rows"]
     assert f"{len(rows)} suspicions: unlabelled " in out and "12 of 12 images audited" in out
     assert f"labelImg {demo_root / 'JPEGImages'} {folder / 'classes.txt'}" in out
+    assert "; to correct labels:" in out
     assert contents(demo_root / "Annotations") == before
     again = contents(folder)
     assert sppdet("audit", run_copy, "--top", "3")[0] == 0
@@ -284,6 +285,15 @@ def test_labels_that_have_changed_are_said(
 
 
 # -- files that are written anew -------------------------------------------------------------------
+
+
+def test_no_command_where_no_label_looks_wrong(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sppdet.stages.audit.audit", lambda *_: [])
+    with caplog.at_level("INFO"):
+        assert not audit_run(run_copy).suspicions
+    assert f"see {run_copy / 'audit'}" in caplog.messages and "labelImg" not in caplog.text
 
 
 def test_files_are_replaced_only_where_they_are_our_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.coco import COCO_NUMBERS, evaluate_coco
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.stages.evaluate import write_scores
+from sppdet.stages.figures import new_figure, save_figure
 from sppdet.stages.report import metric_title, print_table, write_curves, write_metrics
 from sppdet.types import EvalResult
 
@@ -179,3 +181,12 @@ def test_images_of_long_curves(result: EvalResult, tmp_path: Path) -> None:
     one = replace(result, classes=(long,))
     write_curves(one, tmp_path, detections_csv=False)
     assert (tmp_path / "pr_a.png").stat().st_size > 5000
+
+
+def test_a_title_in_any_script_draws_no_warning(tmp_path: Path) -> None:
+    figure = new_figure(width=2, height=1)
+    figure.suptitle("\u9ce5 $x_", parse_math=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0

@@ -23,6 +23,7 @@ from sppdet.config import DetectConfig, ProposalsConfig
 from sppdet.detection.detect import DetectionParts, select
 from sppdet.detection.explain import Scene, answer, contributions
 from sppdet.detection.trace import suppressors
+from sppdet.errors import ConfigError
 from sppdet.pages.render import number
 from sppdet.proposals.modes import MODES
 from sppdet.proposals.selective_search import first_merges
@@ -218,6 +219,9 @@ def test_the_best_window_is_the_nearest_to_its_own_threshold() -> None:
     why, subject = choose(scene, at=None, detection=None)
     assert why is None and subject == best[0]
     assert scene.best(np.zeros(0, np.int64), 3) == []
+    nothing = scene_of([A], [[-1.0]], thresholds=[0.0])
+    with pytest.raises(ConfigError, match="--detection 1: nothing is detected"):
+        choose(nothing, at=None, detection=1)
 
 
 def test_soft_nms_lowers_below_the_threshold() -> None:

@@ -85,7 +85,7 @@ def audit_run(run: Path, *, top: int = 50, out: Path | None = None) -> Audit:
             unseen
         )
         LOGGER.info("%d of %d images audited%s", len(seen), len(dataset), aside)
-        LOGGER.info("see %s; to correct labels:", folder)
+        LOGGER.info("see %s%s", folder, "; to correct labels:" * bool(found[:top]))
         by_id = {image.id: image for image in dataset.images}
         first = [by_id[one.image] for one in found[:top]]
         for parent, name in annotation_folders(first).items():

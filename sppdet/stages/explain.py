@@ -112,7 +112,8 @@ def choose(
     """
     found, counted = scene.selection, scene.counted
     if detection is not None and not 1 <= detection <= len(counted):
-        raise ConfigError(f"--detection {detection}: expected 1 to {len(counted)}")
+        expected = f"expected 1 to {len(counted)}" if len(counted) else "nothing is detected"
+        raise ConfigError(f"--detection {detection}: {expected}")
     if at is not None:
         why = answer(scene, *at)
         return why, why.detected or (why.best[0] if why.best else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,5 +29,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         ArtifactError: the file can't be written.
     """
     # Software: it would name the version of matplotlib
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # a class's name in another script is drawn as boxes; its spelling is in the tables
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(temporary, format="png", metadata={"Software": None})
