@@ -177,7 +177,7 @@ def test_hostile_files(content: bytes, expected: str, tmp_path: Path) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
+    for path in (tmp_path / "fifo", Path("/dev/zero")):  # a folder has labelled images
         assert one_line(message_of(path)).startswith(one_line(f"{path}: can't be read: "))
     assert "no such file" in message_of(tmp_path / ("\udcff" * 9))
     assert "no such file: the name has a NUL byte" in message_of(tmp_path / "a\0b")

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sppdet.config import Config
 from sppdet.errors import AnnotationError, ConfigError, ImageError, SppdetError, one_line
 from sppdet.io.coco import read_coco_annotations
 from sppdet.io.files import name_problem, read_bytes, read_text
 from sppdet.io.images import decode, find_images, read_image
 from sppdet.io.records import Skips
-from sppdet.io.settings import load_config
+from sppdet.io.settings import load_config, load_settings
 from sppdet.io.voc import read_set_file, read_voc_annotation, read_voc_set
 from test_data_headers import corners, encoded
 
@@ -61,7 +62,7 @@ def test_only_regular_files_are_read(special: tuple[Path, str]) -> None:
         lambda: read_image(path),
         lambda: read_voc_annotation(path),
         lambda: read_coco_annotations(path, folders=(path.parent,), skips=Skips(stop=True)),
-        lambda: load_config(path),
+        lambda: load_settings(path, Config),
     )
     for reader in readers:
         with pytest.raises(SppdetError, match=rf"special\.jpg: can't be read: is a {kind}"):

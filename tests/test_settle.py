@@ -358,7 +358,7 @@ def test_settings_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert config.backbone.name == "timm/tf_efficientnet_lite0" and config.data.train is None
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert load_config(tmp_path).backbone.name == "squeezenet1_1"
-    with pytest.raises(ConfigError, match=r"data\.test: should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"data\.test: should be a fraction between 0 and 1"):
         load_config(tmp_path, ["data.test=0"])
     # the name of a packaged config stands for it where a folder has the same
     (tmp_path / "voc07").mkdir()
