@@ -34,7 +34,7 @@ from sppdet.boxes import box_iou, clip_boxes
 from sppdet.evaluation.audit import Kind, Suspicion
 from sppdet.io.dataset import load_dataset
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import write_text
 from sppdet.runs.environment import set_threads
@@ -250,15 +250,17 @@ def read_images(root: Path, count: int | None, seed: int) -> Dataset:
 def write_set(dataset: Dataset, root: Path) -> None:
     """Write the annotations of a set as `planted`, without its images."""
     for image in dataset.images:
-        write_voc_annotation(
+        write_text(
             root / "Annotations" / f"{image.id}.xml",
-            filename=image.path.name,
-            width=image.width,
-            height=image.height,
-            boxes=image.gt_boxes,
-            names=[dataset.class_names[label - 1] for label in image.gt_labels],
-            difficult=image.difficult,
-            truncated=image.truncated,
+            voc_annotation(
+                filename=image.path.name,
+                width=image.width,
+                height=image.height,
+                boxes=image.gt_boxes,
+                names=[dataset.class_names[label - 1] for label in image.gt_labels],
+                difficult=image.difficult,
+                truncated=image.truncated,
+            ),
         )
     names = "".join(f"{image.id}\n" for image in dataset.images)
     write_text(root / "ImageSets" / "Main" / "planted.txt", names)

@@ -26,7 +26,7 @@ from sppdet import load_config, train
 from sppdet.demo.set import make_demo_set
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_text
 from sppdet.runs.environment import available_cores, set_threads
@@ -95,13 +95,15 @@ def enlarged_set(out: Path, images: int, test: int) -> Path:
         cv2.imwrite(str(target), cv2.cvtColor(larger, cv2.COLOR_RGB2BGR))
         objects = read_voc_annotation(small / "Annotations" / f"{path.stem}.xml").objects
         height, width = larger.shape[:2]
-        write_voc_annotation(
+        write_text(
             root / "Annotations" / f"{path.stem}.xml",
-            filename=path.name,
-            width=width,
-            height=height,
-            boxes=np.array([one.box for one in objects], dtype=np.float32) * np.float32(factor),
-            names=[one.name for one in objects],
+            voc_annotation(
+                filename=path.name,
+                width=width,
+                height=height,
+                boxes=np.array([one.box for one in objects], dtype=np.float32) * np.float32(factor),
+                names=[one.name for one in objects],
+            ),
         )
 
     for folder in ("JPEGImages", "Annotations"):

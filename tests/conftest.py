@@ -17,6 +17,7 @@ import torch
 import stages
 from images import shape_sets
 from runs import (
+    FAST,
     CommandLine,
     pretrain_quietly,
     small_set,
@@ -25,8 +26,10 @@ from runs import (
     write_settings,
 )
 from sppdet.cli.main import main
+from sppdet.config import Config
 from sppdet.features.backbones import Backbone
 from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.settings import load_config
 
 # a shell that starts the tests in the background has some of them ignored, and so would subprocesses
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -112,6 +115,20 @@ def classified(classifier_settings: Path) -> Path:
     run = classifier_settings.parent / "run"
     pretrain_quietly(classifier_settings, run)
     return run
+
+
+@pytest.fixture(scope="module")
+def without_curves() -> Iterator[None]:
+    """Drawing precision-recall curves takes most of the time of small trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sppdet.stages.evaluate.write_curves", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(settings: Path) -> Config:
+    """Settings of trainings that come in numbers."""
+    return load_config(settings, FAST)
 
 
 @pytest.fixture(autouse=True)

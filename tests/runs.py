@@ -37,6 +37,9 @@ SMALL: dict[str, Any] = {
     "svm": {"retrain_after": 200},  # so that mining retrains more than once
 }
 
+# of settings, for trainings that come in numbers
+FAST = ["head=none", "finetune=none", "scales=[120]", "svm.layer=pool5"]
+
 SMALL_CLASSIFIER: dict[str, Any] = {
     "backbone": {"name": "tiny", "weights": "none"},
     "spp_levels": [2, 1],

@@ -23,7 +23,8 @@ from sppdet.evaluation.calibration import Calibration, Evidence
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.io.voc import read_voc_annotation
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
+from sppdet.runs.artifacts import write_text
 from sppdet.runs.owned import replace_files
 from sppdet.stages.audit import audit_run, with_probabilities
 from sppdet.stages.audit_drawing import draw_suspicion
@@ -267,14 +268,16 @@ def test_labels_that_have_changed_are_said(
     one = before.suspicions[0]
     image = next(image for image in before.dataset.images if image.id == one.image)
     after_it = corrected(image, [one])
-    write_voc_annotation(
+    write_text(
         root / "Annotations" / f"{one.image}.xml",
-        filename=image.path.name,
-        width=image.width,
-        height=image.height,
-        boxes=after_it.gt_boxes,
-        names=[CLASSES[label - 1] for label in after_it.gt_labels],
-        difficult=after_it.difficult,
+        voc_annotation(
+            filename=image.path.name,
+            width=image.width,
+            height=image.height,
+            boxes=after_it.gt_boxes,
+            names=[CLASSES[label - 1] for label in after_it.gt_labels],
+            difficult=after_it.difficult,
+        ),
     )
     after = audit_run(run_copy, top=1)
     assert "has changed since the run was trained" in caplog.text

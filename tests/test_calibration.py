@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
 
-import sppdet.stages.bbox as bbox_stage
-import sppdet.stages.calibrate as stage
-import sppdet.stages.svm as svm_stage
 from runs import CommandLine, contents, train_quietly
-from sppdet.detection.detect import DetectionParts
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
 from sppdet.evaluation.folds import in_one_part
 from sppdet.evaluation.operating_point import operating_points, wilson
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
-from sppdet.runs.artifacts import read_tensors, write_tensors
-from sppdet.stages.crossfit import read_cross_fitted, save_detections
 from sppdet.stages.detector import Detector
-from sppdet.stages.model_files import ModelFiles
 from sppdet.stages.thresholds import Threshold, least_scores
-from sppdet.types import ClassResult, Detections, Matches
+from sppdet.types import ClassResult, Matches
 
 
 def test_the_only_images_of_a_class() -> None:
@@ -168,109 +158,6 @@ def test_what_is_wanted_becomes_scores(trained: Path) -> None:
 
 
 # -- the stage -------------------------------------------------------------------------------------
-
-
-def test_no_image_is_detected_in_by_what_has_seen_it(
-    settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: dict[str, tuple[Any, Any]] = {}  # masks of left-out images, and the models without them
-    detected: dict[int, DetectionParts] = {}
-    genuine = svm_stage.train_svms, bbox_stage.train_box_regressors, stage._detect
-
-    def train(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            whole, *folds = function(*arguments, **named)
-            made[name] = (arguments[3], folds)
-            return whole, *folds
-
-        return wrapped
-
-    def detect(data: Any, parts_of: Any, positions: list[int], **named: Any) -> Any:
-        detected.update((p, parts_of(p)) for p in positions)
-        return genuine[2](data, parts_of, positions, **named)
-
-    monkeypatch.setattr(svm_stage, "train_svms", train("svm", genuine[0]))
-    monkeypatch.setattr(bbox_stage, "train_box_regressors", train("bbox", genuine[1]))
-    monkeypatch.setattr(stage, "_detect", detect)
-    _, said = train_quietly(settings, run_copy, "calibrate={folds: 3}", until="calibrate")
-    assert "svm: there already, but not those of the folds; made again" in said
-    assert sorted(detected) == list(range(12))
-    for name, (masks, models) in made.items():
-        assert len(masks) == len(models) == 3 and np.sum(masks, axis=0).tolist() == [1] * 12
-        for position, parts in detected.items():
-            used = parts.classifiers if name == "svm" else parts.regressors
-            assert used is not None
-            same = [torch.equal(used.weights, model.weights) for model in models]
-            assert sum(same) == 1 and masks[same.index(True)][position]
-    # what was detected is kept
-    found = read_cross_fitted(run_copy)
-    assert len(found) == 12
-    assert all(len(d) and d.scores.dtype == np.float32 for d in found.values())
-
-
-@pytest.mark.parametrize("lost", ["svm", "bbox"])
-def test_models_of_the_folds_that_are_missing_are_made_again(
-    lost: str, settings: Path, run_copy: Path
-) -> None:
-    before = contents(run_copy / "model")
-    folds = run_copy / "folds"
-    kept = contents(folds)
-    (folds / f"{lost}.safetensors").unlink()
-    _, said = train_quietly(settings, run_copy, until="calibrate")
-    assert "there already, but" not in said  # the calibration that was made with them is there
-    (run_copy / "model" / "calibration.safetensors").unlink()
-    _, said = train_quietly(settings, run_copy, until="calibrate")
-    other = {"svm": "bbox", "bbox": "svm"}[lost]
-    assert f"{lost}: there already, but not those of the folds; made again" in said
-    assert f"{other}: there already\n" in said
-    assert contents(run_copy / "model") == before and contents(folds) == kept
-
-
-@pytest.mark.parametrize("counts", [[3, 0, 5], [0], [], [0, 0, 2, 0]])
-def test_detections_in_training_images_are_kept(tmp_path: Path, counts: list[int]) -> None:
-    rng, names = np.random.default_rng(0), ("a", "b", "c")
-    given = {}
-    for k, count in enumerate(counts):
-        low = rng.uniform(0, 50, (count, 2))
-        boxes = np.hstack([low, low + rng.uniform(1, 50, (count, 2))]).astype(np.float32)
-        scores = np.sort(rng.normal(size=count).astype(np.float32))[::-1].copy()
-        given[f"im{k}"] = Detections(boxes, scores, rng.integers(1, 4, count), names)
-    save_detections(ModelFiles(tmp_path).cross_fitted, given, names, made_by="x")
-    found = read_cross_fitted(tmp_path)
-    assert list(found) == list(given)
-    for image, expected in given.items():
-        assert found[image].class_names == names and len(found[image]) == len(expected)
-        for key in ("boxes", "scores", "labels"):
-            assert np.array_equal(getattr(found[image], key), getattr(expected, key))
-
-
-def test_lost_detections_in_training_images_are_made_again(settings: Path, run_copy: Path) -> None:
-    path = run_copy / "folds" / "detections.safetensors"
-    whole = path.read_bytes()
-    path.unlink()
-    train_quietly(settings, run_copy, until="calibrate")
-    assert path.read_bytes() == whole
-    train_quietly(settings, run_copy, "calibrate=none", until="calibrate")
-    assert not path.parent.exists()
-
-
-def test_damaged_detections_in_training_images(run_copy: Path) -> None:
-    path = run_copy / "folds" / "detections.safetensors"
-    tensors, about = read_tensors(path)
-    for broken in (
-        {"labels": torch.full_like(tensors["labels"], 9)},
-        {"counts": tensors["counts"] + 1},
-        {"boxes": tensors["boxes"][1:]},
-    ):
-        write_tensors(path, {**tensors, **broken}, made_by="x", about=about)
-        with pytest.raises(ArtifactError, match=r"detections\.safetensors"):
-            read_cross_fitted(run_copy)
-    write_tensors(path, tensors, made_by="x", about={**about, "ids": None})
-    with pytest.raises(ArtifactError, match="expected the ids of the images"):
-        read_cross_fitted(run_copy)
-    path.unlink()
-    with pytest.raises(ArtifactError, match="no detections in its training images by models that"):
-        read_cross_fitted(run_copy)
 
 
 def test_the_calibration_of_a_run(settings: Path, trained: Path, run_copy: Path) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runs import CommandLine, contents, printed_to
+from runs import FAST, CommandLine, contents, printed_to
 from sppdet.config import Config
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.io.detection_files import read_detections
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import read_json
 from sppdet.stages import trainings
@@ -26,7 +24,7 @@ from sppdet.stages.pipeline import train
 from sppdet.types import Detections, EvalResult
 
 FOLDS = 3
-FAST = ["head=none", "finetune=none", "scales=[120]", "svm.layer=pool5"]
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 
 def run_quietly(config: Config, folder: Path, folds: int | None = FOLDS) -> tuple[EvalResult, str]:
@@ -34,19 +32,6 @@ def run_quietly(config: Config, folder: Path, folds: int | None = FOLDS) -> tupl
     with printed_to(said):
         result = crossval(config, folder, folds=folds, device="cpu")
     return result, said.getvalue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_curves() -> Iterator[None]:
-    """Drawing precision-recall curves takes most of the time of such small trainings."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sppdet.stages.evaluate.write_curves", lambda *_: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def config(settings: Path) -> Config:
-    return load_config(settings, FAST)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 
 from evaluation_samples import random_split
-from runs import CommandLine, contents, printed_to
+from runs import FAST, CommandLine, contents, printed_to
 from sppdet.config import Config
 from sppdet.evaluation.bootstrap import drawn_aps, drawn_mean, mean_by_draw, with_intervals
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.io.settings import load_config
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import read_json
 from sppdet.stages import trainings
@@ -24,7 +22,7 @@ from sppdet.stages.curve import CurvePoint, LearningCurve, curve, reading
 from sppdet.stages.pipeline import train
 from sppdet.types import EvalResult
 
-FAST = ["head=none", "finetune=none", "scales=[120]", "svm.layer=pool5"]
+pytestmark = pytest.mark.usefixtures("without_curves")
 FRACTIONS = (0.5, 1.0)
 
 
@@ -33,19 +31,6 @@ def run_quietly(config: Config, folder: Path, **more: Any) -> tuple[LearningCurv
     with printed_to(said):
         found = curve(config, folder, fractions=FRACTIONS, device="cpu", **more)
     return found, said.getvalue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_curves() -> Iterator[None]:
-    """Drawing precision-recall curves takes most of the time of such small trainings."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sppdet.stages.evaluate.write_curves", lambda *_: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def config(settings: Path) -> Config:
-    return load_config(settings, FAST)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 
 from sppdet.errors import AnnotationError
 from sppdet.io.voc import read_set_file, read_voc_annotation, voc_image_path
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
+from sppdet.runs.artifacts import write_text
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
 
@@ -160,15 +161,17 @@ def test_image_path_prefers_jpg_then_suffixes_then_filename(tmp_path: Path) -> N
 def test_written_annotation_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "made" / "a.xml"
     boxes = np.array([[0, 0, 100, 50], [3, 4, 5, 6]], dtype=np.float32)
-    write_voc_annotation(
+    write_text(
         path,
-        filename="a.jpg",
-        width=100,
-        height=50,
-        boxes=boxes,
-        names=["chat & chien", "Bär"],
-        difficult=np.array([False, True]),
-        truncated=np.array([True, False]),
+        voc_annotation(
+            filename="a.jpg",
+            width=100,
+            height=50,
+            boxes=boxes,
+            names=["chat & chien", "Bär"],
+            difficult=np.array([False, True]),
+            truncated=np.array([True, False]),
+        ),
     )
     annotation = read_voc_annotation(path)
     assert annotation.filename == "a.jpg"
@@ -185,6 +188,8 @@ def test_written_annotation_reads_back(tmp_path: Path) -> None:
 def test_written_boxes_keep_a_pixel_inside_the_image(tmp_path: Path) -> None:
     boxes = np.array([[0, 9.8, 0.3, 10], [4.4, 2.6, 7.6, 5.2], [9.6, 0, 10, 1]], dtype=np.float32)
     path = tmp_path / "a.xml"
-    write_voc_annotation(path, filename="a.jpg", width=10, height=10, boxes=boxes, names=["x"] * 3)
+    write_text(
+        path, voc_annotation(filename="a.jpg", width=10, height=10, boxes=boxes, names=["x"] * 3)
+    )
     read = [item.box for item in read_voc_annotation(path).objects]
     assert read == [(0, 9, 1, 10), (4, 3, 8, 5), (9, 0, 10, 1)]

@@ -50,7 +50,7 @@ def files(tmp_path: Path) -> FolderFiles:
         ("photos\\a.jpg", "", "photos/a.jpg"),
         ("..\\photos\\a.jpg", "labels", "photos/a.jpg"),
         ("C:\\Users\\me\\photos\\a.jpg", "", "photos/a.jpg"),
-        ("/home/me/train/x.jpg", "", "train/x.jpg"),
+        ("/elsewhere/train/x.jpg", "", "train/x.jpg"),
         ("https://host/data/val/x.jpg?key=1", "", "val/x.jpg"),
         ("/data/local-files/?d=photos%2Fmy%20cat.png", "", "photos/my cat.png"),
         ("upload/1/0a1b2c3d-my%20cat.png", "", "photos/my cat.png"),

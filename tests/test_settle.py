@@ -22,7 +22,8 @@ from sppdet.errors import ConfigError, DataError
 from sppdet.evaluation.similar_images import differences, group_similar, look_of
 from sppdet.io.id_lists import read_id_list
 from sppdet.io.settings import load_config
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
+from sppdet.runs.artifacts import write_text
 from sppdet.stages.model_files import read_run_config
 from sppdet.stages.settle import settle
 
@@ -41,13 +42,15 @@ def labelled(root: Path, name: str, image: np.ndarray[Any, Any], *classes: str) 
     """An image with boxes of some classes, as LabelImg has them."""
     save_image(root / f"{name}.png", image)
     boxes = np.array([[1, 2, 30, 40]] * len(classes), np.float32).reshape(-1, 4)
-    write_voc_annotation(
+    write_text(
         root / f"{name}.xml",
-        filename=f"{name}.png",
-        width=120,
-        height=90,
-        boxes=boxes,
-        names=classes,
+        voc_annotation(
+            filename=f"{name}.png",
+            width=120,
+            height=90,
+            boxes=boxes,
+            names=classes,
+        ),
     )
 
 

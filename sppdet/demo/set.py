@@ -11,7 +11,7 @@ import numpy as np
 
 from sppdet.demo.scene import DemoObject, draw_scene
 from sppdet.errors import DataError
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
 from sppdet.runs.artifacts import read_json, write_json, write_text
 from sppdet.types import ImageArray
 
@@ -97,15 +97,17 @@ def _is_complete(root: Path, made_by: Mapping[str, object], ids: Mapping[str, li
 def _write_annotation(
     root: Path, image_id: str, image: ImageArray, objects: tuple[DemoObject, ...]
 ) -> None:
-    write_voc_annotation(
+    write_text(
         root / "Annotations" / f"{image_id}.xml",
-        filename=f"{image_id}.jpg",
-        width=image.shape[1],
-        height=image.shape[0],
-        boxes=np.array([item.box for item in objects], dtype=np.float32),
-        names=[item.name for item in objects],
-        difficult=np.array([item.difficult for item in objects]),
-        truncated=np.array([item.truncated for item in objects]),
+        voc_annotation(
+            filename=f"{image_id}.jpg",
+            width=image.shape[1],
+            height=image.shape[0],
+            boxes=np.array([item.box for item in objects], dtype=np.float32),
+            names=[item.name for item in objects],
+            difficult=np.array([item.difficult for item in objects]),
+            truncated=np.array([item.truncated for item in objects]),
+        ),
     )
 
 

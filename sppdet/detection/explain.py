@@ -63,7 +63,7 @@ def contributions(scored: ScoredProposals, row: int) -> Contributions | None:
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a window as a detection of one class."""
+    """State how a window ended as a detection of one class."""
 
     row: int  # of the scored proposals
     label: int

@@ -1,4 +1,4 @@
-"""What the search for causes of errors goes by, and what it finds."""
+"""Records of the search for causes of errors: traces of images, missed objects, false detections."""
 
 from __future__ import annotations
 

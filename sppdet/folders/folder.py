@@ -24,9 +24,9 @@ from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
 from sppdet.folders.planning import IMAGE_FILES, FolderPlan, Format, Item, plan_images
 from sppdet.io.files import read_bytes
 from sppdet.io.names import escape_name
-from sppdet.io.voc_writing import write_voc_annotation
+from sppdet.io.voc_writing import voc_annotation
 from sppdet.parallel import detection_threads, ordered_map
-from sppdet.runs.artifacts import fingerprint
+from sppdet.runs.artifacts import fingerprint, write_text
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
@@ -257,11 +257,13 @@ def _write_drawing(path: Path, found: _Found) -> None:
 
 def _write_annotation(path: Path, item: Item, found: _Found) -> None:
     height, width = found.image.shape[:2]
-    write_voc_annotation(
+    write_text(
         path,
-        filename=PurePosixPath(item.name).name,
-        width=width,
-        height=height,
-        boxes=found.detections.boxes,
-        names=[escape_name(name) for name in found.detections.names()],
+        voc_annotation(
+            filename=PurePosixPath(item.name).name,
+            width=width,
+            height=height,
+            boxes=found.detections.boxes,
+            names=[escape_name(name) for name in found.detections.names()],
+        ),
     )

@@ -1,38 +1,12 @@
-"""Writing of annotations in VOC's XML."""
+"""Annotations as VOC's XML."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
-from sppdet.runs.artifacts import write_text
 from sppdet.types import Boxes, Flags
-
-
-def write_voc_annotation(
-    path: Path,
-    *,
-    filename: str,
-    width: int,
-    height: int,
-    boxes: Boxes,
-    names: Sequence[str],
-    difficult: Flags | None = None,
-    truncated: Flags | None = None,
-) -> None:
-    """Write one annotation file, atomically; see `voc_annotation`."""
-    text = voc_annotation(
-        filename=filename,
-        width=width,
-        height=height,
-        boxes=boxes,
-        names=names,
-        difficult=difficult,
-        truncated=truncated,
-    )
-    write_text(path, text)
 
 
 def voc_annotation(

@@ -18,7 +18,7 @@ from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event, track
 from sppdet.stages.context import Context
-from sppdet.stages.crossfit import save_fold_regressors
+from sppdet.stages.crossfit import save_fold_models
 from sppdet.stages.model import save_regressors
 from sppdet.stages.training_data import TrainingData, feature_scale
 from sppdet.training.bbox import BoxRegression, BoxRegressor
@@ -72,7 +72,7 @@ def _train_and_save(context: Context) -> bool:
             data, config.bbox, config.svm, left_out, made_by=with_folds
         )
         if context.ranks.is_first and folds:
-            save_fold_regressors(context.files.fold_bbox, of_folds, made_by=with_folds)
+            save_fold_models(context.files.fold_bbox, of_folds, made_by=with_folds)
     if context.ranks.is_first:
         save_regressors(path, regressors, made_by=made_by)
     return True

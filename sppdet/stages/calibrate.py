@@ -26,7 +26,7 @@ from sppdet.stages.crossfit import (
 from sppdet.stages.detector import Detector
 from sppdet.stages.finetune_images import MAX_VALIDATION_IMAGES
 from sppdet.stages.model import read_ranking, read_regressors, save_calibration
-from sppdet.stages.training_data import Sample, TrainingData
+from sppdet.stages.training_data import Sample
 from sppdet.training.finetune_windows import split_images
 from sppdet.training.processes import Tensors
 from sppdet.types import Dataset, Detections
@@ -102,8 +102,7 @@ def _by_softmax(context: Context) -> tuple[Dataset, dict[str, Detections]]:
         LOGGER.warning("%s; %s", text, remedy, extra=event("few held out"))
         held_out = held_out[:0]
     detector = Detector.load(context.run, device=context.ranks.device)
-    made_by = context.plan.made_by["calibration"]
-    found = _detect(data, lambda _: detector.parts, held_out.tolist(), made_by=made_by)
+    found = _detect(context, lambda _: detector.parts, held_out.tolist())
     images = tuple(data.dataset.images[p] for p in held_out.tolist())
     return replace(data.dataset, images=images), found
 
@@ -137,24 +136,19 @@ def _by_folds(context: Context) -> tuple[Dataset, dict[str, Detections]]:
     ]
     positions = np.flatnonzero(folds.of_image >= 0).tolist()
     of_image = folds.of_image.tolist()
-    made_by = context.plan.made_by["calibration"]
-    found = _detect(data, lambda p: parts[of_image[p]], positions, made_by=made_by)
+    found = _detect(context, lambda p: parts[of_image[p]], positions)
     images = tuple(data.dataset.images[p] for p in positions)
     return replace(data.dataset, images=images), found
 
 
 def _detect(
-    data: TrainingData,
-    parts_of: Callable[[int], DetectionParts],
-    positions: Sequence[int],
-    *,
-    made_by: str,
+    context: Context, parts_of: Callable[[int], DetectionParts], positions: Sequence[int]
 ) -> dict[str, Detections]:
     """Detect in training images, each by the parts of its position; returns them by the image's id.
 
-    Args:
-        made_by: fingerprint under which those that are there are kept until the stage is done.
+    Those that are there are kept until the stage is done.
     """
+    data, made_by = context.training_data, context.plan.made_by["calibration"]
 
     def detect(sample: Sample) -> Tensors:
         image, parts = sample.image, parts_of(sample.position)

@@ -72,8 +72,8 @@ class Context:
         path = self.files.of(part)
         if path.exists():
             made_by = self.plan.made_by[part]
-            reason = why_made_again(path, made_by)
-            if is_intact(path, made_by):
-                reason = "there already, but not those of the folds"
+            intact = is_intact(path, made_by)
+            folds = "there already, but not those of the folds"
+            reason = folds if intact else why_made_again(path, made_by)
             LOGGER.info("%s: %s; made again", part, reason, extra=event("stage redone", part=part))
         return True

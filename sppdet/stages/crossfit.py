@@ -92,7 +92,7 @@ def _groups(config: Config, dataset: Dataset) -> NDArray[np.int64]:
 def _read_folds(path: Path, made_by: str, images: int) -> NDArray[np.int64] | None:
     """Read the folds that were dealt from the same images; None if they weren't."""
     try:
-        found = read_json(path) if path.is_file() else {}
+        found = read_json(path)
     except ArtifactError:
         return None
     if not isinstance(found, dict) or found.get("made_by") != made_by:
@@ -110,11 +110,13 @@ def fold_count(setting: int | str, images: int) -> int:
     return min(images, 20 if images < 50 else 10 if images < 200 else 5)
 
 
-def save_fold_classifiers(path: Path, classifiers: Sequence[Classifiers], *, made_by: str) -> None:
-    """Write the SVMs of the folds."""
+def save_fold_models(
+    path: Path, models: Sequence[Classifiers] | Sequence[Regressors], *, made_by: str
+) -> None:
+    """Write the SVMs or the box regressors of the folds."""
     tensors = {
-        "weights": torch.stack([c.weights for c in classifiers]),
-        "biases": torch.stack([c.biases for c in classifiers]),
+        "weights": torch.stack([one.weights for one in models]),
+        "biases": torch.stack([one.biases for one in models]),
     }
     write_weights(path, tensors, made_by=made_by)
 
@@ -126,15 +128,6 @@ def read_fold_classifiers(path: Path, config: Config, *, classes: int) -> list[C
     check_types(tensors, expected, path)
     folds = zip(tensors["weights"], tensors["biases"], strict=True)
     return [Classifiers(config.svm_layer(), *fold) for fold in folds]
-
-
-def save_fold_regressors(path: Path, regressors: Sequence[Regressors], *, made_by: str) -> None:
-    """Write the box regressors of the folds."""
-    tensors = {
-        "weights": torch.stack([r.weights for r in regressors]),
-        "biases": torch.stack([r.biases for r in regressors]),
-    }
-    write_weights(path, tensors, made_by=made_by)
 
 
 def read_fold_regressors(path: Path, config: Config, *, classes: int) -> list[Regressors]:

@@ -1,4 +1,4 @@
-"""What a page of `sppdet explain` shows of a window's scores, NMS and regression, as plain data."""
+"""Show a window's scores, NMS and regression on a page of `sppdet explain`, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page of `sppdet explain` shows of detections, proposals, scales and windows, as plain data."""
+"""Show detections, proposals, scales and windows on a page of `sppdet explain`, as plain data."""
 
 from __future__ import annotations
 

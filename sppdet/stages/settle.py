@@ -128,7 +128,7 @@ def _with_lists(config: Config, data: DataConfig, folder: Path) -> DataConfig:
 
 def _stored(path: Path) -> Any:
     try:
-        return read_json(path) if path.is_file() else None
+        return read_json(path)
     except ArtifactError:
         return None
 

@@ -14,7 +14,7 @@ from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.context import Context
-from sppdet.stages.crossfit import save_fold_classifiers
+from sppdet.stages.crossfit import save_fold_models
 from sppdet.stages.model import save_classifiers
 from sppdet.stages.training_data import Sample, TrainingData, feature_scale
 from sppdet.training.dual import LinearSvm
@@ -42,7 +42,7 @@ def train_classifiers(context: Context) -> bool:
         )
         if context.ranks.is_first and folds:
             path = context.files.fold_svm
-            save_fold_classifiers(path, of_folds, made_by=folds.made_by(made_by))
+            save_fold_models(path, of_folds, made_by=folds.made_by(made_by))
     if context.ranks.is_first:
         names = context.training_set.class_names
         save_classifiers(context.files.svm, classifiers, names, made_by=made_by)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +22,7 @@ _SET_NAME = re.compile(r"(trainval|train|val|test)(ing|id|idation)?", re.IGNOREC
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder is taken for.
+    """The format that a folder is taken for.
 
     Attributes:
         format: a value of `data.format`.
@@ -56,10 +56,31 @@ class Item:
     stated: tuple[int, int] | None = None
 
 
-def records_of(items: Iterable[Item], images: FolderFiles, skips: Skips) -> list[ImageRecord]:
+def found_in(
+    folder: FolderFiles,
+    format: str,
+    kind: str,
+    names: Sequence[str],
+    sets_of: Callable[[Sequence[str]], tuple[str, ...]],
+) -> Found | None:
+    """Describe the files `names` of a format, which are called `kind`; None if there are none."""
+    if not names:
+        return None
+    return Found(format, such_as(kind, names), sets_of(names), folder.root)
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a path below the root; "" for the root."""
+    return PurePosixPath(name).parent.as_posix().lstrip(".")
+
+
+def records_of(
+    items: Iterable[Item], images: FolderFiles, set_name: str, skips: Skips
+) -> list[ImageRecord]:
     """Find the image of each item; its path below the folder of images makes its id.
 
-    An image that isn't there has the path of its first name: reading it will tell.
+    An image that isn't there has the path of its first name: reading it will tell. Images of the set
+    that have no item are counted.
 
     Raises:
         AnnotationError: unless skipped: a name fits two images, or two items have one image.
@@ -79,6 +100,10 @@ def records_of(items: Iterable[Item], images: FolderFiles, skips: Skips) -> list
         by_image[image] = item.source
         key, path = image_id(image), images.path(image)
         records.append(ImageRecord(key, path, item.objects, item.where, item.stated))
+    labelled = {record.path for record in records}
+    for name in images.images:
+        if in_set(name, set_name) and images.path(name) not in labelled:
+            skips.leave_out("images without an annotation", name)
     return records
 
 
@@ -93,16 +118,6 @@ def _image_of(item: Item, images: FolderFiles) -> str:
 def image_id(image: str) -> str:
     """Make the id of an image from its path below the root, which no other image changes."""
     return safe_id(str(PurePosixPath(image).with_suffix("")))
-
-
-def leave_out_unlabelled(
-    images: FolderFiles, records: Sequence[ImageRecord], set_name: str, skips: Skips
-) -> None:
-    """Count the images of a set that no annotation is of."""
-    labelled = {record.path for record in records}
-    for name in images.images:
-        if in_set(name, set_name) and images.path(name) not in labelled:
-            skips.leave_out("images without an annotation", name)
 
 
 def box_around(points: object) -> Box:

@@ -17,14 +17,11 @@ from sppdet.errors import AnnotationError, DataError, one_line
 from sppdet.io.files import read_foreign_text
 from sppdet.io.folder_files import ALL, FolderFiles
 from sppdet.io.formats.common import (
-    Found,
     Item,
     class_name,
-    file_sets,
-    leave_out_unlabelled,
+    folder_of,
     problem_object,
     records_of,
-    such_as,
     with_area,
 )
 from sppdet.io.formats.csv_rows import read_rows
@@ -69,13 +66,6 @@ def _is_image(cell: str) -> bool:
     return PurePosixPath(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
-def find_csv(folder: FolderFiles, names: Sequence[str]) -> Found | None:
-    """Describe the CSV files `names`, each of which is a set."""
-    if not names:
-        return None
-    return Found("csv", such_as("CSV file", names), file_sets(names), folder.root)
-
-
 def read_csv(
     folder: FolderFiles, set_name: str, images: FolderFiles, skips: Skips
 ) -> list[ImageRecord]:
@@ -110,14 +100,12 @@ def read_csv(
         sizes.setdefault(image, stated_size(cells.get("width"), cells.get("height")))
         if any(cells[name] for name in _RETINANET[1:]):
             own.append(_object(cells, line))
-    near = PurePosixPath(set_name).parent.as_posix().lstrip(".")
+    near = folder_of(set_name)
     items = []
     for image, own in objects.items():
         source = f"{set_name}, {one_line(image, 80)}"
         items.append(Item((image,), near, source, f"{path.name}, line", tuple(own), sizes[image]))
-    records = records_of(items, images, skips)
-    leave_out_unlabelled(images, records, ALL, skips)
-    return records
+    return records_of(items, images, ALL, skips)
 
 
 def _columns(header: Sequence[str]) -> list[str]:

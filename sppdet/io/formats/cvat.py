@@ -5,23 +5,18 @@ Corners are pixels, 0-based, between pixels: no conversion.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
 from sppdet.errors import AnnotationError, one_line
 from sppdet.io.folder_files import ALL, FolderFiles
 from sppdet.io.formats.common import (
     Box,
-    Found,
     Item,
     box_around,
     class_name,
-    file_sets,
-    leave_out_unlabelled,
+    folder_of,
     problem_object,
     records_of,
-    such_as,
     with_area,
 )
 from sppdet.io.records import (
@@ -37,13 +32,6 @@ from sppdet.io.voc import parse_xml
 
 _MAX_BYTES = 2**30  # of all images of a task
 _OTHERS = ("polyline", "points", "cuboid", "skeleton", "mask", "ellipse", "tag")
-
-
-def find_cvat(folder: FolderFiles, names: Sequence[str]) -> Found | None:
-    """Describe CVAT's files `names`, each of which is a set."""
-    if not names:
-        return None
-    return Found("cvat", such_as("CVAT file", names), file_sets(names), folder.root)
 
 
 def read_cvat(
@@ -64,7 +52,7 @@ def read_cvat(
     entries = root.findall("image")
     if not entries and root.find("track") is not None:
         raise AnnotationError(f"{path}: tracks of a video; expected an export as CVAT for images")
-    near = PurePosixPath(set_name).parent.as_posix().lstrip(".")
+    near = folder_of(set_name)
     items = []
     for number, entry in enumerate(entries, start=1):
         name = entry.get("name", "").strip()
@@ -77,9 +65,7 @@ def read_cvat(
         size = stated_size(entry.get("width"), entry.get("height"))
         where = f"{path.name}, {shown}, shape"
         items.append(Item((name,), near, f"{set_name}, {shown}", where, objects, size))
-    records = records_of(items, images, skips)
-    leave_out_unlabelled(images, records, ALL, skips)
-    return records
+    return records_of(items, images, ALL, skips)
 
 
 def _object(shape: Element, number: int, image: str, skips: Skips) -> ObjectRecord | None:

@@ -9,12 +9,21 @@ from pathlib import Path, PurePosixPath
 from sppdet.errors import AnnotationError, DataError, shorten
 from sppdet.io.files import read_foreign_text
 from sppdet.io.folder_files import FolderFiles
-from sppdet.io.formats.common import TEST_NAMES, TRAIN_NAMES, Found, file_sets, split_word, such_as
-from sppdet.io.formats.csv_boxes import csv_kind, find_csv, read_csv
-from sppdet.io.formats.cvat import find_cvat, read_cvat
+from sppdet.io.formats.common import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    Found,
+    file_sets,
+    folder_sets,
+    found_in,
+    split_word,
+    such_as,
+)
+from sppdet.io.formats.csv_boxes import csv_kind, read_csv
+from sppdet.io.formats.cvat import read_cvat
 from sppdet.io.formats.json_kinds import json_kind
-from sppdet.io.formats.labelme import find_labelme, read_labelme
-from sppdet.io.formats.via import find_via, read_via
+from sppdet.io.formats.labelme import read_labelme
+from sppdet.io.formats.via import read_via
 from sppdet.io.formats.xml import find_xml, read_xml, root_tag
 from sppdet.io.formats.yolo import read_yolo
 from sppdet.io.formats.yolo_sets import find_yolo
@@ -85,10 +94,10 @@ def _all(folder: FolderFiles, images: FolderFiles, only: str | None) -> list[Fou
         devkit or (find_xml(folder) if only in (None, "xml") else None),
         _find_coco(folder, kinds["coco"]),
         find_yolo(folder, images) if only in (None, "yolo") else None,
-        find_labelme(folder, kinds["labelme"]),
-        find_via(folder, kinds["via"]),
-        find_csv(folder, kinds["csv"]),
-        find_cvat(folder, kinds["cvat"]),
+        found_in(folder, "labelme", "labelme file", kinds["labelme"], folder_sets),
+        found_in(folder, "via", "VIA file", kinds["via"], file_sets),
+        found_in(folder, "csv", "CSV file", kinds["csv"], file_sets),
+        found_in(folder, "cvat", "CVAT file", kinds["cvat"], file_sets),
     ]
     if not any(found) and kinds["damaged"]:
         path = folder.path(kinds["damaged"][0])

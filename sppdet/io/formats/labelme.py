@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,29 +12,19 @@ from sppdet.io.files import read_json
 from sppdet.io.folder_files import FolderFiles
 from sppdet.io.formats.common import (
     Box,
-    Found,
     Item,
     box_around,
     chosen_files,
     class_name,
-    folder_sets,
-    leave_out_unlabelled,
+    folder_of,
     problem_object,
     records_of,
-    such_as,
     with_area,
 )
 from sppdet.io.formats.json_kinds import json_kind
 from sppdet.io.records import ImageRecord, ObjectRecord, Skips, read_flag, stated_size
 
 _BOXED = ("rectangle", "polygon", "circle")
-
-
-def find_labelme(folder: FolderFiles, names: Sequence[str]) -> Found | None:
-    """Describe the labelme files `names`."""
-    if not names:
-        return None
-    return Found("labelme", such_as("labelme file", names), folder_sets(names), folder.root)
 
 
 def read_labelme(
@@ -45,9 +35,7 @@ def read_labelme(
     Rectangles stay, polygons and circles become the boxes around them, other shapes are left out. The
     image is the one that `imagePath` names, or else the one with the file's stem.
     """
-    records = records_of(_items(folder, set_name, skips), images, skips)
-    leave_out_unlabelled(images, records, set_name, skips)
-    return records
+    return records_of(_items(folder, set_name, skips), images, set_name, skips)
 
 
 def _items(folder: FolderFiles, set_name: str, skips: Skips) -> Iterator[Item]:
@@ -71,7 +59,7 @@ def _items(folder: FolderFiles, set_name: str, skips: Skips) -> Iterator[Item]:
         stated = data.get("imagePath")
         names = (stated, path.stem) if isinstance(stated, str) and stated else (path.stem,)
         size = stated_size(data.get("imageWidth"), data.get("imageHeight"))
-        near = path.parent.as_posix().lstrip(".")
+        near = folder_of(name)
         yield Item(names, near, name, f"{path.name}, shape", tuple(objects), size)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sppdet.errors import AnnotationError, one_line, shorten
@@ -16,15 +15,12 @@ from sppdet.io.files import read_json
 from sppdet.io.folder_files import ALL, FolderFiles
 from sppdet.io.formats.common import (
     Box,
-    Found,
     Item,
     box_around,
     class_name,
-    file_sets,
-    leave_out_unlabelled,
+    folder_of,
     problem_object,
     records_of,
-    such_as,
     with_area,
 )
 from sppdet.io.formats.csv_rows import read_rows
@@ -39,13 +35,6 @@ class _Region(NamedTuple):
     number: int | str
     shape: Any
     attributes: Any
-
-
-def find_via(folder: FolderFiles, names: Sequence[str]) -> Found | None:
-    """Describe VIA's files `names`, each of which is a set."""
-    if not names:
-        return None
-    return Found("via", such_as("VIA file", names), file_sets(names), folder.root)
 
 
 def read_via(
@@ -64,16 +53,14 @@ def read_via(
     csv = set_name.lower().endswith(".csv")
     regions = _of_csv(path, skips) if csv else _of_json(path, skips)
     key = _class_key(regions, str(path))
-    near = PurePosixPath(set_name).parent.as_posix().lstrip(".")
+    near = folder_of(set_name)
     items = []
     for image, own in regions.items():
         found = (_object(region, key, f"{image}, region", skips) for region in own)
         objects = tuple(one for one in found if one is not None)
         where = f"{path.name}, {one_line(image, 80)}, region"
         items.append(Item((image,), near, f"{set_name}, {one_line(image, 80)}", where, objects))
-    records = records_of(items, images, skips)
-    leave_out_unlabelled(images, records, ALL, skips)
-    return records
+    return records_of(items, images, ALL, skips)
 
 
 def _of_json(path: Any, skips: Skips) -> dict[str, list[_Region]]:

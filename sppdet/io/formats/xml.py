@@ -16,10 +16,10 @@ from sppdet.io.formats.common import (
     Found,
     Item,
     chosen_files,
+    folder_of,
     folder_sets,
-    leave_out_unlabelled,
+    found_in,
     records_of,
-    such_as,
 )
 from sppdet.io.records import ImageRecord, Skips
 from sppdet.io.voc import read_voc_annotation
@@ -49,9 +49,7 @@ def root_tag(folder: FolderFiles, name: str) -> str:
 def find_xml(folder: FolderFiles) -> Found | None:
     """Find XML files whose root is VOC's."""
     names = [n for n in folder.with_suffix(".xml") if root_tag(folder, n) == "annotation"]
-    if not names:
-        return None
-    return Found("xml", such_as("VOC annotation", names), folder_sets(names), folder.root)
+    return found_in(folder, "xml", "VOC annotation", names, folder_sets)
 
 
 def read_xml(
@@ -61,9 +59,7 @@ def read_xml(
 
     The image is the one with the annotation's stem, or else the one that its `filename` names.
     """
-    records = records_of(_items(folder, set_name, skips), images, skips)
-    leave_out_unlabelled(images, records, set_name, skips)
-    return records
+    return records_of(_items(folder, set_name, skips), images, set_name, skips)
 
 
 def _items(folder: FolderFiles, set_name: str, skips: Skips) -> Iterator[Item]:
@@ -79,5 +75,5 @@ def _items(folder: FolderFiles, set_name: str, skips: Skips) -> Iterator[Item]:
         path = PurePosixPath(name)
         names = tuple(filter(None, (path.stem, annotation.filename)))
         where = f"{path.name}, object"
-        near = path.parent.as_posix().lstrip(".")
+        near = folder_of(name)
         yield Item(names, near, name, where, annotation.objects, annotation.size)

@@ -16,7 +16,7 @@ from sppdet.errors import AnnotationError, ConfigError, DataError, one_line, sho
 from sppdet.io import plain_yaml
 from sppdet.io.files import name_problem, read_foreign_text, read_head
 from sppdet.io.folder_files import FolderFiles, in_set
-from sppdet.io.formats.common import Found, folder_sets, ordered, such_as
+from sppdet.io.formats.common import Found, folder_of, folder_sets, ordered, such_as
 from sppdet.io.records import Skips
 
 _KEYS = ("train", "val", "test")
@@ -26,7 +26,7 @@ _HEAD_BYTES = 4096
 
 
 class YoloSets:
-    """What a folder's data.yaml, obj.data and classes.txt say.
+    """The sets and classes that a folder's data.yaml, obj.data and classes.txt state.
 
     Attributes:
         keypoints: numbers of the keypoints behind each box; 0 for none.
@@ -101,7 +101,7 @@ class YoloSets:
         return list(dict.fromkeys(chosen))
 
     def _listed(self, place: str, skips: Skips) -> Iterator[str]:
-        path, near = self._folder.path(place), PurePosixPath(place).parent.as_posix().lstrip(".")
+        path, near = self._folder.path(place), folder_of(place)
         for number, line in enumerate(read_foreign_text(path).splitlines(), start=1):
             if not line.strip():
                 continue
@@ -121,7 +121,7 @@ class YoloSets:
         """
         if name_problem(place):
             return None
-        own = PurePosixPath(self.file).parent.as_posix().lstrip(".")
+        own = folder_of(self.file)
         base = self._data.get("path")
         wanted = [f"{own}/{base}/{place}"] if isinstance(base, str) else []
         wanted += [f"{own}/{place}", place]
@@ -201,7 +201,7 @@ def label_files(
         yield from found
         return
     for image in chosen:
-        near = PurePosixPath(image).parent.as_posix().lstrip(".")
+        near = folder_of(image)
         label = folder.find(PurePosixPath(image).name, near=near, suffixes=(".txt",))
         if label is not None:
             yield image, label
