@@ -1,7 +1,7 @@
 """How far probabilities and thresholds hold on the test set, and how often intervals hold the truth.
 
     python benchmarks/calibration.py RUN [RUN ...] [--least 0.1]
-    python benchmarks/calibration.py RUN --coverage 100 [--sets 200]
+    python benchmarks/calibration.py RUN --coverage 100 [--sets 200] [--metric voc10]
 
 RUN is a trained run with probabilities, evaluated on its test set; nothing is fitted here. The first
 form prints the expected calibration error of detections (D-ECE, 10 bins) of those with a probability
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import before_torch  # noqa: F401
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.calibration import Calibration, Evidence
+from sppdet.evaluation.curves import VocMetric
 from sppdet.evaluation.reliability import calibration_error, reliability_bins
 from sppdet.evaluation.voc import class_results, evaluate_voc
 from sppdet.randomness import rng
@@ -39,9 +41,10 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.1)
     parser.add_argument("--coverage", type=int, metavar="IMAGES")
     parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--metric", choices=get_args(VocMetric), default="voc07")
     args = parser.parse_args()
     if args.coverage:
-        coverage(read_scored(args.runs[0], "test"), args.coverage, args.sets)
+        coverage(read_scored(args.runs[0], "test"), args.coverage, args.sets, args.metric)
         return
     titles = [f"at wanted precision {w}: precision, detections, recall" for w in WANTED]
     print("| run | detections | D-ECE | without calibration | " + " | ".join(titles) + " |")
@@ -96,10 +99,10 @@ def at_precision(
     return f"{precision:.3f}, {count}, {hits / objects:.2f}"
 
 
-def coverage(scored: Scored, size: int, sets: int) -> None:
+def coverage(scored: Scored, size: int, sets: int, metric: VocMetric) -> None:
     """Count the small test sets whose interval contains the mAP of the large one."""
     dataset, found = scored.dataset, scored.detections
-    truth = evaluate_voc(dataset, found, metric="voc07").mean_ap
+    truth = evaluate_voc(dataset, found, metric=metric).mean_ap
     inside, widths = 0, []
     for number in range(sets):
         drawn = rng(number, "small test set").integers(len(dataset), size=size)
@@ -107,14 +110,14 @@ def coverage(scored: Scored, size: int, sets: int) -> None:
         named = {f"{place}": image for place, image in enumerate(images)}
         small = tuple(replace(image, id=name) for name, image in named.items())
         own = {name: found[image.id] for name, image in named.items() if image.id in found}
-        result = evaluate_voc(replace(dataset, images=small), own, metric="voc07")
+        result = evaluate_voc(replace(dataset, images=small), own, metric=metric)
         intervals = with_intervals(result).intervals
         assert intervals is not None
         low, high = intervals.mean
         inside += low <= truth <= high
         widths.append(high - low)
     print(
-        f"{scored.run}: mAP {100 * truth:.1f} on {len(dataset)} images; of {sets} sets of {size}, "
+        f"{scored.run}: {metric} mAP {100 * truth:.1f} on {len(dataset)} images; of {sets} sets of {size}, "
         f"{inside / sets:.1%} of the 95 % intervals contain it; mean width {100 * np.mean(widths):.1f}"
     )
 

@@ -15,9 +15,9 @@ from sppdet.evaluation.bootstrap import (
     drawn_aps,
     mean_by_draw,
     paired_differences,
-    percentile_interval,
     with_intervals,
 )
+from sppdet.evaluation.intervals import difference_interval, fraction_interval, wilson
 from sppdet.randomness import rng
 from sppdet.stages.evaluate import Metric, compute_metric
 from sppdet.types import Dataset, Detections
@@ -40,6 +40,13 @@ def distinct_split(seed: int) -> tuple[Dataset, dict[str, Detections]]:
         )
         for key, found in detections.items()
     }
+
+
+def object_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """(K, I) objects of each class in each image that aren't difficult."""
+    labels = [image.gt_labels[~image.difficult].tolist() for image in dataset.images]
+    rows = range(1, len(dataset.class_names) + 1)
+    return np.array([[own.count(k) for own in labels] for k in rows])
 
 
 def slow_aps(
@@ -73,16 +80,20 @@ def test_equals_the_slow_loop(metric: Metric, seed: int) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_intervals_are_percentiles_of_the_slow_loop(metric: Metric) -> None:
+def test_intervals_are_those_of_the_slow_loop(metric: Metric) -> None:
     dataset, detections = distinct_split(2)
-    found = with_intervals(compute_metric(dataset, detections, metric=metric), draws=60).intervals
+    result = compute_metric(dataset, detections, metric=metric)
+    found = with_intervals(result, draws=60).intervals
     assert found is not None and found.draws == 60
     slow = slow_aps(dataset, detections, metric, 60)
-    for own, values in zip(found.classes[:3], slow[:3], strict=True):
-        assert own == pytest.approx(np.nanpercentile(values, [2.5, 97.5]), abs=1e-9)
+    counts = object_counts(dataset)
+    for k in range(3):
+        wanted = fraction_interval(result.classes[k].ap, slow[k], counts[k])
+        assert found.classes[k] == pytest.approx(wanted, abs=1e-9)
     assert math.isnan(found.classes[3][0]) and math.isnan(found.classes[3][1])
-    means = [np.nanmean(column) for column in slow.T]
-    assert found.mean == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-9)
+    means = np.array([np.nanmean(column) for column in slow.T])
+    wanted = fraction_interval(result.mean_ap, means, counts.sum(axis=0))
+    assert found.mean == pytest.approx(wanted, abs=1e-9)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -127,7 +138,7 @@ def test_a_draw_without_a_class_leaves_it_out() -> None:
     assert set(aps[0][~np.isnan(aps[0])]) == {1.0} and set(aps[1][~missing]) == {0.0}
     assert set(mean_by_draw(aps)[missing]) == {1.0}
     found_at = with_intervals(result).intervals
-    assert found_at is not None and found_at.classes == ((1.0, 1.0), (0.0, 0.0))
+    assert found_at is not None and found_at.classes == (wilson(4, 4), wilson(0, 1))
 
 
 def test_nothing_detected_and_no_object() -> None:
@@ -135,7 +146,7 @@ def test_nothing_detected_and_no_object() -> None:
     one = Dataset("s", ("a",), (make_image("x", [(1, box)]), make_image("y", [])))
     for metric in METRICS:
         found = with_intervals(compute_metric(one, {}, metric=metric)).intervals
-        assert found is not None and found.mean == (0.0, 0.0)
+        assert found is not None and found.mean == wilson(0, 1)
         bare = Dataset("s", ("a",), (make_image("x", []), make_image("y", [])))
         found = with_intervals(compute_metric(bare, {}, metric=metric)).intervals
         assert found is not None and all(map(math.isnan, found.mean))
@@ -184,12 +195,15 @@ def test_paired_differences_equal_the_slow_loop(metric: Metric) -> None:
     a, b = (compute_metric(dataset, found, metric=metric) for found in (first, second))
     found = paired_differences(a, b, draws=50)
     slow = slow_aps(dataset, second, metric, 50) - slow_aps(dataset, first, metric, 50)
+    counts = object_counts(dataset)
     for k in range(3):
         own = found.classes[k]
-        assert own.interval == pytest.approx(np.nanpercentile(slow[k], [2.5, 97.5]), abs=1e-9)
+        wanted = difference_interval(own.value, slow[k], counts[k])
+        assert own.interval == pytest.approx(wanted, abs=1e-9)
         assert own.value == pytest.approx(b.classes[k].ap - a.classes[k].ap)
-    means = [np.nanmean(column) for column in slow.T]
-    assert found.mean.interval == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-9)
+    means = np.array([np.nanmean(column) for column in slow.T])
+    wanted = difference_interval(found.mean.value, means, counts.sum(axis=0))
+    assert found.mean.interval == pytest.approx(wanted, abs=1e-9)
     assert found.mean.value == pytest.approx(b.mean_ap - a.mean_ap) and found.mean.value != 0
     turned = paired_differences(b, a, draws=50).mean.interval
     assert turned == pytest.approx((-found.mean.interval[1], -found.mean.interval[0]))
@@ -225,8 +239,3 @@ def test_results_that_are_no_pair_are_refused() -> None:
     assert with_intervals(bare).intervals is None
     with pytest.raises(ValueError, match="no matches"):
         drawn_aps(bare)
-
-
-def test_percentiles_by_hand() -> None:
-    values = np.append(np.arange(1001) / 1000, np.nan)
-    assert percentile_interval(values) == pytest.approx((0.025, 0.975))

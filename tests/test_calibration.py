@@ -14,7 +14,8 @@ from runs import CommandLine, contents, train_quietly
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.evaluation.calibration import Calibration, Evidence, fit_calibration
 from sppdet.evaluation.folds import in_one_part
-from sppdet.evaluation.operating_point import operating_points, wilson
+from sppdet.evaluation.intervals import wilson
+from sppdet.evaluation.operating_point import operating_points
 from sppdet.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from sppdet.stages.detector import Detector
 from sppdet.stages.thresholds import Threshold, least_scores

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from sppdet.evaluation.operating_point import wilson
+from sppdet.evaluation.intervals import wilson
 from sppdet.evaluation.reliability import calibration_error, reliability_bins
 
 

@@ -7,7 +7,6 @@ a detection stand beside each other in the order of scores.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from sppdet.evaluation.intervals import difference_interval, fraction_interval
 from sppdet.evaluation.voc import FALSE_POSITIVE, TRUE_POSITIVE
 from sppdet.randomness import rng
-from sppdet.types import EvalResult, Interval, Intervals, Matches
+from sppdet.types import ClassResult, EvalResult, Interval, Intervals, Matches
 
 DRAWS = 1000
 """Number of draws behind every interval."""
-LEVEL = 0.95
-"""Fraction of the draws that an interval holds, the same number being left out at both ends."""
 _CELLS = 2**21  # of the matrices in work: draws are taken in blocks, which bounds the memory
 
 
@@ -63,8 +61,13 @@ def with_intervals(result: EvalResult, *, draws: int = DRAWS) -> EvalResult:
     if result.images < 2 or any(one.matches is None for one in result.classes):
         return result
     aps = drawn_aps(result, draws=draws)
-    classes = tuple(percentile_interval(row) for row in aps)
-    found = Intervals(percentile_interval(mean_by_draw(aps)), classes, draws)
+    classes = tuple(
+        fraction_interval(one.ap, row, objects_by_image([one]))
+        for one, row in zip(result.classes, aps, strict=True)
+    )
+    objects = objects_by_image(result.classes)
+    mean = fraction_interval(result.mean_ap, mean_by_draw(aps), objects)
+    found = Intervals(mean, classes, draws)
     return replace(result, intervals=found)
 
 
@@ -86,11 +89,30 @@ def paired_differences(
         raise ValueError("classes: the two results differ")
     a, b = (drawn_aps(result, draws=draws) for result in (first, second))
     classes = tuple(
-        Difference(one.ap, other.ap, percentile_interval(row))
+        difference(one.ap, other.ap, row, objects_by_image([one]))
         for one, other, row in zip(first.classes, second.classes, b - a, strict=True)
     )
-    mean = percentile_interval(mean_by_draw(b) - mean_by_draw(a))
-    return PairedDifferences(Difference(first.mean_ap, second.mean_ap, mean), classes, draws)
+    drawn, objects = mean_by_draw(b) - mean_by_draw(a), objects_by_image(first.classes)
+    mean = difference(first.mean_ap, second.mean_ap, drawn, objects)
+    return PairedDifferences(mean, classes, draws)
+
+
+def difference(
+    first: float, second: float, drawn: NDArray[np.float64], objects: NDArray[np.int64]
+) -> Difference:
+    """Join two values with the interval of second − first, by its draws and the objects in each image."""
+    return Difference(first, second, difference_interval(second - first, drawn, objects))
+
+
+def objects_by_image(classes: Sequence[ClassResult]) -> NDArray[np.int64]:
+    """Count the objects of some classes that count, in each image; (I,).
+
+    Args:
+        classes: of one result, one or more, with their matches.
+    """
+    found = [one.matches.objects for one in classes if one.matches is not None]
+    total: NDArray[np.int64] = np.sum(found, axis=0)
+    return total
 
 
 def drawn_aps(result: EvalResult, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
@@ -136,18 +158,6 @@ def drawn_mean(results: Sequence[EvalResult], *, draws: int = DRAWS) -> NDArray[
     each = [mean_by_draw(drawn_aps(result, draws=draws)) for result in results]
     mean: NDArray[np.float64] = np.mean(each, axis=0)
     return mean
-
-
-def percentile_interval(values: NDArray[np.float64]) -> Interval:
-    """Return the interval that holds the middle `LEVEL` of (draws,) values, NaN left out.
-
-    (NaN, NaN) where no value is known.
-    """
-    tail = 50 * (1 - LEVEL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN
-        low, high = np.nanpercentile(values, [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def _draws(images: int, draws: int, block: int, seed: int) -> Iterator[NDArray[np.int32]]:

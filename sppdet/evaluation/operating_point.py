@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.evaluation.bootstrap import DRAWS, LEVEL, percentile_interval
+from sppdet.evaluation.bootstrap import DRAWS
+from sppdet.evaluation.intervals import fraction_interval, wilson
 from sppdet.evaluation.voc import FALSE_POSITIVE, TRUE_POSITIVE
 from sppdet.randomness import rng
 from sppdet.types import ClassResult, Interval
@@ -50,16 +51,6 @@ def operating_points(
     return [_point(name, own, seed) for name, own in zip(names, counts, strict=True)]
 
 
-def wilson(successes: int, trials: int) -> Interval:
-    """Compute the 95 % interval of a fraction (Wilson 1927); NaN for no trial."""
-    from scipy.stats import binomtest
-
-    if trials == 0:
-        return float("nan"), float("nan")
-    found = binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
-
-
 def _counts(one: ClassResult, least: float, images: int) -> NDArray[np.int64]:
     """Count (images, 3): right and wrong detections, and objects, in each image."""
     kept = one.scores >= np.float32(least)
@@ -80,6 +71,7 @@ def _point(name: str, counts: NDArray[np.int64], seed: int) -> OperatingPoint:
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = float(np.float64(right) / (right + wrong))
         recall = float(np.float64(right) / objects)
+    own = float(_f1(*(np.array([float(v)]) for v in (right, wrong, objects)))[0])
     return OperatingPoint(
         name,
         right,
@@ -89,8 +81,8 @@ def _point(name: str, counts: NDArray[np.int64], seed: int) -> OperatingPoint:
         wilson(right, right + wrong),
         recall,
         wilson(right, objects),
-        float(_f1(*(np.array([float(v)]) for v in (right, wrong, objects)))[0]),
-        percentile_interval(f1),
+        own,
+        fraction_interval(own, f1, counts[:, 2]),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.evaluation.operating_point import wilson
+from sppdet.evaluation.intervals import wilson
 from sppdet.types import Flags, Interval
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sppdet.errors import ArtifactError, DataError, printable, shorten
-from sppdet.evaluation.bootstrap import LEVEL, Difference, PairedDifferences, paired_differences
+from sppdet.evaluation.bootstrap import Difference, PairedDifferences, paired_differences
+from sppdet.evaluation.intervals import LEVEL
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.io.detection_files import read_detections
 from sppdet.io.image_cache import ImageCache

@@ -13,15 +13,10 @@ import numpy as np
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.errors import ConfigError
-from sppdet.evaluation.bootstrap import (
-    DRAWS,
-    LEVEL,
-    Difference,
-    drawn_mean,
-    percentile_interval,
-)
+from sppdet.evaluation.bootstrap import DRAWS, Difference, difference, drawn_mean, objects_by_image
 from sppdet.evaluation.curves import mean_of_known
 from sppdet.evaluation.folds import classes_of_images, deal, stratified_order
+from sppdet.evaluation.intervals import LEVEL, fraction_interval
 from sppdet.io.id_lists import write_id_list
 from sppdet.io.image_cache import ImageCache
 from sppdet.randomness import rng
@@ -73,7 +68,8 @@ class CurvePoint:
     @property
     def interval(self) -> Interval:
         """The interval of `mean_ap` by the draws of test images."""
-        return percentile_interval(np.array(self.drawn))
+        objects = objects_by_image(self.results[0].classes)
+        return fraction_interval(self.mean_ap, np.array(self.drawn), objects)
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,8 @@ class LearningCurve:
         """The difference that the largest subset makes to the one before."""
         before, last = self.points[-2:]
         drawn = np.array(last.drawn) - np.array(before.drawn)
-        return Difference(before.mean_ap, last.mean_ap, percentile_interval(drawn))
+        objects = objects_by_image(last.results[0].classes)
+        return difference(before.mean_ap, last.mean_ap, drawn, objects)
 
 
 def curve(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppdet.errors import printable
-from sppdet.evaluation.bootstrap import LEVEL
 from sppdet.evaluation.curves import curve_corners, monotone
+from sppdet.evaluation.intervals import LEVEL
 from sppdet.evaluation.operating_point import OperatingPoint
 from sppdet.io.detection_files import write_curve_csv
 from sppdet.io.names import class_file_names
