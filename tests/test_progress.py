@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from runs import log_of, printed_to
+from sppdet.features.backbones import Backbone
 from sppdet.runs import progress
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, ConsoleHandler, handler_added, log_file
 from sppdet.runs.progress import INTERVAL_S, duration, end_bars, track
+from stages import make_world, scenes
 
 
 class Clock:
@@ -121,6 +123,17 @@ def test_what_was_there_already_says_nothing_about_the_time_left(clock: Clock) -
     assert said_by(nothing_made) == ["maps: 1 of 2"]
 
 
+def test_images_of_an_earlier_call_count(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL_S", 0)
+    world = make_world(tmp_path, tiny, scenes())
+    made = world.data.gather([2, 3, 0], lambda _: {}, lambda one: one, label="svm", done=5)
+    assert list(made) == [{}] * 3
+    lines = world.events("progress")
+    assert [(r["done"], r["total"]) for r in lines] == [(6, 8), (7, 8)]
+
+
 def test_the_log_has_the_lines_with_numbers(clock: Clock, tmp_path: Path) -> None:
     with log_file(tmp_path, Ranks()):
         list(track(clock.over([40.0] * 3), total=3, label="x"))
@@ -183,6 +196,17 @@ def test_bars_of_nested_loops_on_a_terminal(clock: Clock, tmp_path: Path) -> Non
     assert "a message\n" in shown
     assert "of 3" not in shown  # no lines beside bars, but in the log
     assert [r["done"] for r in log_of(tmp_path) if r["event"] == "progress"] == [1, 2, 1, 1, 2]
+
+
+def test_a_bar_begins_with_what_an_earlier_call_has_done(clock: Clock) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, color_system=None)
+    with handler_added(ConsoleHandler(console)):
+        for _ in track(clock.over([1.0]), total=100, done=90, label="x"):
+            live = progress._BARS._live
+            assert live is not None
+            live.refresh()
+    assert "  90/100" in file.getvalue() and "0/100 " not in file.getvalue().replace("90/100 ", "")
 
 
 def test_an_error_leaves_no_bar(clock: Clock) -> None:
