@@ -316,6 +316,17 @@ def test_json_lines_are_those_of_the_log(
     assert [event for event in events if event != "warning"] == ["evaluated", "message"]
 
 
+def test_detections_as_json(
+    sppdet: CommandLine, settings: Path, trained: Path, tmp_path: Path
+) -> None:
+    fresh = settings.parent / "set" / "fresh"
+    status, out, err = sppdet("detect", trained, fresh, "--out", tmp_path / "a", "-q", "--log-json")
+    (record,) = records_of(out)
+    assert (status, err, record["event"]) == (0, "", "detected")
+    assert (record["images"], record["failed"]) == (3, 0)
+    assert record["text"].startswith(f"{record['detections']} detections in 3 images")
+
+
 def test_products_and_errors_as_json(sppdet: CommandLine, trained: Path, tmp_path: Path) -> None:
     for arguments in (["info", trained], ["init", "--list"], ["init", "squeezenet_small"]):
         _, plain, _ = sppdet(*arguments)

@@ -220,7 +220,7 @@ def detect(
     from sppdet.folders.folder import detect_folder
     from sppdet.folders.planning import parse_formats
     from sppdet.runs.environment import available_cores
-    from sppdet.runs.log import LOGGER, RESULT
+    from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector
     from sppdet.stages.thresholds import least_scores
 
@@ -242,7 +242,9 @@ def detect(
     counts = f"{result.detections} detections in {result.detected} images, {text}"
     if not result.detections and result.missed:
         counts += _of_missed(result.missed)
-    LOGGER.log(RESULT, "%s; see %s", counts, out)
+    numbers = {"detections": result.detections, "images": result.detected}
+    facts = event("detected", **numbers, failed=len(result.failed))
+    LOGGER.log(RESULT, "%s; see %s", counts, out, extra=facts)
     if result.failed:
         raise SppdetError(
             f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
