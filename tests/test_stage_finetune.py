@@ -215,7 +215,10 @@ def test_only_a_random_head_starts_from_the_windows_statistics(
     assert same == pretrained
 
 
-def test_an_interrupted_stage_ends_in_the_same_bits(tiny: Backbone, tmp_path: Path) -> None:
+def test_an_interrupted_stage_ends_in_the_same_bits(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sppdet.runs.progress.INTERVAL_S", 0)  # a line an item
     config = FinetuneConfig(**SMALL)
     whole = two_of_each(tmp_path / "whole", tiny)
     start = new_head(tiny, dropout=0.3)
@@ -232,6 +235,11 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tiny: Backbone, tmp_path: Pa
     found = finetune(world.data, again, config, pretrained=False, made_by="x")
     said = [r["text"] for r in world.events("message") if "going on" in r["text"]]
     assert len(said) >= 2
+    # the progress of the last call begins with what those before have done
+    lines = [r for r in world.events("progress") if r["label"] == "fine-tuning, batches"]
+    done = int(said[-1].split()[5])
+    rest = [(number, config.batches) for number in range(done + 1, config.batches)]
+    assert [(r["done"], r["total"]) for r in lines[-len(rest) :]] == rest
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
 

@@ -23,6 +23,7 @@ from sppdet.io.images import read_image
 from sppdet.randomness import rng
 from sppdet.resizing import resized
 from sppdet.runs.artifacts import atomic_path
+from sppdet.runs.progress import track
 from sppdet.types import AnnotatedImage, Boxes, Dataset, ImageArray
 
 VERSION = 3  # raised when the same arguments give other crops
@@ -65,7 +66,8 @@ def write_crops(
     if len(set(names)) < len(names):
         raise DataError(f"{dataset.name}: a class is called {BACKGROUND}")
     count = 0
-    for position, image in enumerate(dataset.images):
+    images = track(enumerate(dataset.images), total=len(dataset), label="cutting crops")
+    for position, image in images:
         pixels = read_image(image.path)
         drawn = rng(seed, "crops", position)
         for number, (crop, label) in enumerate(

@@ -21,6 +21,7 @@ from sppdet.io.images import find_images, read_image
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to
+from sppdet.runs.progress import track
 from sppdet.setting_types import MAX_PIXELS
 from sppdet.training.sgd import Batch
 from sppdet.types import ImageArray
@@ -71,7 +72,8 @@ class LabelledImages:
         An image is identified by its content and its path below `folder`.
         """
         digest = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=8)
-        contents = digests.of(self.paths, workers=workers)
+        hashed = digests.of(self.paths, workers=workers)
+        contents = track(hashed, total=len(self.paths), label=f"reading the images of {self.name}")
         for path, label, content in zip(self.paths, self.labels.tolist(), contents, strict=True):
             name = name_below(path, self.folder)
             digest.update(f"{label} {content} {name}\0".encode(errors="surrogatepass"))
@@ -160,7 +162,8 @@ def _without_broken(images: LabelledImages, *, workers: int) -> LabelledImages:
             return str(error)
         return ""
 
-    problems = list(ordered_map(problem, range(len(images)), workers=workers))
+    found = ordered_map(problem, range(len(images)), workers=workers)
+    problems = list(track(found, total=len(images), label=f"images of {images.name}"))
     for label, name in enumerate(images.class_names):
         ours = [text for text, k in zip(problems, images.labels, strict=True) if k == label]
         if ours and all(ours):

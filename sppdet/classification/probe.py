@@ -33,8 +33,9 @@ from sppdet.parallel import ordered_map
 from sppdet.resizing import resized_to
 from sppdet.runs.artifacts import write_json
 from sppdet.runs.environment import worker_count
-from sppdet.runs.log import LOGGER, track
+from sppdet.runs.log import LOGGER, RESULT
 from sppdet.runs.places import claim_folder
+from sppdet.runs.progress import track
 from sppdet.stages.model import choose_device
 from sppdet.types import Dataset, ImageArray
 
@@ -140,7 +141,8 @@ def probe(config: ProbeConfig, out: Path, *, device: str = "auto") -> ProbeResul
     else:
         result = _probe_folders(config, features)
     spread = float(np.std(result.values))
-    LOGGER.info(
+    LOGGER.log(
+        RESULT,
         "%s: %.4f ± %.4f over %d splits, features of %d",
         *(result.metric, result.mean, spread, len(result.values), result.width),
     )

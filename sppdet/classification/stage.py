@@ -41,7 +41,8 @@ from sppdet.runs.artifacts import (
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.environment import worker_count
 from sppdet.runs.lock import open_run
-from sppdet.runs.log import LOGGER, event, timed, track
+from sppdet.runs.log import LOGGER, RESULT, event, timed
+from sppdet.runs.progress import track
 from sppdet.stages.map_cache import weights_digest
 from sppdet.stages.model import choose_device
 from sppdet.training.sgd import Batch
@@ -110,7 +111,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks) -> None:
     ranks.wait()
     best = trainer.progress
     kept = best.best_epoch if validation is not None else best.epoch
-    LOGGER.info("kept epoch %d of %d; the run is in %s", kept, best.epoch, run)
+    LOGGER.log(RESULT, "kept epoch %d of %d; the run is in %s", kept, best.epoch, run)
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ class _Pretraining:
             started, seen_before = time.perf_counter(), p.seen
             size = size_of_epoch(self.config.train, p.epoch, seed=self.config.seed)
             label = f"epoch {p.epoch + 1} of {self.config.train.epochs}, {size} px"
-            steps, total = self._steps_left(size)
-            for share, whole in track(steps, total=total, label=label):
+            steps, left = self._steps_left(size)
+            batches = track(steps, total=p.batch + left, label=f"{label}, batches", done=p.batch)
+            for share, whole in batches:
                 self.trainer.step(share, whole)
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
                 if self.ranks.count == 1 and due:
@@ -194,7 +196,8 @@ class _Pretraining:
                 return centre_crop(image, side=augment.resize, crop=augment.crop, size=size)
 
         made = ordered_map(make, rows.tolist(), workers=worker_count(config.workers), ahead=64)
-        for part in np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH)):
+        parts = np.split(rows, range(_VALIDATION_BATCH, len(rows), _VALIDATION_BATCH))
+        for part in track(parts, total=len(parts), label="validation, batches"):
             if len(part):
                 crops = np.stack([next(made) for _ in part])
                 x = IMAGENET.normalised(crops).contiguous(memory_format=torch.channels_last)

@@ -25,7 +25,8 @@ from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_json
 from sppdet.runs.environment import available_cores, worker_count
-from sppdet.runs.log import LOGGER, track
+from sppdet.runs.log import LOGGER, RESULT
+from sppdet.runs.progress import track
 from sppdet.stages.model import choose_device
 from sppdet.types import ImageArray
 
@@ -103,7 +104,8 @@ def evaluate_classifier(
             seconds / len(images),
         )
         results.append(result)
-        LOGGER.info(
+        LOGGER.log(
+            RESULT,
             "%s: top-1 %.4f, top-5 %.4f on %d images, %.3f s an image",
             *(views, result.top1, result.top5, result.images, result.seconds),
         )

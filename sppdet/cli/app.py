@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
 
 from sppdet.cli import classifier, detector, tools, trust
-from sppdet.cli.options import MAX_THREADS
 from sppdet.cli.process import state
-from sppdet.errors import one_line
+from sppdet.cli.shared import App, with_options
 from sppdet.version import __version__
 
-app = typer.Typer(
+app = App(
     help="SPP-net object detection: train, evaluate, detect.",
     no_args_is_help=True,
     add_completion=False,
@@ -41,11 +39,6 @@ app.command()(tools.demo)
 app.command()(tools.info)
 
 
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return one_line(super().format(record))
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"sppdet {__version__}")
@@ -53,17 +46,9 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
+@with_options
 def _start(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MAX_THREADS,
-            help="Threads for the networks; default: all cores, or this process's share.",
-        ),
-    ] = None,
     version: Annotated[
         bool,
         typer.Option(
@@ -74,12 +59,4 @@ def _start(
         ),
     ] = False,
 ) -> None:
-    state.debug, state.threads = debug, threads
     state.command = context.invoked_subcommand or ""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("warning: %(message)s"))
-    handler.setLevel(logging.WARNING)
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    from sppdet.runs.log import log_to_console
-
-    log_to_console()

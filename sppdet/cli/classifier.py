@@ -16,8 +16,8 @@ from sppdet.cli.options import (
     SetOption,
     default_run,
 )
-from sppdet.cli.process import start_libraries
-from sppdet.errors import SppdetError, printable
+from sppdet.cli.process import show, start_libraries, suggest
+from sppdet.errors import SppdetError
 
 ViewName = Literal["centre", "10", "full", "maps10", "maps96", "maps98"]
 _MAX_PIXELS, _MAX_CLASSES = 10_000, 1_000_000
@@ -37,7 +37,9 @@ def pretrain(
     start_libraries()
     from sppdet.classification.stage import pretrain as run_training
 
-    run_training(settings, run or default_run(config), device=device)
+    folder = run or default_run(config)
+    run_training(settings, folder, device=device)
+    suggest("classify", str(folder), "FOLDER")
 
 
 def pretrain_eval(
@@ -68,7 +70,7 @@ def pretrain_eval(
     given = {"views": views, "side": side, "crop": crop, "size": size}
     overrides = {key: value for key, value in given.items() if value}
     evaluate_classifier(run, overrides=overrides, device=device)
-    print(printable(f"written to {run / 'eval' / 'classifier.json'}"))
+    show(f"written to {run / 'eval' / 'classifier.json'}")
 
 
 def classify(
@@ -100,7 +102,7 @@ def classify(
                 failed.append(found)
                 continue
             best = ", ".join(f"{name} {score:.3f}" for name, score in found)
-            print(printable(f"{path}: {best}"))
+            show(f"{path}: {best}")
             classes = [{"class": name, "score": score} for name, score in found]
             answers.append({"file": escape_name(str(path)), "classes": classes})
     finally:  # also the answers before an error or a signal; none leave an earlier file alone
@@ -129,4 +131,4 @@ def probe(
 
     folder = out or default_run(config)
     run_probe(settings, folder, device=device)
-    print(printable(f"written to {folder / 'probe.json'}"))
+    show(f"written to {folder / 'probe.json'}")

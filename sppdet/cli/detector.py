@@ -19,8 +19,8 @@ from sppdet.cli.options import (
     SetOption,
     default_run,
 )
-from sppdet.cli.process import start_libraries, state
-from sppdet.errors import ConfigError, SppdetError, printable
+from sppdet.cli.process import given_words, show, start_libraries, state, suggest
+from sppdet.errors import ConfigError, SppdetError
 
 if TYPE_CHECKING:
     from sppdet.stages.thresholds import Kind, Threshold
@@ -61,7 +61,12 @@ def train(
     start_libraries()
     from sppdet.stages.pipeline import train as run_stages
 
-    run_stages(settings, run or default_run(config), device=device, until=until)
+    folder = run or default_run(config)
+    run_stages(settings, folder, device=device, until=until)
+    if until == "evaluate":
+        suggest("detect", str(folder), "FOLDER", "--out", "found")
+    else:
+        suggest(*given_words("train", without=("--until",)))
 
 
 def evaluate(
@@ -107,6 +112,7 @@ def evaluate(
         from sppdet.stages.evaluate import evaluate_run
 
         evaluate_run(runs[0], split, metric=metric, device=device)
+        suggest("diagnose", str(runs[0]), *(["--split", split] if split != "test" else []))
         return
     if len(runs) > 1 and out and not (config or detections or ids):
         start_libraries()
@@ -124,7 +130,7 @@ def evaluate(
 
     state.command = "eval --detections"
     evaluate_files(config, detections, out, split=split, metric=metric, ids=ids)
-    print(printable(f"reports are in {out}"))
+    show(f"reports are in {out}")
 
 
 def diagnose(
@@ -156,7 +162,7 @@ def report(
     start_libraries()
     from sppdet.stages.run_report import write_report
 
-    print(printable(f"written to {write_report(run, split, out=out)}"))
+    show(f"written to {write_report(run, split, out=out)}")
 
 
 def explain(
@@ -190,7 +196,7 @@ def explain(
     page = write_page(
         run, image, at=point, detection=detection, wanted=wanted, out=out, device=device
     )
-    print(printable(f"written to {page}"))
+    show(f"written to {page}")
 
 
 def detect(
@@ -214,7 +220,7 @@ def detect(
     from sppdet.folders.folder import detect_folder
     from sppdet.folders.planning import parse_formats
     from sppdet.runs.environment import available_cores
-    from sppdet.runs.log import LOGGER
+    from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector
     from sppdet.stages.thresholds import least_scores
 
@@ -236,7 +242,9 @@ def detect(
     counts = f"{result.detections} detections in {result.detected} images, {text}"
     if not result.detections and result.missed:
         counts += _of_missed(result.missed)
-    LOGGER.info("%s; see %s", counts, out)
+    numbers = {"detections": result.detections, "images": result.detected}
+    facts = event("detected", **numbers, failed=len(result.failed))
+    LOGGER.log(RESULT, "%s; see %s", counts, out, extra=facts)
     if result.failed:
         raise SppdetError(
             f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
@@ -289,7 +297,7 @@ def propose(
     settings = load_config(config, overrides or ())
     start_libraries()
     from sppdet.runs.distributed import process_count
-    from sppdet.runs.log import LOGGER
+    from sppdet.runs.log import LOGGER, RESULT
     from sppdet.runs.places import claim_folder
     from sppdet.stages.export_proposals import export_proposals
     from sppdet.stages.pipeline import train as run_stages
@@ -302,4 +310,5 @@ def propose(
     run_stages(settings, folder, device="cpu", until="proposals")
     if out is not None:
         export_proposals(settings, folder, out)
-        LOGGER.info("boxes (xyxy, 0-based, half-open) are in %s", out)
+        LOGGER.log(RESULT, "boxes (xyxy, 0-based, half-open) are in %s", out)
+    suggest(*given_words("train", without=("--out",)))

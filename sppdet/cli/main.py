@@ -6,6 +6,7 @@ import what they need when they run, so that `sppdet --help` waits for no torch.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import threading
 import traceback
 
-from sppdet.cli.process import state
+from sppdet.cli.process import State, state
 from sppdet.errors import SppdetError, one_line
 from sppdet.runs.environment import set_variables
 from sppdet.runs.signals import Stopped, raise_if_requested, stopping_signals
@@ -52,7 +53,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show × shows the rest
-    state.debug, state.command, state.threads = False, "", None
+    vars(state).update(vars(State()))
     threads = set(threading.enumerate())
     with stopping_signals(say_stopped):
         try:
@@ -70,6 +71,7 @@ def say_stopped(stop: Stopped) -> None:
     """Print the last line of a command that was stopped; of several processes the first does."""
     how = AFTER_A_SIGNAL.get(state.command)
     try:
+        _end_bars()
         if os.environ.get("RANK", "0") == "0":
             print(f"{stop}; {how}" if how else stop, file=sys.stderr)
         sys.stdout.flush()
@@ -91,12 +93,30 @@ def _call() -> None:
         _drop_output()
         if state.debug:
             traceback.print_exc()
-        print(one_line(f"error: {_message(error)}"), file=sys.stderr)
+        _say_error(_message(error))
         raise SystemExit(1) from None
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # by typer, where Python itself has handled Ctrl-C
             raise Stopped(signal.SIGINT) from None
         raise
+
+
+def _say_error(message: object) -> None:
+    """Print an error on standard error and, with `--log-json`, as a record as well."""
+    with contextlib.suppress(OSError):
+        _end_bars()
+    print(one_line(f"error: {message}"), file=sys.stderr)
+    if state.log_json:
+        from sppdet.runs.log import print_record
+
+        with contextlib.suppress(OSError):
+            print_record("error", str(message))
+
+
+def _end_bars() -> None:
+    progress = sys.modules.get("sppdet.runs.progress")
+    if progress is not None:
+        progress.end_bars()
 
 
 def _run_app() -> None:

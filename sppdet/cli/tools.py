@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from sppdet.cli.options import RunArgument
-from sppdet.cli.process import start_libraries
-from sppdet.errors import ConfigError, printable
+from sppdet.cli.process import show, start_libraries, suggest
+from sppdet.errors import ConfigError
 
 
 def init(
@@ -27,11 +27,13 @@ def init(
     from sppdet.cli.init import commented_config, config_list
 
     if listed:
-        print(*config_list(), sep="\n")
+        for line in config_list():
+            show(line)
     elif name is None:
         raise ConfigError("init: expected NAME or --list")
     else:
-        print(commented_config(name, data), end="")
+        for line in commented_config(name, data).splitlines():
+            show(line)
 
 
 def download(
@@ -43,7 +45,7 @@ def download(
 
     year: Literal["2007", "2012"] = "2007" if name == "voc2007" else "2012"
     for folder in download_voc(year, root):
-        print(printable(str(folder)))
+        show(str(folder))
 
 
 def demo(
@@ -57,6 +59,7 @@ def demo(
     from sppdet.demo.run import run_demo
 
     run_demo(out, seed=seed)
+    suggest("train", "FOLDER", when="with your own labelled images")
 
 
 def info(run: RunArgument) -> None:
@@ -64,4 +67,4 @@ def info(run: RunArgument) -> None:
     from sppdet.cli.info import describe_run
 
     for line in describe_run(run):
-        print(printable(line))
+        show(line)

@@ -15,7 +15,7 @@ from sppdet.cli.options import (
     SetOption,
     default_run,
 )
-from sppdet.cli.process import start_libraries
+from sppdet.cli.process import given_words, start_libraries, suggest
 from sppdet.errors import ConfigError
 
 _Run = "Folder of a run that was evaluated, or of a cross-validation."
@@ -59,6 +59,8 @@ def crossval(
 
     folder = run or default_run(config, "-crossval")
     run_folds(settings, folder, folds=folds, device=device)
+    words = given_words("train", without=("--folds", "--run"))
+    suggest(*words, when="a detector of all images")
 
 
 def curve(

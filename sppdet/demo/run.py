@@ -22,7 +22,7 @@ from sppdet.io.settings import load_config, load_settings
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import fingerprint, remove_leftovers, write_text
 from sppdet.runs.environment import available_cores
-from sppdet.runs.log import LOGGER
+from sppdet.runs.log import LOGGER, RESULT
 from sppdet.stages.detector import Detector
 from sppdet.stages.pipeline import train
 from sppdet.stages.report import metric_title
@@ -80,8 +80,8 @@ def run_demo(
         workers=available_cores(),
     )
     LOGGER.info("%d detections in %d fresh images", found.detections, found.detected)
-    LOGGER.info("%s: %.4f", metric_title(result), result.mean_ap)
-    LOGGER.info("annotated images: %s", out / "detections" / "images")
+    LOGGER.log(RESULT, "%s: %.4f", metric_title(result), result.mean_ap)
+    LOGGER.log(RESULT, "annotated images: %s", out / "detections" / "images")
     LOGGER.info("curves and tables: %s", out / "run" / "eval" / "test")
     return result.mean_ap
 

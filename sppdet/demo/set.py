@@ -13,6 +13,7 @@ from sppdet.demo.scene import DemoObject, draw_scene
 from sppdet.errors import DataError
 from sppdet.io.voc_writing import voc_annotation
 from sppdet.runs.artifacts import read_json, write_json, write_text
+from sppdet.runs.progress import track
 from sppdet.types import ImageArray
 
 GENERATOR_VERSION = 2  # raised when the same arguments give other images
@@ -59,7 +60,8 @@ def make_demo_set(
     for folder in ("Annotations", "JPEGImages", "fresh"):
         (root / folder).mkdir(exist_ok=True)
     for split_index, split in enumerate(ids):
-        for index, image_id in enumerate(ids[split]):
+        painted = track(enumerate(ids[split]), total=len(ids[split]), label=f"painting, {split}")
+        for index, image_id in painted:
             image, objects = draw_scene(np.random.default_rng([seed, split_index, index]))
             folder = "fresh" if split == "fresh" else "JPEGImages"
             _write_image(root / folder / f"{image_id}.jpg", image)

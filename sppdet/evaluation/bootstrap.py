@@ -7,8 +7,9 @@ a detection stand beside each other in the order of scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from sppdet.types import ClassResult, EvalResult, Interval, Intervals, Matches
 
 DRAWS = 1000
 """Number of draws behind every interval."""
+Watch = Callable[[Iterator[Any], int], Iterable[Any]]
+"""Passes on the steps of a long computation, whose number it is told: to show the progress."""
 _CELLS = 2**21  # of the matrices in work: draws are taken in blocks, which bounds the memory
 
 
@@ -52,7 +55,13 @@ class PairedDifferences:
     draws: int
 
 
-def with_intervals(result: EvalResult, *, draws: int = DRAWS) -> EvalResult:
+def _unwatched(steps: Iterator[Any], _: int) -> Iterable[Any]:
+    return steps
+
+
+def with_intervals(
+    result: EvalResult, *, draws: int = DRAWS, watch: Watch = _unwatched
+) -> EvalResult:
     """Add the intervals of every AP and of the mean to a result.
 
     Args:
@@ -60,7 +69,7 @@ def with_intervals(result: EvalResult, *, draws: int = DRAWS) -> EvalResult:
     """
     if result.images < 2 or any(one.matches is None for one in result.classes):
         return result
-    aps = drawn_aps(result, draws=draws)
+    aps = drawn_aps(result, draws=draws, watch=watch)
     classes = tuple(
         fraction_interval(one.ap, row, objects_by_image([one]))
         for one, row in zip(result.classes, aps, strict=True)
@@ -72,7 +81,7 @@ def with_intervals(result: EvalResult, *, draws: int = DRAWS) -> EvalResult:
 
 
 def paired_differences(
-    first: EvalResult, second: EvalResult, *, draws: int = DRAWS
+    first: EvalResult, second: EvalResult, *, draws: int = DRAWS, watch: Watch = _unwatched
 ) -> PairedDifferences:
     """Bootstrap the differences of two results; both are scored on each draw of images.
 
@@ -87,7 +96,7 @@ def paired_differences(
             raise ValueError(f"{key}: the two results differ")
     if [one.name for one in first.classes] != [one.name for one in second.classes]:
         raise ValueError("classes: the two results differ")
-    a, b = (drawn_aps(result, draws=draws) for result in (first, second))
+    a, b = (drawn_aps(result, draws=draws, watch=watch) for result in (first, second))
     classes = tuple(
         difference(one.ap, other.ap, row, objects_by_image([one]))
         for one, other, row in zip(first.classes, second.classes, b - a, strict=True)
@@ -115,7 +124,9 @@ def objects_by_image(classes: Sequence[ClassResult]) -> NDArray[np.int64]:
     return total
 
 
-def drawn_aps(result: EvalResult, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+def drawn_aps(
+    result: EvalResult, *, draws: int = DRAWS, seed: int = 0, watch: Watch = _unwatched
+) -> NDArray[np.float64]:
     """Compute the AP of every class on draws of the images.
 
     Args:
@@ -135,12 +146,15 @@ def drawn_aps(result: EvalResult, *, draws: int = DRAWS, seed: int = 0) -> NDArr
     curves = [_curves(one) for one in found if one is not None]
     aps = np.full((len(curves), draws), np.nan)
     rows = max([result.images, *(len(c.tp_image) for one in curves for c in one.at_iou)])
-    start = 0
-    for weights in _draws(result.images, draws, max(1, _CELLS // rows), seed):
+    block = max(1, _CELLS // rows)
+    steps = (
+        (start, k, weights)
+        for start, weights in _draws(result.images, draws, block, seed)
+        for k in range(len(curves))
+    )
+    for start, k, weights in watch(steps, -(-draws // block) * len(curves)):
         stop = start + weights.shape[1]
-        for k, one in enumerate(curves):
-            aps[k, start:stop] = one.aps(weights, result.metric)
-        start = stop
+        aps[k, start:stop] = curves[k].aps(weights, result.metric)
     return aps
 
 
@@ -153,15 +167,19 @@ def mean_by_draw(aps: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def drawn_mean(results: Sequence[EvalResult], *, draws: int = DRAWS) -> NDArray[np.float64]:
+def drawn_mean(
+    results: Sequence[EvalResult], *, draws: int = DRAWS, watch: Watch = _unwatched
+) -> NDArray[np.float64]:
     """Average the mAP of several results of the same images on each draw; (draws,)."""
-    each = [mean_by_draw(drawn_aps(result, draws=draws)) for result in results]
+    each = [mean_by_draw(drawn_aps(result, draws=draws, watch=watch)) for result in results]
     mean: NDArray[np.float64] = np.mean(each, axis=0)
     return mean
 
 
-def _draws(images: int, draws: int, block: int, seed: int) -> Iterator[NDArray[np.int32]]:
-    """Yield blocks (images, up to `block`) of how often each draw has each image.
+def _draws(
+    images: int, draws: int, block: int, seed: int
+) -> Iterator[tuple[int, NDArray[np.int32]]]:
+    """Yield blocks (images, up to `block`) of how often each draw has each image, with their first draw.
 
     Each draw has a stream of its own, so that it doesn't depend on the size of the blocks.
     """
@@ -171,7 +189,7 @@ def _draws(images: int, draws: int, block: int, seed: int) -> Iterator[NDArray[n
         for column, number in enumerate(numbers):
             rows = rng(seed, "images of a bootstrap draw", number).integers(images, size=images)
             weights[:, column] = np.bincount(rows, minlength=images)
-        yield weights
+        yield start, weights
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from sppdet.io.names import escape_name
 from sppdet.io.voc_writing import voc_annotation
 from sppdet.parallel import detection_threads, ordered_map
 from sppdet.runs.artifacts import fingerprint, write_text
-from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import track
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
@@ -135,7 +136,13 @@ class _Work:
         with_results: list[Item] = []
         kept = 0
         work = zip(items, self._detected(workers), strict=True)
-        for item, found in track(work, total=len(items), label="detecting"):
+        new = track(
+            work,
+            total=len(items),
+            label="detecting",
+            made=lambda one: not isinstance(one[1], _Kept),
+        )
+        for item, found in new:
             if isinstance(found, _Failed):
                 self._fail(found.problem)
                 continue

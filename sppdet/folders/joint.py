@@ -14,6 +14,7 @@ from sppdet.folders.outputs import Outputs
 from sppdet.folders.planning import JOINT_FILES, Format, Item
 from sppdet.io.coco_results import results_entry
 from sppdet.io.names import escape_name, text_cell
+from sppdet.runs.progress import track
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class JointFiles:
 
     def _results(self) -> Iterator[tuple[int, Item, Result]]:
         results = self.outputs.journal.results(item.name for item in self.items)
-        return zip(itertools.count(1), self.items, results, strict=False)
+        rows = zip(itertools.count(1), self.items, results, strict=False)
+        return track(rows, total=len(self.items), label="files of all results")
 
     def _rows(self) -> Iterator[tuple[int, Item, list[float], float, int, float | None]]:
         """Number of the image, image, box, score, label and probability of every detection."""

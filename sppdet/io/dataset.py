@@ -24,9 +24,12 @@ from sppdet.io.names import number_repeats, safe_id
 from sppdet.io.records import ImageRecord, Skips
 from sppdet.io.stated_sizes import EXPLAINED, REPAIRABLE, Conflict, compare_sizes, repaired_boxes
 from sppdet.io.voc import read_voc_set
+from sppdet.runs.log import event
+from sppdet.runs.progress import track
 from sppdet.types import AnnotatedImage, Boxes, Dataset
 
 _log = logging.getLogger("sppdet")
+_SHOWN, _LISTED = 3, 200  # names in a warning, and in its details
 _CLIP_TOLERANCE_PX = 0.01  # a box that reaches out by no more is rounding and not counted
 
 
@@ -95,7 +98,7 @@ def load_dataset(
     infos: dict[Path, ImageInfo] = {}
     if read_images:
         cache = ImageCache() if known is None else known
-        infos = _look_up(records, cache, workers=workers, skips=skips)
+        infos = _look_up(split, records, cache, workers=workers, skips=skips)
         records = [record for record in records if record.path in infos]
         if not records:
             raise DataError(f"{split}: no image can be read; the first: {skips.lines[0]}")
@@ -106,11 +109,20 @@ def load_dataset(
     if clipped:
         _log.warning("%s: %d boxes reached outside their image: clipped", split, clipped)
     if skips.lines:
-        _log.warning("%s: left out: %s", split, shorten(skips.lines, limit=3))
+        _log.warning("%s: left out: %s", split, shorten(skips.lines, limit=_SHOWN))
+        _list(split, "left out", skips.lines)
     for kind, examples in skips.left_out.items():
-        _log.warning("%s: %s: %d (%s)", split, kind, len(examples), shorten(examples, limit=3))
+        _log.warning("%s: %s: %d (%s)", split, kind, len(examples), shorten(examples, limit=_SHOWN))
+        _list(split, kind, examples)
     kept = tuple(image for image, _ in annotated)
     return Dataset(split, tuple(labels), kept, tuple(skips.lines), clipped)
+
+
+def _list(split: str, kind: str, items: Sequence[str]) -> None:
+    """Log as a detail what a warning has shortened."""
+    if len(items) > _SHOWN:
+        text = shorten(items, limit=_LISTED)
+        _log.debug("%s: %s, %d: %s", split, kind, len(items), text, extra=event("listed"))
 
 
 def _read_set(
@@ -190,14 +202,15 @@ def _labels(records: Iterable[ImageRecord], class_names: Sequence[str] | None) -
 
 
 def _look_up(
-    records: Sequence[ImageRecord], cache: ImageCache, *, workers: int, skips: Skips
+    split: str, records: Sequence[ImageRecord], cache: ImageCache, *, workers: int, skips: Skips
 ) -> dict[Path, ImageInfo]:
     """Look up each image in the cache, which decodes new ones; by path, without undecodable ones."""
     infos = {}
     pool = ThreadPoolExecutor(max(1, workers))
     try:
         futures = [pool.submit(cache.look, record.path) for record in records]
-        for record, future in zip(records, futures, strict=True):
+        looked = zip(records, futures, strict=True)
+        for record, future in track(looked, total=len(records), label=f"images of {split}"):
             try:
                 infos[record.path] = future.result()
             except ImageError as error:
@@ -214,8 +227,9 @@ def _warn_of_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
         if info.depth:
             kinds.setdefault(info.depth, []).append(path.name)
     for depth, names in kinds.items():
-        listed, counts = shorten(names, limit=3), (split, len(names), len(infos))
+        listed, counts = shorten(names, limit=_SHOWN), (split, len(names), len(infos))
         _log.warning("%s: %d of %d images have %s, made 8 bits: %s", *counts, depth, listed)
+        _list(split, depth, names)
 
 
 def _check_sizes(
@@ -246,8 +260,9 @@ def _check_sizes(
             advice = "repaired (data.repair_sizes)"
         _log.warning(
             "%s: %d of %d images haven't the size that was annotated (%s): %s; %s",
-            *(split, len(examples), len(records), shorten(examples, limit=3), cause, advice),
+            *(split, len(examples), len(records), shorten(examples, limit=_SHOWN), cause, advice),
         )
+        _list(split, f"another size than annotated, {cause}", examples)
     return kept
 
 

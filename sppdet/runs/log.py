@@ -1,4 +1,4 @@
-"""Messages, progress bars and timings of a run, by the standard library's logging.
+"""Messages and timings of a run, by the standard library's logging.
 
 Every module logs to the logger "sppdet". The command line shows its messages by `ConsoleHandler`, a
 run's folder keeps them in `log.jsonl`; programs that use the library add handlers of their own.
@@ -13,22 +13,22 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sppdet.errors import ArtifactError, one_line
+from sppdet.errors import ArtifactError, one_line, printable
 from sppdet.runs.artifacts import read_json, write_json
 
 if TYPE_CHECKING:  # light commands log without waiting for torch
     from sppdet.runs.distributed import Ranks
 
-T = TypeVar("T")
 LOGGER = logging.getLogger("sppdet")
+RESULT = (logging.INFO + logging.WARNING) // 2
+"""Level of what a command was called for, such as the mAP: shown even where other messages aren't."""
 
 
 def event(name: str, **facts: Any) -> dict[str, Any]:
@@ -37,20 +37,27 @@ def event(name: str, **facts: Any) -> dict[str, Any]:
 
 
 class ConsoleHandler(logging.Handler):
-    """Print messages of level INFO on a console, one escaped and shortened line each.
+    """Print messages on a console, one escaped line each; those of level INFO, but for commands, shortened.
 
     rich's own handler breaks lines at 80 columns where the output is no terminal. Warnings are left
     to the handlers of the root logger, which write to standard error.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, console: Console | None = None, level: int = logging.INFO) -> None:
+        super().__init__(level)
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message of a record."""
-        if record.levelno == logging.INFO:
-            self.console.print(one_line(record.getMessage()), markup=False)
+        if record.levelno < logging.WARNING:
+            text, style = record.getMessage(), ""
+            if record.levelno < logging.INFO:
+                style = "dim"
+            elif record.levelno >= RESULT:
+                style = "bold"
+            short = record.levelno == logging.INFO and getattr(record, "event", "") != "next"
+            line = one_line(text) if short else printable(text)
+            self.console.print(line, markup=False, style=style)
 
 
 class JsonLinesHandler(logging.Handler):
@@ -66,20 +73,38 @@ class JsonLinesHandler(logging.Handler):
         Raises:
             ArtifactError: the file can't be written.
         """
-        usual = "warning" if record.levelno >= logging.WARNING else "message"
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "event": getattr(record, "event", usual),
-            "text": record.getMessage(),
-            **getattr(record, "facts", {}),
-        }
-        text = json.dumps({key: _finite_or_none(value) for key, value in line.items()}, default=str)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as handle:
-                handle.write(text + "\n")
+                handle.write(json_line(record) + "\n")
         except OSError as error:
             raise ArtifactError(f"{self._path}: can't be written: {error.strerror}") from None
+
+
+class JsonOutputHandler(logging.Handler):
+    """Print every record on standard output as `log.jsonl` has it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        print(json_line(record), flush=True)
+
+
+def print_record(name: str, text: str) -> None:
+    """Print a record of an event, whatever the state of logging."""
+    record = logging.LogRecord(LOGGER.name, logging.ERROR, "", 0, text, None, None)
+    print(json_line(logging.makeLogRecord({**vars(record), **event(name)})), flush=True)
+
+
+def json_line(record: logging.LogRecord) -> str:
+    """Format a record as strict JSON: time, event, text and the event's facts."""
+    usual = "warning" if record.levelno >= logging.WARNING else "message"
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "event": getattr(record, "event", usual),
+        "text": record.getMessage(),
+        **getattr(record, "facts", {}),
+    }
+    return json.dumps({key: _finite_or_none(value) for key, value in line.items()}, default=str)
 
 
 EventCallback = Callable[[str, Mapping[str, Any]], object]
@@ -158,11 +183,16 @@ def handler_added(handler: logging.Handler) -> Iterator[None]:
                 LOGGER.setLevel(level)
 
 
-def log_to_console() -> None:
-    """Print the messages of this process from now on, as the command line does."""
-    LOGGER.handlers = [h for h in LOGGER.handlers if not isinstance(h, ConsoleHandler)]
-    LOGGER.addHandler(ConsoleHandler())
-    LOGGER.setLevel(logging.INFO)
+def log_to_console(level: int = logging.INFO, *, as_json: bool = False) -> None:
+    """Print the messages of this process from now on, as the command line does.
+
+    Of the processes that `torchrun` starts the first one prints.
+    """
+    ours = (ConsoleHandler, JsonOutputHandler)
+    LOGGER.handlers = [h for h in LOGGER.handlers if not isinstance(h, ours)]
+    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+        LOGGER.addHandler(JsonOutputHandler(level) if as_json else ConsoleHandler(level=level))
+        LOGGER.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -198,26 +228,13 @@ def events_passed(on_event: EventCallback | None) -> Iterator[None]:
 
 
 def consoles() -> list[Console]:
-    """List the consoles that messages are printed on."""
+    """List the consoles that messages of level INFO are printed on, and tables as well."""
     if not LOGGER.isEnabledFor(logging.INFO):  # a process beside the one that reports
         return []
-    return [h.console for h in LOGGER.handlers if isinstance(h, ConsoleHandler)]
-
-
-def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-    """Iterate over items with a progress bar where messages go to a terminal."""
-    terminals = [console for console in consoles() if console.is_terminal]
-    if not terminals:
-        yield from items
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),  # names may have brackets
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=terminals[0], transient=True) as progress:
-        yield from progress.track(items, total=total, description=label)
+    shown = [
+        h for h in LOGGER.handlers if isinstance(h, ConsoleHandler) and h.level <= logging.INFO
+    ]
+    return [handler.console for handler in shown]
 
 
 # -- timings ---------------------------------------------------------------------------------------
@@ -230,7 +247,7 @@ class Timing:
 
 
 @contextlib.contextmanager
-def timed(run: Path, stage: str, *, write: bool = True) -> Iterator[Timing]:
+def timed(run: Path, stage: str, *, write: bool = True, title: str = "") -> Iterator[Timing]:
     """Time a stage; `timings.json` has its seconds of the last time that it wasn't cached.
 
     A stage that was interrupted has the seconds since it was resumed. The log has the CPU seconds of this
@@ -238,14 +255,18 @@ def timed(run: Path, stage: str, *, write: bool = True) -> Iterator[Timing]:
 
     Args:
         write: whether this process writes the run's files.
+        title: line that says what begins.
     """
     timing, start, cpu = Timing(), time.perf_counter(), _cpu_seconds()
-    LOGGER.debug("%s started", stage, extra=event("stage started", stage=stage))
+    level = logging.INFO if title else logging.DEBUG
+    began = event("stage started", stage=stage)
+    LOGGER.log(level, "%s", title or f"{stage} started", extra=began)
     yield timing
     seconds = round(time.perf_counter() - start, 3)
     used = round(_cpu_seconds() - cpu, 3)
     facts = event("stage ended", stage=stage, seconds=seconds, cpu_seconds=used, idle=timing.cached)
-    LOGGER.debug("%s ended after %.3f s", stage, seconds, extra=facts)
+    text = "%s ended after %.3f s, %.3f CPU seconds%s"
+    LOGGER.debug(text, stage, seconds, used, "; all was there" * timing.cached, extra=facts)
     if write:
         path = run / "timings.json"
         timings = read_timings(path)

@@ -15,9 +15,9 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.splits import read_split
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.environment import worker_count
-from sppdet.runs.log import LOGGER, consoles, log_file
+from sppdet.runs.log import LOGGER, RESULT, consoles, event, log_file
 from sppdet.runs.owned import replace_files
-from sppdet.stages.audit_report import annotation_folders, files_of, print_rows
+from sppdet.stages.audit_report import annotation_folders, counts, files_of, print_rows
 from sppdet.stages.crossfit import read_cross_fitted
 from sppdet.stages.model import choose_device, read_calibration
 from sppdet.stages.model_files import ModelFiles, read_run_config
@@ -80,17 +80,22 @@ def audit_run(run: Path, *, top: int = 50, out: Path | None = None) -> Audit:
         replace_files(folder, files_of(dataset, found, images, top=top), command="audit")
         for console in consoles():
             print_rows(dataset, found, console, top)
+        by_kind = counts(found)
+        numbers = ", ".join(f"{kind} {number}" for kind, number in by_kind.items())
+        text = f"{len(found)} suspicions: {numbers}"
+        LOGGER.log(RESULT, "%s", text, extra=event("audited", suspicions=by_kind))
         unseen = len(dataset) - len(seen)
         aside = f"; {unseen} images have no detections by models that haven't seen them" * bool(
             unseen
         )
         LOGGER.info("%d of %d images audited%s", len(seen), len(dataset), aside)
-        LOGGER.info("see %s%s", folder, "; to correct labels:" * bool(found[:top]))
+        LOGGER.log(RESULT, "see %s%s", folder, "; to correct labels:" * bool(found[:top]))
         by_id = {image.id: image for image in dataset.images}
         first = [by_id[one.image] for one in found[:top]]
         for parent, name in annotation_folders(first).items():
             parts = map(str, (parent, folder / "classes.txt", folder / name))
-            LOGGER.info("  labelImg %s", shlex.join(parts))
+            command = shlex.join(["labelImg", *parts])
+            LOGGER.info("  %s", command, extra=event("next", command=command))
     return Audit(dataset, tuple(found))
 
 

@@ -18,7 +18,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.label_studio import Region, labelling_interface, task
 from sppdet.io.names import escape_name, fit_name, safe_id, text_cell
 from sppdet.io.voc_writing import voc_annotation
-from sppdet.runs.log import track
+from sppdet.runs.progress import track
 from sppdet.stages.audit_drawing import draw_suspicion
 from sppdet.types import AnnotatedImage, Dataset
 
@@ -104,7 +104,7 @@ def annotation_folders(images: Sequence[AnnotatedImage]) -> dict[Path, str]:
 
 
 def print_rows(dataset: Dataset, found: Sequence[Suspicion], console: Console, top: int) -> None:
-    """Print the first rows, and the number of each kind."""
+    """Print the first rows."""
     from rich.table import Table
     from rich.text import Text
 
@@ -119,8 +119,6 @@ def print_rows(dataset: Dataset, found: Sequence[Suspicion], console: Console, t
             str(row["rank"]), f"{row['score']:.2f}", *(Text(printable(cell)) for cell in cells)
         )
     console.print(table)
-    numbers = ", ".join(f"{kind} {number}" for kind, number in counts(found).items())
-    console.print(Text(f"{len(found)} suspicions: {numbers}"), soft_wrap=True)
 
 
 def suggested(row: Mapping[str, Any]) -> str:

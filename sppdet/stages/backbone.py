@@ -19,7 +19,8 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint, is_intact
-from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import track
 from sppdet.runs.weights import fill, read_weights
 from sppdet.stages.context import Context
 from sppdet.stages.map_cache import weights_digest

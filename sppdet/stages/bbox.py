@@ -16,7 +16,8 @@ from sppdet.features.head import DELTA_DEVIATIONS
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import is_intact, read_checkpoint, write_tensors
-from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import track
 from sppdet.stages.context import Context
 from sppdet.stages.crossfit import save_fold_models
 from sppdet.stages.model import save_regressors
@@ -133,7 +134,10 @@ def train_box_regressors(
 def _find_examples(data: TrainingData, config: BboxConfig) -> list[list[_Examples]]:
     """Find for each class the proposals with IoU >= `min_iou` to their nearest object, if not difficult."""
     found: list[list[_Examples]] = [[] for _ in data.dataset.class_names]
-    for position, image in enumerate(data.dataset.images):
+    images = enumerate(data.dataset.images)
+    for position, image in track(
+        images, total=len(data.dataset), label="bbox, proposals near objects"
+    ):
         boxes = data.proposals(position).boxes
         if len(image.gt_boxes) == 0 or len(boxes) == 0:
             continue
@@ -195,10 +199,13 @@ def _fitted(
     targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
     images = np.repeat([e.position for e in examples], [len(e.boxes) for e in examples])
     regression = BoxRegression(x, targets, config)
-    regressor = regression.fit()
-    kept = [~mask[images] for mask in left_out]
+    kept = [np.ones(len(x), np.bool_), *(~mask[images] for mask in left_out)]
+    label = f"bbox, {data.dataset.class_names[k]}, without each fold"
     # without an example the boxes stay as proposed
-    without = [regression.fit(k) if k.any() else BoxRegressor.none(width) for k in kept]
+    regressor, *without = [
+        regression.fit(rows) if rows.any() else BoxRegressor.none(width)
+        for rows in track(kept, total=len(kept), label=label)
+    ]
     predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
     left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
     made = {

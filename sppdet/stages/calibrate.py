@@ -163,11 +163,13 @@ def _detect(
     found = read_detections(path) if is_intact(path, made_by) else {}
     data.ranks.wait()  # all have looked before the first writes it
     missing = [p for p in positions if data.dataset.images[p].id not in found]
-    if len(missing) < len(positions):
-        text = f"calibrate: going on after {len(positions) - len(missing)} images"
+    if done := len(positions) - len(missing):
+        text = f"calibrate: going on after {done} images"
         LOGGER.info("%s", text, extra=event("calibrate resumed"))
     saved = time.monotonic()
-    gathered = data.gather(missing, detect, lambda made: made, label="calibrate")
+    gathered = data.gather(
+        missing, detect, lambda made: made, label="calibrate, detecting", done=done
+    )
     for position, tensors in zip(missing, gathered, strict=True):
         boxes, scores, labels = (tensors[k].cpu().numpy() for k in ("boxes", "scores", "labels"))
         found[data.dataset.images[position].id] = Detections(boxes, scores, labels, names)

@@ -25,7 +25,8 @@ from sppdet.io.splits import read_split
 from sppdet.parallel import ordered_map
 from sppdet.runs.distributed import Ranks, process_count
 from sppdet.runs.environment import worker_count
-from sppdet.runs.log import LOGGER, log_file, track
+from sppdet.runs.log import LOGGER, log_file
+from sppdet.runs.progress import track
 from sppdet.stages.detector import Detector
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature

@@ -21,7 +21,7 @@ from sppdet.evaluation.traces import (
 from sppdet.evaluation.voc import FALSE_POSITIVE, TRUE_POSITIVE
 from sppdet.proposals.resized import searched_size
 from sppdet.runs.artifacts import write_json
-from sppdet.runs.log import LOGGER, consoles
+from sppdet.runs.log import LOGGER, RESULT, consoles, event
 from sppdet.stages.advice import advice_for_false, advice_for_miss
 from sppdet.stages.report import number_or_none
 from sppdet.types import AnnotatedImage, Boxes
@@ -45,6 +45,11 @@ def report(found: Diagnosis, folder: Path, *, signature: str) -> None:
     write_json(folder / "causes.json", content)
     for console in consoles():
         print_tables(content, console)
+    text = f"mAP (11-point, {content['split']}): {_percent(content['mAP'])} %, over all scores"
+    numbers = {key: content[key] for key in ("images", "objects", "found", "mAP", "summary")}
+    LOGGER.log(RESULT, "%s", text, extra=event("diagnosed", **numbers))
+    for console in consoles():
+        console.print(printable(content["signature"]), markup=False, soft_wrap=True)
     for line in [*content["notes"], *content["advice"]]:
         LOGGER.info("%s", line)
 
@@ -206,9 +211,6 @@ def print_tables(content: Mapping[str, Any], console: Console) -> None:
             rates = (_percent(one["recall"]), _percent(one["AP"]))
             table.add_row("" if i else name, group, *counts, *rates)
     console.print(table)
-    line = f"mAP (11-point, {content['split']}): {_percent(content['mAP'])} %, over all scores"
-    console.print(Text(printable(line), style="bold"), soft_wrap=True)
-    console.print(Text(printable(content["signature"])), soft_wrap=True)
 
 
 def _summary(

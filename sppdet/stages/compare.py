@@ -20,10 +20,10 @@ from sppdet.io.names import safe_id
 from sppdet.io.splits import read_split
 from sppdet.runs.artifacts import read_header, read_json, write_json
 from sppdet.runs.environment import worker_count
-from sppdet.runs.log import consoles
+from sppdet.runs.log import LOGGER, RESULT, consoles, event
 from sppdet.runs.weights import class_names_in
 from sppdet.stages.crossval_files import CrossvalFiles
-from sppdet.stages.evaluate import Metric, compute_metric
+from sppdet.stages.evaluate import Metric, compute_metric, watch_draws
 from sppdet.stages.model_files import ModelFiles, read_run_config
 from sppdet.stages.report import (
     LEVEL_TITLE,
@@ -87,7 +87,7 @@ def compare_runs(
     by_name = {one.name: one for one in results[1].classes}
     classes = tuple(by_name[name] for name in a.dataset.class_names)
     results[1] = replace(results[1], classes=classes)
-    found = paired_differences(results[0], results[1])
+    found = paired_differences(results[0], results[1], watch=watch_draws)
     return Comparison((first, second), results[0], results[1], found)
 
 
@@ -163,20 +163,20 @@ def print_comparison(found: Comparison, console: Console) -> None:
     table.add_row("mean", str(sum(counts)), *_cells(found.differences.mean))
     console.print(table)
     print_note_on_few(counts, console)
-    mean = found.differences.mean
-    line = (
-        f"{metric_title(found.first)}: B − A {percent(mean.value, signed=True)}"
-        f" ({LEVEL_TITLE}: {range_percent(mean.interval, signed=True)}): {in_words(mean)}"
-    )
-    console.print(Text(line, style="bold"), soft_wrap=True)
 
 
 def show_comparison(found: Comparison, path: Path | None) -> None:
-    """Print a comparison on the consoles of the log, and write it as JSON to `path`."""
+    """Print a comparison as the log's messages are, and write it as JSON to `path`."""
     for console in consoles():
         print_comparison(found, console)
+    mean, content = found.differences.mean, comparison_json(found)
+    text = (
+        f"{metric_title(found.first)}: B − A {percent(mean.value, signed=True)}"
+        f" ({LEVEL_TITLE}: {range_percent(mean.interval, signed=True)}): {in_words(mean)}"
+    )
+    LOGGER.log(RESULT, "%s", text, extra=event("compared", **content))
     if path is not None:
-        write_json(path, comparison_json(found))
+        write_json(path, content)
 
 
 def in_words(difference: Difference) -> str:

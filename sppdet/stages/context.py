@@ -10,7 +10,7 @@ from sppdet.config import Config
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head
 from sppdet.io.image_cache import ImageCache
-from sppdet.runs.artifacts import is_intact, why_made_again
+from sppdet.runs.artifacts import fingerprint_of, is_intact, why_made_again
 from sppdet.runs.distributed import Ranks
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.crossfit import Folds
@@ -66,12 +66,13 @@ class Context:
 
     def is_due(self, part: Part) -> bool:
         """Decide whether a part of the model must be trained, and log why."""
+        made_by, path = self.plan.made_by[part], self.files.of(part)
+        text = "%s: fingerprint %s of settings and inputs; %s has %s"
+        LOGGER.debug(text, part, made_by, path.name, fingerprint_of(path) or "none")
         if part not in self.plan.due:
             LOGGER.info("%s: there already", part, extra=event("stage skipped", part=part))
             return False
-        path = self.files.of(part)
         if path.exists():
-            made_by = self.plan.made_by[part]
             intact = is_intact(path, made_by)
             folds = "there already, but not those of the folds"
             reason = folds if intact else why_made_again(path, made_by)

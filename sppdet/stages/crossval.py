@@ -19,6 +19,7 @@ from sppdet.io.id_lists import write_id_list
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import write_text
 from sppdet.runs.log import LOGGER, consoles
+from sppdet.runs.progress import track
 from sppdet.stages.crossval_files import CrossvalFiles
 from sppdet.stages.evaluate import score, write_scores
 from sppdet.stages.model_files import signature
@@ -28,6 +29,7 @@ from sppdet.stages.trainings import (
     check_classes,
     chosen,
     folder_of_trainings,
+    has_finished,
     read_list,
     read_whole_sets,
     train_part,
@@ -76,7 +78,11 @@ def crossval(
             check_classes(train_set, "expected objects in two images or more that aren't difficult")
         everything: dict[str, Detections] = {}
         results = []
-        for k, (train_set, test_set) in enumerate(sets):
+        due = [k for k in range(len(sets)) if not has_finished(files.run(k))]
+        folds_left = track(
+            enumerate(sets), total=len(sets), label="folds", made=lambda fold: fold[0] in due
+        )
+        for k, (train_set, test_set) in folds_left:
             data = base.data.model_copy(
                 update={
                     "test": base.data.train,

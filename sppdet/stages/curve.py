@@ -21,8 +21,8 @@ from sppdet.io.id_lists import write_id_list
 from sppdet.io.image_cache import ImageCache
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import write_text
-from sppdet.runs.log import LOGGER, consoles
-from sppdet.stages.evaluate import compute_metric
+from sppdet.runs.log import LOGGER, RESULT, consoles, event
+from sppdet.stages.evaluate import compute_metric, watch_draws
 from sppdet.stages.figures import new_figure, save_figure
 from sppdet.stages.report import (
     LEVEL_TITLE,
@@ -148,15 +148,17 @@ def curve(
                 )
                 results.append(compute_metric(test_set, found, metric=config.eval.metric))
             objects = tuple(_objects(subsets[count, seed]) for seed in orders)
-            drawn = tuple(drawn_mean(results).tolist())
+            drawn = tuple(drawn_mean(results, watch=watch_draws).tolist())
             points.append(CurvePoint(count, objects, tuple(results), drawn))
         result = LearningCurve(tuple(points), len(test_set))
         for console in consoles():
             print_curve(result, console)
-        text = json.dumps(curve_json(result, seeds=list(orders)), indent=1, sort_keys=True)
+        content = curve_json(result, seeds=list(orders))
+        LOGGER.log(RESULT, "%s", reading(result), extra=event("curve", **content))
+        text = json.dumps(content, indent=1, sort_keys=True)
         write_text(folder / "curve.json", text + "\n")
         draw_curve(result, folder / "curve.png")
-        LOGGER.info("the curve is in %s", folder)
+        LOGGER.log(RESULT, "the curve is in %s", folder)
         return result
 
 
@@ -177,7 +179,7 @@ def reading(found: LearningCurve) -> str:
 
 
 def print_curve(found: LearningCurve, console: Console) -> None:
-    """Print a row for each size, and the reading."""
+    """Print a row for each size, and the metric."""
     from rich.table import Table
     from rich.text import Text
 
@@ -198,7 +200,6 @@ def print_curve(found: LearningCurve, console: Console) -> None:
         )
     console.print(table)
     console.print(Text(metric_title(found.points[0].results[0])), soft_wrap=True)
-    console.print(Text(reading(found), style="bold"), soft_wrap=True)
 
 
 def curve_json(found: LearningCurve, *, seeds: Sequence[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -13,6 +13,7 @@ import torch
 from sppdet.config import Config
 from sppdet.data_config import DataConfig
 from sppdet.detection.detect import VERSION as DETECTION_VERSION
+from sppdet.errors import printable
 from sppdet.evaluation.bootstrap import with_intervals
 from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.operating_point import operating_points
@@ -30,14 +31,23 @@ from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks, joined_ranks
 from sppdet.runs.environment import worker_count
 from sppdet.runs.items import ItemStore
-from sppdet.runs.log import LOGGER, consoles, event, log_file, timed, track
+from sppdet.runs.log import LOGGER, RESULT, consoles, event, log_file, timed
+from sppdet.runs.progress import track
 from sppdet.stages.context import Context
 from sppdet.stages.data import log_skipped
 from sppdet.stages.detector import Detector
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposer import Proposer
-from sppdet.stages.report import Points, print_points, print_table, write_curves, write_metrics
+from sppdet.stages.report import (
+    Points,
+    headline,
+    interval_or_none,
+    print_points,
+    print_table,
+    write_curves,
+    write_metrics,
+)
 from sppdet.stages.thresholds import Threshold, least_scores
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult, Proposals
@@ -117,7 +127,12 @@ def evaluate(context: Context) -> bool:
 
 def score(dataset: Dataset, detections: dict[str, Detections], *, metric: Metric) -> EvalResult:
     """Score the detections of a data set, with intervals."""
-    return with_intervals(compute_metric(dataset, detections, metric=metric))
+    return with_intervals(compute_metric(dataset, detections, metric=metric), watch=watch_draws)
+
+
+def watch_draws(steps: Iterator[T], total: int) -> Iterator[T]:
+    """Show the progress of intervals."""
+    return track(steps, total=total, label="intervals")
 
 
 def compute_metric(
@@ -148,11 +163,15 @@ def write_scores(
     for console in consoles():
         if points is not None:
             print_points(points, console)
-        print_table(result, console, signature=signature)
+        print_table(result, console)
+    interval = interval_or_none(result.intervals.mean) if result.intervals else None
+    numbers = {"mean_ap": result.mean_ap, "interval": interval, "signature": signature}
+    facts = event("evaluated", metric=result.metric, split=split, **numbers)
+    LOGGER.log(RESULT, "%s", headline(result), extra=facts)
+    for console in consoles():
+        console.print(printable(signature), markup=False, soft_wrap=True)
     own = folder / result.metric
     write_metrics(result, own, signature=signature, points=points)
-    facts = event("evaluated", metric=result.metric, split=split, mean_ap=result.mean_ap)
-    LOGGER.debug("evaluated %s", split, extra=facts)
     image_ids, category_ids = ids_to_write(tables_of_split(data, split), dataset)
     write_coco_results(
         folder / "coco_results.json",
@@ -251,7 +270,7 @@ def detect_missing(
     prepared = ordered_map(prepare_if_due, own, workers=workers)
     due = zip(own, prepared, strict=True)
     done = ordered_map(detect_if_due, due, workers=detection_threads(ranks.device))
-    new = sum(track(done, total=len(own), label=f"detecting, {dataset.name}"))
+    new = sum(track(done, total=len(own), label=f"detecting, {dataset.name}", made=bool))
     detections = {}
     for image in dataset.images:
         found = _stored(store, image, images.digest(image.path), names)

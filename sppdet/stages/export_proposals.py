@@ -12,6 +12,7 @@ from sppdet.io.image_cache import ImageCache
 from sppdet.io.stored_proposals import file_name
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.places import claim_folder
+from sppdet.runs.progress import track
 from sppdet.stages.data import read_datasets
 from sppdet.stages.proposer import Proposer
 from sppdet.stages.settle import settle
@@ -31,7 +32,9 @@ def export_proposals(config: Config, run: Path, out: Path) -> None:
     images = ImageCache.load(run / "images.json", max_pixels=config.data.max_pixels)
     digests: dict[str, str] = {}
     for dataset in read_datasets(config, images):
-        for image in dataset.images if dataset is not None else ():
+        if dataset is None:
+            continue
+        for image in track(dataset.images, total=len(dataset), label=f"writing, {dataset.name}"):
             digest = images.digest(image.path)
             if digests.setdefault(image.id, digest) != digest:
                 raise DataError(f"{out}: two images have the id {image.id}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count, takewhile
 
@@ -15,7 +15,7 @@ from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.runs.distributed import Ranks
-from sppdet.runs.log import track
+from sppdet.runs.progress import track
 from sppdet.stages.context import Context
 from sppdet.stages.features import fill
 from sppdet.stages.finetune_images import finetune_images
@@ -109,8 +109,8 @@ def finetune(
         mean_square=1.0 if pretrained else _fit_start(data, head, training, config),
     )
     checkpoints = TunerCheckpoints(data, tuner, made_by=made_by)
-    done = _train(data, tuner, training, config)
-    for pool_ended in track(done, total=config.batches, label="fine-tuning"):
+    ended, done = _train(data, tuner, training, config), tuner.progress.batch
+    for pool_ended in track(ended, total=config.batches, label="fine-tuning, batches", done=done):
         if pool_ended:
             checkpoints.update()
     checkpoints.log_choice()
@@ -127,7 +127,6 @@ def _train(
         pairs = draw_pool_images(training, number, config=config, seed=data.seed)
         return pools.make(pairs, number=number)
 
-    yield from [False] * tuner.progress.batch
     numbers = takewhile(lambda _: not tuner.finished, count(tuner.progress.pool))
     for pool in ordered_map(make, numbers, workers=1, ahead=1):
         if tuner.finished:
@@ -149,7 +148,7 @@ class PoolMaker:
         self._config = config
         self._candidates: dict[int, tuple[Boxes, Labels]] = {}
 
-    def make(self, pairs: Sequence[tuple[int, bool]], *, number: int) -> Pool:
+    def make(self, pairs: Iterable[tuple[int, bool]], *, number: int) -> Pool:
         """Pool windows of images, given as (position, mirrored); `number` seeds the draw."""
         data, ranks = self._data, self._data.ranks
         width = data.extractor.width("pool5", data.maps.channels)
@@ -195,8 +194,9 @@ def _fit_start(
 ) -> float:
     """Standardise a random head on the first pool; return the mean square of its features."""
     pairs = draw_pool_images(training, 0, config=config, seed=data.seed)
+    shown = track(pairs, total=len(pairs), label="first windows")
     alone = replace(data, ranks=Ranks())  # every process fits to all of these windows
-    features = PoolMaker(alone, config).make(pairs, number=0).features
+    features = PoolMaker(alone, config).make(shown, number=0).features
     standardise(head, features)
     # one value for all processes: it sets the learning rate
     total = data.ranks.sums([float(features.double().square().mean())])[0]
@@ -210,6 +210,7 @@ def _validation_pool(
         return None
     limit = max(4, _MAX_VALIDATION_WINDOWS // len(held_out))
     fewer = config.model_copy(update={"pool_windows": min(config.pool_windows, limit)})
-    pairs = [(position, False) for position in held_out.tolist()]
+    positions = track(held_out.tolist(), total=len(held_out), label="held-out windows")
+    pairs = ((position, False) for position in positions)
     pool = PoolMaker(data, fewer).make(pairs, number=-1)
     return pool if len(pool.labels) else None

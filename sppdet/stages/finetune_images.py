@@ -12,7 +12,7 @@ from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import Interpolation, resized
-from sppdet.runs.log import track
+from sppdet.runs.progress import track
 from sppdet.stages.context import Context
 from sppdet.stages.training_data import TrainingData
 from sppdet.stages.tuner_checkpoints import TunerCheckpoints
@@ -82,9 +82,10 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         pairs = draw_pool_images(training, number, config=config, seed=data.seed)
         return [draw.image(p, number, place, flip=f) for place, (p, f) in enumerate(pairs)]
 
-    numbers = range(tuner.progress.batch, config.batches)
+    done = tuner.progress.batch
+    numbers = range(done, config.batches)
     made = ordered_map(batch, numbers, workers=1, ahead=2)
-    for images in track(made, total=len(numbers), label="fine-tuning"):
+    for images in track(made, total=config.batches, label="fine-tuning, batches", done=done):
         count = max(1, sum(len(image.labels) for image in images))
         share = images[ranks.rank :: ranks.count]
         held = (draw.image(p, 0, -1, flip=False) for p in own) if len(held_out) else None

@@ -21,7 +21,7 @@ from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import process_count
 from sppdet.runs.items import ItemStore
-from sppdet.runs.log import track
+from sppdet.runs.progress import track
 from sppdet.stages.map_memory import MapMemory
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
@@ -165,7 +165,9 @@ class MapCache:
 
         made = 0
         prepared = ordered_map(prepare, wanted, workers=workers)
-        tracked = track(prepared, total=len(wanted), label="feature maps")
+        tracked = track(
+            prepared, total=len(wanted), label="feature maps", made=lambda one: one is not None
+        )
         for (image, flip), scaled in zip(wanted, tracked, strict=True):
             if scaled is not None:
                 digest = self._images.digest(image.path)

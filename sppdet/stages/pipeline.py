@@ -12,7 +12,8 @@ from pathlib import Path
 from sppdet.config import Config
 from sppdet.runs.distributed import joined_ranks
 from sppdet.runs.lock import open_run
-from sppdet.runs.log import LOGGER, EventCallback, event, events_passed, timed
+from sppdet.runs.log import LOGGER, RESULT, EventCallback, event, events_passed, timed
+from sppdet.stages.announce import title
 from sppdet.stages.bbox import train_regressors
 from sppdet.stages.calibrate import calibrate
 from sppdet.stages.context import Context, Stage
@@ -83,11 +84,14 @@ def train(
         for stage, function in FUNCTIONS.items():
             if stage == "evaluate" and context.test_set is None:
                 break
-            with timed(run, stage, write=ranks.is_first) as timing:
+            said = title(stage, config, until=until)
+            with timed(run, stage, write=ranks.is_first, title=said) as timing:
                 timing.cached = not function(context)
             if stage == until:
                 break
         if context.result is not None and ranks.is_first:
             report_after_training(run, context.training_set)
-        LOGGER.info("the run is in %s", run)
+        if until == "evaluate" and context.test_set is None:
+            LOGGER.log(RESULT, "no test set, so there is no metric (data.test names one)")
+        LOGGER.log(RESULT, "the run is in %s", run)
         return context.result

@@ -23,7 +23,8 @@ from sppdet.proposals.recall import Coverage, coverage
 from sppdet.proposals.selective_search import VERSION
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.items import ItemStore
-from sppdet.runs.log import LOGGER, event, track
+from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import track
 from sppdet.tensor_types import TensorType, Types
 from sppdet.types import AnnotatedImage, Dataset, ImageArray, Proposals
 
@@ -96,11 +97,12 @@ class Proposer:
             return True
 
         made = ordered_map(one, images, workers=workers)
-        return sum(track(made, total=len(images), label=f"proposals, {label}"))
+        return sum(track(made, total=len(images), label=f"proposals, {label}", made=bool))
 
     def measure(self, dataset: Dataset, images: ImageCache) -> Coverage:
         """Measure and report how much of a data set's ground truth the proposals cover."""
-        found = coverage((image, self.of_image(image, images)) for image in dataset.images)
+        pairs = ((image, self.of_image(image, images)) for image in dataset.images)
+        found = coverage(track(pairs, total=len(dataset), label=f"recall, {dataset.name}"))
         facts = event("proposals", split=dataset.name, **vars(found))
         LOGGER.info("%s: %s", dataset.name, found, extra=facts)
         return found

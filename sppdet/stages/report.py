@@ -172,8 +172,8 @@ def _short(value: float, interval: Interval) -> str:
     return f"{100 * value:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
-def print_table(result: EvalResult, console: Console, *, signature: str = "") -> None:
-    """Print AP in per cent by class, further numbers of the metric, and the mAP with its name."""
+def print_table(result: EvalResult, console: Console) -> None:
+    """Print AP in per cent by class, and further numbers of the metric."""
     from rich.table import Table
     from rich.text import Text
 
@@ -196,12 +196,13 @@ def print_table(result: EvalResult, console: Console, *, signature: str = "") ->
         for name, value in result.extra.items():
             numbers.add_row(Text(name), percent(value))
         console.print(numbers)
-    headline = f"{metric_title(result)}: {percent(result.mean_ap)} %"
-    if found:
-        headline += f" ({LEVEL_TITLE}: {range_percent(found.mean)})"
-    console.print(Text(headline, style="bold"), soft_wrap=True)
-    if signature:
-        console.print(Text(printable(signature)), soft_wrap=True)
+
+
+def headline(result: EvalResult) -> str:
+    """Say the mAP in per cent with its name and its interval."""
+    text = f"{metric_title(result)}: {percent(result.mean_ap)} %"
+    found = result.intervals
+    return f"{text} ({LEVEL_TITLE}: {range_percent(found.mean)})" if found else text
 
 
 def few_mark(ground_truths: int) -> str:

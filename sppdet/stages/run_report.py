@@ -79,7 +79,7 @@ def report_after_training(run: Path, training_set: Dataset) -> None:
     except Exception as error:  # the training itself is complete
         LOGGER.warning("the report isn't written: %s", error)
     else:
-        LOGGER.info("a report is in %s", path)
+        LOGGER.info("a report to read is in %s", path)
 
 
 def _content(

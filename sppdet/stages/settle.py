@@ -192,10 +192,12 @@ def _divide(config: Config, whole: Dataset, fraction: float) -> np.ndarray[Any, 
         groups[last[len(last) - round(fraction * len(last)) :]] = groups.max() + 1
     stream = rng(config.seed, "images to test with")
     part = deal(classes_of_images(whole), [count - tested, tested], stream, groups=groups)
-    LOGGER.info(
-        "%s: %d images to train on, %d to test on; %d images in %d groups of similar ones aren't divided",
-        *(whole.name, int((part == 0).sum()), int((part == 1).sum()), kept, int((sizes > 1).sum())),
-    )
+    trained, tested = (int((part == k).sum()) for k in (0, 1))
+    text = f"{whole.name}: {trained} images to train on, {tested} to test on"
+    if kept:
+        groups_of_several = int((sizes > 1).sum())
+        text += f"; {kept} images in {groups_of_several} groups of similar ones stay together"
+    LOGGER.info("%s", text)
     return part
 
 

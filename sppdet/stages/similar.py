@@ -11,6 +11,7 @@ from sppdet.errors import ImageError
 from sppdet.evaluation.similar_images import Look, group_similar, look_of
 from sppdet.io.images import read_image
 from sppdet.parallel import ordered_map
+from sppdet.runs.progress import track
 from sppdet.types import Dataset
 
 
@@ -27,5 +28,8 @@ def similar_groups(dataset: Dataset, *, max_pixels: int, workers: int) -> NDArra
             return None
 
     paths = [image.path for image in dataset.images]
-    looks = list(ordered_map(look, paths, workers=workers))
+    found = ordered_map(look, paths, workers=workers)
+    looks = list(
+        track(found, total=len(paths), label=f"looking for near-duplicates, {dataset.name}")
+    )
     return group_similar([str(path.with_suffix("")) for path in paths], looks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sppdet.detection.detect import Classifiers
 from sppdet.runs.artifacts import read_checkpoint, write_tensors
 from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import track
 from sppdet.stages.context import Context
 from sppdet.stages.crossfit import save_fold_models
 from sppdet.stages.model import save_classifiers
@@ -75,7 +77,8 @@ def train_svms(
         text = f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
         facts = {"objective": svm.objective, "negatives": cached, "evicted": evicted}
         extra = event("svm trained", class_name=names[k], **facts)
-        LOGGER.info("%s", f"{text}{evicted} evicted{remark}", extra=extra)
+        level = logging.DEBUG if svm.converged else logging.INFO  # several lines a class
+        LOGGER.log(level, "%s", f"{text}{evicted} evicted{remark}", extra=extra)
 
     miner = Miner(
         positives,
@@ -87,8 +90,11 @@ def train_svms(
         report=report,
     )
     _mine(data, miner, layer, config, scale, made_by=made_by)
+    counts = ", ".join(f"{name} {count}" for name, count in zip(names, miner.cached(), strict=True))
+    LOGGER.info("svm: hard negatives: %s", counts)
     found = [(miner.weights, miner.biases)]
-    found += [miner.leave_out(mask, [mask[of] for of in images]) for mask in left_out]
+    masks = track(left_out, total=len(left_out), label="svm, without each fold")
+    found += [miner.leave_out(mask, [mask[of] for of in images]) for mask in masks]
     # the scale goes into the weights, so that detection takes the features as they come
     return [Classifiers(layer, weights * scale, biases) for weights, biases in found]
 
@@ -117,7 +123,7 @@ def _positives(
 
     found: list[list[Matrix]] = [[] for _ in data.dataset.class_names]
     positions: list[list[int]] = [[] for _ in data.dataset.class_names]
-    for made in data.gather(with_objects, of_objects, lambda made: made, label="positives"):
+    for made in data.gather(with_objects, of_objects, lambda made: made, label="svm, objects"):
         values = made["values"].cpu().numpy()
         for row, label, position in zip(
             values, made["labels"].tolist(), made["position"].tolist(), strict=True
@@ -151,13 +157,14 @@ def _mine(
             cached_images(state),
             candidates,
             partial(cached_negatives, state),
-            label="hard negatives of before",
+            label="svm, hard negatives of before",
         )
         miner.restore(state, again)
     data.ranks.wait()  # all have read the checkpoint before the first writes the next
     saved = time.monotonic()
     positions = [i % len(data.dataset) for i in range(done, count)]
-    for hard in data.gather(positions, candidates, miner.hard_of, label="hard negatives"):
+    label = "svm, hard negatives"
+    for hard in data.gather(positions, candidates, miner.hard_of, label=label, done=done):
         miner.add(hard)
         done += 1
         if data.ranks.is_first and time.monotonic() - saved >= data.checkpoint_seconds:

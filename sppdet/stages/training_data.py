@@ -18,7 +18,7 @@ from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import Ranks
-from sppdet.runs.log import track
+from sppdet.runs.progress import track
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.training.processes import Tensors
@@ -91,15 +91,17 @@ class TrainingData:
         pick: Callable[[T], Tensors],
         *,
         label: str,
+        done: int = 0,
     ) -> Iterator[Tensors]:
         """Yield `pick(compute(sample))` of images, in order and in every process of `ranks`.
 
         `compute` runs in several processes at once, each with its share of the images; `pick`
-        runs when the caller has consumed the results of the images before.
+        runs when the caller has consumed the results of the images before. `done` images more,
+        of an earlier call, count in the progress.
         """
         own = map(compute, self.samples(self.ranks.share(positions)))
         found = self.ranks.in_turn(own, len(positions), pick)
-        return track(found, total=len(positions), label=label)
+        return track(found, total=done + len(positions), label=label, done=done)
 
     def state_path(self, stage: str) -> Path:
         """Return the file of an unfinished stage's checkpoint."""
@@ -122,7 +124,7 @@ def feature_scale(data: TrainingData, layer: Layer, config: SvmConfig) -> float:
         return {"norms": torch.linalg.vector_norm(features, dim=1).double()}
 
     chosen = np.sort(order[: config.norm_images]).tolist()
-    found = data.gather(chosen, norms, lambda made: made, label=f"norm of {layer}")
+    found = data.gather(chosen, norms, lambda made: made, label=f"norm of {layer} features")
     total, windows_seen = 0.0, 0
     for made in found:
         total += float(made["norms"].sum())

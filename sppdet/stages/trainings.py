@@ -119,6 +119,11 @@ def train_part(
     return read_detections(run / DETECTIONS, test_set, meaning)
 
 
+def has_finished(run: Path) -> bool:
+    """Check whether a training has ended in a folder, be it with other settings."""
+    return (run / _FINISHED).is_file()
+
+
 def with_data(config: Config, data: DataConfig, *, store: Path) -> Config:
     """Return settings with other data; without a store of their own they share `store`."""
     return config.model_copy(update={"data": data, "store": Path.absolute(config.store or store)})

@@ -194,6 +194,10 @@ class Miner:
         """Train the classes whose caches have grown since their last training."""
         self._retrain([k for k, c in enumerate(self._caches) if c.added or not c.trained])
 
+    def cached(self) -> list[int]:
+        """Count the negatives in the classes' caches."""
+        return [len(cache.refs) for cache in self._caches]
+
     def leave_out(
         self, images: NDArray[np.bool_], positives: Sequence[NDArray[np.bool_]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
