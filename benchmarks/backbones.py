@@ -171,16 +171,18 @@ def measure(
     return ways
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    """Read the log of a run: the ends of its stages."""
+def events(run: Path, name: str = "stage ended") -> list[dict[str, Any]]:
+    """Read the events of a name from the log of a run; by default the ends of its stages."""
     log = run / "log.jsonl"
     lines = log.read_text().splitlines() if log.is_file() else []
-    return [line for line in map(json.loads, lines) if line["event"] == "stage ended"]
+    return [line for line in map(json.loads, lines) if line["event"] == name]
 
 
-def stage_seconds(ended: list[dict[str, Any]], *, idle: bool = False) -> dict[str, float]:
+def stage_seconds(
+    ended: list[dict[str, Any]], *, idle: bool = False, of: str = "cpu_seconds"
+) -> dict[str, float]:
     """Return the CPU seconds of each stage when it last worked; with `idle`, when it last ended."""
-    return {e["stage"]: e["cpu_seconds"] for e in ended if idle or not e["idle"]}
+    return {e["stage"]: e[of] for e in ended if idle or not e["idle"]}
 
 
 def build(

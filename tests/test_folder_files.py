@@ -151,3 +151,21 @@ def test_half_a_character_of_utf16(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Bär".encode("utf-16")[:-1])
     with pytest.raises(AnnotationError, match=r"a\.txt: not UTF-16 text"):
         read_foreign_text(tmp_path / "a.txt")
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "disk" / "photos", tmp_path / "set"
+    (elsewhere / "day").mkdir(parents=True)
+    (elsewhere / "day" / "a.jpg").touch()
+    (root / "own").mkdir(parents=True)
+    (root / "own" / "b.jpg").touch()
+    for name, target in [
+        ("images", elsewhere),
+        ("later", elsewhere / "day"),  # is listed by "images"
+        ("again", root / "own"),
+        ("own/up", root),
+        ("above", tmp_path),
+        ("gone", tmp_path / "nothing"),
+    ]:
+        (root / name).symlink_to(target)
+    assert FolderFiles(root).images == ("images/day/a.jpg", "own/b.jpg")

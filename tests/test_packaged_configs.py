@@ -67,7 +67,7 @@ def test_an_unknown_name_is_one_line(
     assert (status, out) == (1, "")
     assert err == (
         "error: squeezenet_smal: no such file, and no packaged config of that name; did you mean "
-        "squeezenet_small?\n"
+        "squeezenet_small or squeezenet_tuned?\n"
     )
     status, _, err = sppdet(command, "qqq")
     assert err.endswith("; `sppdet init --list` has them all\n")

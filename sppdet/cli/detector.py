@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,16 +54,39 @@ def train(
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     until: Annotated[StageName, typer.Option(help="Stop after this stage.")] = "evaluate",
+    preset: Annotated[
+        Literal["fast", "balanced", "accurate"] | None,
+        typer.Option(help="Settings for a folder of images. Default: fast; on a GPU, accurate."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Choose what the training of a folder of images has time for."),
+    ] = None,
 ) -> None:
     """Train a detector; an interrupted run goes on where it stopped."""
-    from sppdet.io.settings import load_config
+    from sppdet.io.settings import holds_images, load_config, load_for_images
 
-    settings = load_config(config, overrides or ())
+    own = overrides or []
+    if not holds_images(config):
+        if preset or minutes:
+            raise ConfigError(
+                f"{config}: has settings of its own; --preset and --minutes are for a folder of images"
+            )
+        settings = load_config(config, own)
+    else:
+        settings = load_for_images(config, own, tuned=preset in ("balanced", "accurate"))
     start_libraries()
     from sppdet.stages.pipeline import train as run_stages
 
+    choice = None
+    if holds_images(config):
+        from sppdet.stages.presets import Choice
+
+        load = partial(load_for_images, config, own)
+        fixed = frozenset(item.partition("=")[0].strip() for item in own)
+        choice = Choice(lambda tuned: load(tuned=tuned), preset, minutes, fixed)
     folder = run or default_run(config)
-    run_stages(settings, folder, device=device, until=until)
+    run_stages(settings, folder, device=device, until=until, choice=choice)
     if until == "evaluate":
         suggest("detect", str(folder), "FOLDER", "--out", "found")
     else:

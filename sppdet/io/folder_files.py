@@ -22,7 +22,9 @@ _ROUGHLY = 2  # the stem alone is the same
 
 
 class FolderFiles:
-    """The files below a folder, listed once; hidden ones and links to folders are left out.
+    """The files below a folder, listed once; hidden ones are left out.
+
+    Links to folders elsewhere are followed; those to a folder that is listed anyway, or above, are not.
 
     Attributes:
         root: the folder.
@@ -32,8 +34,20 @@ class FolderFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         found: list[str] = []
-        for parent, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        followed = [Path(os.path.realpath(root))]
+
+        def is_new(folder: Path) -> bool:
+            if not folder.is_symlink():
+                return True
+            target = Path(os.path.realpath(folder))
+            if any(t in (target, *target.parents) or target in t.parents for t in followed):
+                return False
+            followed.append(target)
+            return True
+
+        for parent, folders, names in os.walk(root, followlinks=True):
+            shown = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = [name for name in shown if is_new(Path(parent, name))]
             below = Path(parent).relative_to(root).as_posix()
             start = "" if below == "." else f"{below}/"
             found += [f"{start}{name}" for name in names if not name.startswith(".")]

@@ -35,10 +35,16 @@ def packaged_config(name: str) -> Path:
     raise ConfigError(f"{name}: no such file, and no packaged config of that name; {hint}")
 
 
-def config_for_images() -> Path:
-    """Choose the packaged config for own images: lite0_small or, without timm, squeezenet_small."""
+def config_for_images(*, tuned: bool = False) -> Path:
+    """Choose the packaged config for own images: that of lite0 or, without timm, of squeezenet.
+
+    Args:
+        tuned: take the one whose convolutional layers learn.
+    """
     has_timm = importlib.util.find_spec("timm") is not None
-    return packaged_config("lite0_small" if has_timm else "squeezenet_small")
+    return packaged_config(
+        f"{'lite0' if has_timm else 'squeezenet'}_{'tuned' if tuned else 'small'}"
+    )
 
 
 def find_config(path: Path) -> tuple[Path, Path | None]:

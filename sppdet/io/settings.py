@@ -37,17 +37,29 @@ S = TypeVar("S", bound=Section)
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a detector's settings; see `load_settings`.
 
-    A folder that has no packaged config's name is one of labelled images, whatever their format: it
-    gets the settings of `config_for_images`.
+    A folder of labelled images gets the settings of `config_for_images`.
     """
     path = Path(path)
-    if not path.is_dir() or (len(path.parts) == 1 and path.name in packaged_configs()):
+    if not holds_images(path):
         return load_settings(path, Config, overrides)
-    file = config_for_images()
-    better = "" if file.stem == "lite0_small" else "; lite0_small needs `pip install timm`"
-    text = "%s: a folder of images; settings: %s (`sppdet init %s` prints them)%s"
-    LOGGER.info(text, path, file.stem, file.stem, better)
-    raw = read_with_bases(file, Path("configs"))
+    name = config_for_images().stem
+    text = "%s: a folder of images; settings: %s (`sppdet init %s` prints them)"
+    LOGGER.info(text, path, name, name)
+    return load_for_images(path, overrides)
+
+
+def holds_images(path: Path) -> bool:
+    """Tell a folder of images from settings: it is a folder that has no packaged config's name."""
+    return path.is_dir() and not (len(path.parts) == 1 and path.name in packaged_configs())
+
+
+def load_for_images(path: Path, overrides: Iterable[str] = (), *, tuned: bool = False) -> Config:
+    """Read the packaged settings for a folder of labelled images, whatever their format.
+
+    Args:
+        tuned: take those whose convolutional layers learn.
+    """
+    raw = read_with_bases(config_for_images(tuned=tuned), Path("configs"))
     raw["data"] = {"format": "auto", "root": [os.path.abspath(path)]}
     return _overridden(raw, str(path), Config, overrides)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sppdet.config import Config
 from sppdet.features.backbones import Backbone
@@ -20,6 +20,9 @@ from sppdet.stages.proposer import Proposer
 from sppdet.stages.training_data import TrainingData
 from sppdet.types import Dataset, EvalResult
 
+if TYPE_CHECKING:
+    from sppdet.stages.presets import Choice
+
 Stage = Literal[
     "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
 ]
@@ -34,6 +37,7 @@ class Context:
     run: Path
     ranks: Ranks
     last_stage: Stage
+    choice: Choice | None = None  # that the data stage makes, of settings in place of `config`
 
     # by the data stage
     images: ImageCache = field(init=False)

@@ -15,6 +15,7 @@ from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.backbone import load
 from sppdet.stages.context import Context
+from sppdet.stages.presets import choose
 from sppdet.types import Dataset
 
 
@@ -31,6 +32,8 @@ def read_data(context: Context) -> bool:
         context.images = images
         context.training_set, context.test_set = read_datasets(config, images)
         _check_positives(context.training_set)
+        if context.choice is not None:
+            config = context.config = choose(context, context.choice)
         if ranks.is_first:
             images.save(run / "images.json")
             # a trained model keeps the settings that it was trained by

@@ -21,7 +21,9 @@ from sppdet.stages.data import read_data
 from sppdet.stages.evaluate import evaluate
 from sppdet.stages.features import compute_maps
 from sppdet.stages.finetune import train_head
+from sppdet.stages.forecast import announce
 from sppdet.stages.model import choose_device
+from sppdet.stages.presets import Choice
 from sppdet.stages.proposals import propose
 from sppdet.stages.ranking import train_ranking
 from sppdet.stages.run_report import report_after_training
@@ -49,6 +51,7 @@ def train(
     *,
     device: str = "auto",
     until: Stage = "evaluate",
+    choice: Choice | None = None,
     on_event: EventCallback | None = None,
 ) -> EvalResult | None:
     """Train a detector in the folder `run`, going on where an earlier call stopped.
@@ -57,6 +60,7 @@ def train(
     classes; the folder, and the store where one is named, must be the same for all of them.
 
     Args:
+        choice: of presets, whose settings take the place of `config`'s but for the data.
         on_event: called with the name and the facts of every event that `log.jsonl` records, for an
             experiment tracker. The first process alone calls it; an error of it becomes a warning, and
             ends the calls.
@@ -80,13 +84,15 @@ def train(
         LOGGER.debug("training in %s", run, extra=facts)
         with ranks.first_goes_first():
             config = settle(config, run)
-        context = Context(config, run, ranks, until)
+        context = Context(config, run, ranks, until, choice)
         for stage, function in FUNCTIONS.items():
             if stage == "evaluate" and context.test_set is None:
                 break
-            said = title(stage, config, until=until)
+            said = title(stage, context.config, until=until)
             with timed(run, stage, write=ranks.is_first, title=said) as timing:
                 timing.cached = not function(context)
+                if stage == "data" and ranks.is_first:
+                    announce(context)
             if stage == until:
                 break
         if context.result is not None and ranks.is_first:

@@ -1,0 +1,196 @@
+"""What each stage of a training will take, from speeds that are measured on a few images."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from sppdet.config import Config
+from sppdet.errors import SppdetError
+from sppdet.features.backbones import Backbone
+from sppdet.features.geometry import scale_factor, scale_factors_of
+from sppdet.features.head import build_head
+from sppdet.features.regions import FeatureExtractor
+from sppdet.io.backbone_weights import load_backbone
+from sppdet.resizing import resized
+from sppdet.runs.environment import available_cores, worker_count
+from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import duration
+from sppdet.stages.context import Context, Stage
+from sppdet.stages.map_cache import MapCache
+from sppdet.stages.proposer import Proposer
+from sppdet.training.finetune_images import ImageTuner, TrainingImage
+from sppdet.training_config import FinetuneConfig
+from sppdet.types import Boxes, Dataset, ImageArray
+
+T = TypeVar("T")
+_IMAGES = 3
+# Seconds of a stage for each image, in those of pooling and scoring its windows (benchmarks/presets.py)
+_SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.0, 1.0, 1.5
+_REPORTS = 8.0  # seconds of intervals, curves and the report
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds on this machine."""
+
+    search: float  # an image's proposals, with all workers at once
+    layers: float  # a megapixel's feature maps
+    pool: float  # an image's windows, pooled and scored
+    step: float  # a megapixel in fine-tuning; 0 where nothing is tuned on images
+
+
+def announce(context: Context) -> None:
+    """Say what each stage of a new run will take; runs that go on know it better by their progress."""
+    store = Proposer(context.config.proposals, context.store).store
+    if store is None or store.folder.exists() or not context.reaches("evaluate"):
+        return
+    try:
+        speed = measure(context, context.config, context.backbone)
+    except SppdetError:  # of an image or a setting that its stage will name
+        return
+    tests = len(context.test_set) if context.test_set is not None else 0
+    expected = forecast(context.config, speed, context.training_set, tests=tests)
+    parts = ", ".join(f"{stage} {duration(s)}" for stage, s in expected.items() if s >= 1)
+    text = "expected: about %s in all (%s), measured on %d images"
+    extra = event("forecast", seconds={k: round(v, 1) for k, v in expected.items()})
+    LOGGER.info(text, duration(sum(expected.values())), parts, _IMAGES, extra=extra)
+
+
+def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> dict[Stage, float]:
+    """Compute the seconds of every stage from the speeds and the numbers of images.
+
+    Args:
+        dataset: to train on.
+        tests: images to test on.
+    """
+    images = len(dataset)
+    layers = speed.layers * megapixels(config, dataset)
+    expected: dict[Stage, float] = {"proposals": speed.search * (images + tests)}
+    tuned = config.finetune is not None and config.finetune.on_images
+    mirrored = config.finetune is not None and config.finetune.flip and not tuned
+    expected["features"] = 0.0 if config.tunes_conv() else layers * images * (2 if mirrored else 1)
+    if config.finetune is not None:
+        expected["finetune"] = _tuning(config, config.finetune, speed, dataset)
+        if config.tunes_conv():
+            expected["finetune"] += layers * images
+    if config.classifier == "svm":
+        expected["svm"] = _SVM * speed.pool * images
+    if config.bbox is not None and config.bbox.source == "ridge":
+        expected["bbox"] = _BBOX * speed.pool * images
+    if config.calibrate is not None:
+        expected["calibrate"] = _FOLDS * speed.pool * images
+    if tests:
+        expected["evaluate"] = (layers + _TEST * speed.pool) * tests + _REPORTS
+    return expected
+
+
+def _tuning(config: Config, tuning: FinetuneConfig, speed: Speed, dataset: Dataset) -> float:
+    if not tuning.on_images:
+        return tuning.batches * tuning.batch_size / 2000 * speed.pool
+    area = megapixels(config, dataset, tuning.image_scales) / (
+        1 if tuning.image_scales else len(config.scales)
+    )
+    return tuning.batches * tuning.batch_images * speed.step * area
+
+
+def megapixels(config: Config, dataset: Dataset, interval: list[int] | None = None) -> float:
+    """Compute the mean area of an image at all scales together, or at one scale of an interval."""
+    total, limit = 0.0, config.features.max_side
+    for image in dataset.images:
+        size = {"width": image.width, "height": image.height}
+        if interval is None:
+            factors = scale_factors_of(config.scales, max_side=limit, **size)
+        else:
+            sides = np.linspace(interval[0], interval[1], 9).round().astype(int).tolist()
+            each = [scale_factor(scale=side, max_side=limit, **size) ** 2 for side in sides]
+            factors = np.sqrt([np.mean(each)])
+        total += float((factors**2).sum()) * image.width * image.height / 1e6
+    return total / max(1, len(dataset))
+
+
+def loaded_and_measured(context: Context, config: Config) -> Speed:
+    """Load the network of the settings, unfitted, and measure with it."""
+    backbone = load_backbone(
+        config.backbone.name,
+        config.backbone.weights,
+        seed=config.seed,
+        stages=config.backbone.strides,
+        project=config.features.project,
+    )
+    backbone.layers.to(context.ranks.device)
+    return measure(context, config, backbone)
+
+
+def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
+    """Measure the speeds on a few images of the training set; each is run twice, the first time to compile.
+
+    Raises:
+        SppdetError: an image can't be read, or a network can't be built by the settings.
+    """
+    images, count = context.training_set.images, len(context.training_set)
+    places = sorted({count // 6, count // 2, 5 * count // 6})
+    proposer = Proposer(config.proposals)
+    maps = MapCache(backbone, config.scales, config.features, context.images)
+    device = context.ranks.device
+    extractor = FeatureExtractor.by(config.spp_levels, config.features, None, device)
+    classes = len(context.training_set.class_names)
+    step = _stepper(backbone, config, classes)
+    seconds = np.zeros((len(places) + 1, 4))
+    for row, place in enumerate([places[0], *places]):
+        image = images[place]
+        pixels = context.images.read(image.path)
+        proposals, search = _timed(partial(proposer.of, pixels), device)
+        scaled = maps.scaled(pixels)
+        made, layers = _timed(partial(maps.compute, scaled), device)
+        area = float((made.scale_factors**2).sum()) * image.width * image.height / 1e6
+        _, pool = _timed(partial(extractor, made, proposals.boxes, "pool5"), device)
+        tuned = step(pixels, proposals.boxes, device) if step else 0.0
+        seconds[row] = search, layers / area, pool, tuned
+    search, layers, pool, tuned = seconds[1:].mean(axis=0).tolist()
+    together = max(1, min(worker_count(config.workers), available_cores()))
+    return Speed(search / together, layers, pool, tuned)
+
+
+def _stepper(
+    backbone: Backbone, config: Config, classes: int
+) -> Callable[[ImageArray, Boxes, torch.device], float] | None:
+    """Build what times a training step of an image, in seconds a megapixel, on a copy of the network."""
+    tuning = config.finetune
+    if tuning is None or config.head is None or not tuning.on_images:
+        return None
+    own = replace(backbone, layers=copy.deepcopy(backbone.layers))
+    levels = config.spp_levels
+    boxed = config.learns_boxes()
+    head = build_head(own, levels, config.head, outputs=classes + 1, seed=0, boxes=boxed)
+    head.to(next(backbone.layers.parameters()).device)
+    tuner = ImageTuner(own, head, levels, tuning, seed=0)
+    scale = int(np.mean(tuning.image_scales or config.scales))
+
+    def step(pixels: ImageArray, boxes: Boxes, device: torch.device) -> float:
+        height, width = pixels.shape[:2]
+        limit = config.features.max_side
+        factor = scale_factor(width=width, height=height, scale=scale, max_side=limit)
+        small = torch.from_numpy(resized(pixels, factor, own.preprocessing.interpolation))
+        chosen = boxes[: tuning.windows_per_image]
+        labels = (np.arange(len(chosen)) % 4 == 0).astype(np.int64)
+        image = TrainingImage(small, factor, chosen, labels, chosen)
+        _, seconds = _timed(lambda: tuner.step([image], max(1, len(chosen))), device)
+        return seconds / (small.shape[0] * small.shape[1] / 1e6)
+
+    return step
+
+
+def _timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - start

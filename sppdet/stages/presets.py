@@ -1,0 +1,190 @@
+"""Presets for a folder of images: settings that suit its images, its objects and the time there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from sppdet.config import Config
+from sppdet.errors import ArtifactError
+from sppdet.io.packaged_configs import config_for_images
+from sppdet.runs.artifacts import read_json, write_json
+from sppdet.runs.log import LOGGER, event
+from sppdet.runs.progress import duration
+from sppdet.stages.forecast import forecast, loaded_and_measured
+from sppdet.types import Dataset
+
+if TYPE_CHECKING:
+    from sppdet.stages.context import Context
+
+Preset = Literal["fast", "balanced", "accurate"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+_SMALL_PX = 24  # at the detector's scale: one and a half cells of stride 16
+_LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
+_PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/results.md: 8 passes for 100 images, 4 for 530
+_FEWEST = 0.4  # of balanced's batches that `--minutes` may leave
+_SMALLER = 2 / 3  # factor on the scales of the last resort
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `sppdet train FOLDER` may choose from, and what the user asks for."""
+
+    load: Callable[
+        [bool], Config
+    ]  # packaged settings with the user's: of layers that learn, or of others
+    preset: Preset | None = None  # None: by the device, or by `minutes`
+    minutes: float | None = None
+    fixed: frozenset[str] = field(default_factory=frozenset)  # settings that the user has set
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A preset with the values of its settings that depend on the data."""
+
+    preset: Preset
+    values: Mapping[str, Any]  # setting -> value
+
+    def applied(self, choice: Choice) -> Config:
+        """Put the values into the settings of the preset, except where the user has set them."""
+        config = choice.load(self.preset != "fast")
+        values = {key: v for key, v in self.values.items() if key not in choice.fixed}
+        top = {key: v for key, v in values.items() if "." not in key}
+        if config.finetune is not None:
+            names = {key.removeprefix("finetune."): v for key, v in values.items() if "." in key}
+            top["finetune"] = config.finetune.model_copy(update=names)
+        return config.model_copy(update=top)
+
+
+def choose(context: Context, choice: Choice) -> Config:
+    """Choose the settings of a run once; later calls take what was chosen, unless they ask for more.
+
+    `preset.json` of the run keeps the choice, since speeds vary from one measurement to the next.
+    """
+    path, data = context.run / "preset.json", context.config.data
+    asked = {"preset": choice.preset, "minutes": choice.minutes}
+    stored = _stored(path)
+    if stored is not None and asked in (stored["asked"], {"preset": None, "minutes": None}):
+        chosen = Chosen(stored["preset"], stored["values"])
+    else:
+        chosen = _chosen(context, choice)
+        if context.ranks.is_first:
+            write_json(
+                path, {"asked": asked, "preset": chosen.preset, "values": dict(chosen.values)}
+            )
+    config = chosen.applied(choice).model_copy(update={"data": data})
+    name = config_for_images(tuned=chosen.preset != "fast").stem
+    better = "" if name.startswith("lite0") else "; `pip install timm` has a better network"
+    said, extra = describe(chosen.preset, config), event("preset", settings=name, **vars(chosen))
+    LOGGER.info(
+        "preset %s (`sppdet init %s` prints the settings)%s", said, name, better, extra=extra
+    )
+    return config
+
+
+def describe(preset: Preset, config: Config) -> str:
+    """Describe what a preset does in a few words."""
+    scales = ", ".join(map(str, config.scales))
+    if config.finetune is None:
+        return f"{preset}: the network as it is, images at {scales} px"
+    return (
+        f"{preset}: the network learns, {config.finetune.batches:,} batches; images at {scales} px"
+    )
+
+
+def _chosen(context: Context, choice: Choice) -> Chosen:
+    dataset = context.training_set
+    if choice.minutes is None:
+        on_gpu = context.ranks.device.type == "cuda"
+        return candidate(choice, choice.preset or ("accurate" if on_gpu else "fast"), dataset)
+    wanted = [choice.preset] if choice.preset else list(PRESETS)
+    some = candidate(choice, wanted[-1], dataset)
+    speed = loaded_and_measured(context, some.applied(choice))
+    candidates = [candidate(choice, preset, dataset) for preset in reversed(wanted)]
+    if "balanced" in wanted:
+        candidates.insert(-1, candidate(choice, "balanced", dataset, fraction=_FEWEST))
+    if "fast" in wanted:
+        candidates.append(candidate(choice, "fast", dataset, smaller=_SMALLER))
+    tests = len(context.test_set) if context.test_set is not None else 0
+    for chosen in candidates:
+        config = chosen.applied(choice)
+        seconds = sum(forecast(config, speed, dataset, tests=tests).values())
+        if seconds <= 60 * choice.minutes:
+            return chosen
+    LOGGER.warning(
+        "--minutes %g: even the least takes about %s; expected more minutes or fewer images",
+        *(choice.minutes, duration(seconds)),
+    )
+    return chosen
+
+
+def candidate(
+    choice: Choice,
+    preset: Preset,
+    dataset: Dataset,
+    *,
+    fraction: float = 1.0,
+    smaller: float = 1.0,
+) -> Chosen:
+    """Fit a preset to a training set.
+
+    Small objects have larger scales. The passes over the images fall with their number: with n images
+    8 · (100 / n)^0.42 of balanced, and accurate takes one and a half times as many, at larger scales.
+
+    Args:
+        fraction: of the batches that are taken.
+        smaller: factor on the scales.
+    """
+    config = choice.load(preset != "fast")
+    grown = smaller * (1.25 if preset == "accurate" else 1.0)
+    if are_small(dataset, scale=round(max(config.scales) * grown)):
+        grown *= _LARGER
+    values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
+    if config.finetune is not None:
+        images = max(1, len(dataset))
+        passes = _PASSES * (_AT_IMAGES / images) ** _POWER * (1.5 if preset == "accurate" else 1.0)
+        batches = fraction * passes * images / config.finetune.batch_images
+        values["finetune.batches"] = max(50, round(batches))
+        if config.finetune.image_scales is not None:
+            values["finetune.image_scales"] = [
+                _even(s * grown) for s in config.finetune.image_scales
+            ]
+    return Chosen(preset, values)
+
+
+def are_small(dataset: Dataset, *, scale: int) -> bool:
+    """Check whether a quarter of the objects have a side below one and a half cells of stride 16."""
+    sides = [
+        (image.gt_boxes[:, 2:] - image.gt_boxes[:, :2]).min(axis=1)
+        * (scale / min(image.width, image.height))
+        for image in dataset.images
+        if len(image.gt_boxes)
+    ]
+    return bool(sides) and float(np.quantile(np.concatenate(sides), 0.25)) < _SMALL_PX
+
+
+def _even(side: float) -> int:
+    """Round to a multiple of 16 pixels."""
+    return max(16, round(side / 16) * 16)
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """Read an earlier choice; None where there is none, or it isn't one."""
+    try:
+        found = read_json(path)
+    except ArtifactError:
+        return None
+    if not isinstance(found, dict) or found.get("preset") not in PRESETS:
+        return None
+    values = found.get("values")
+    if not isinstance(values, dict) or not set(values) <= _KEYS or "asked" not in found:
+        return None
+    return found
+
+
+_KEYS = {"scales", "finetune.batches", "finetune.image_scales"}

@@ -1,0 +1,181 @@
+"""Presets and the times that are announced: by hand, and through the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation_samples import make_image
+from runs import CommandLine
+from sppdet.config import Config
+from sppdet.io.settings import validate
+from sppdet.stages.forecast import Speed, forecast, megapixels
+from sppdet.stages.presets import Choice, are_small, candidate
+from sppdet.types import Dataset
+
+FAST = {"scales": [480], "head": None, "finetune": None}
+TUNED = {
+    "scales": [320],
+    "head": {"widths": [32]},
+    "finetune": {"layers": "all", "batches": 1000, "image_scales": [256, 384]},
+}
+DATA = {"root": ".", "train": "train", "test": "test"}
+
+
+def config(**settings: Any) -> Config:
+    return validate({"data": DATA, **settings}, "test", Config)
+
+
+def load(tuned: bool) -> Config:
+    return config(**(TUNED if tuned else FAST))
+
+
+def dataset(count: int, *, side: float, width: int = 640, height: int = 480) -> Dataset:
+    """`count` images with one square object each."""
+    made = make_image("a", [(1, (10, 10, 10 + side, 10 + side))])
+    images = [replace(made, id=f"{n}", width=width, height=height) for n in range(count)]
+    return Dataset("s", ("a",), tuple(images))
+
+
+def test_passes_fall_with_the_number_of_images() -> None:
+    choice = Choice(load)
+
+    def batches(preset: Any, images: int) -> int:
+        return int(candidate(choice, preset, dataset(images, side=200)).values["finetune.batches"])
+
+    assert batches("balanced", 100) == 400  # 8 passes, 2 images a batch
+    assert batches("balanced", 530) == pytest.approx(4 * 530 / 2, rel=0.02)
+    assert batches("accurate", 100) == 600
+    assert batches("balanced", 3) >= 50
+    assert "finetune.batches" not in candidate(choice, "fast", dataset(100, side=200)).values
+
+
+def test_small_objects_have_larger_scales() -> None:
+    choice = Choice(load)
+    large, small = dataset(8, side=100), dataset(8, side=20)
+    assert are_small(small, scale=480) and not are_small(large, scale=480)
+    assert not are_small(Dataset("s", ("a",), ()), scale=480)
+    for preset, wanted in (("fast", [480]), ("balanced", [320]), ("accurate", [400])):
+        assert candidate(choice, preset, large).values["scales"] == wanted  # type: ignore[arg-type]
+    assert candidate(choice, "fast", small).values["scales"] == [720]
+    found = candidate(choice, "balanced", small).values
+    assert found["scales"] == [480] and found["finetune.image_scales"] == [384, 576]
+
+
+def test_what_the_user_has_set_stays() -> None:
+    images = dataset(100, side=200)
+    chosen = candidate(Choice(load), "balanced", images)
+    fixed = Choice(load, fixed=frozenset({"scales", "finetune.batches"}))
+    found, own = chosen.applied(Choice(load)), chosen.applied(fixed)
+    assert found.finetune is not None and own.finetune is not None
+    assert (found.finetune.batches, own.finetune.batches) == (400, 1000)
+    accurate = candidate(fixed, "accurate", images)
+    assert accurate.applied(fixed).scales == [320]
+    assert accurate.applied(Choice(load)).scales == [400]
+    assert own.finetune.image_scales == [256, 384]
+
+
+def test_megapixels_by_hand() -> None:
+    images = dataset(2, side=50)
+    area = 640 * 480 / 1e6
+    assert megapixels(load(False), images) == pytest.approx(area)
+    two = config(**{**FAST, "scales": [240, 480]})
+    assert megapixels(two, images) == pytest.approx(1.25 * area)
+    mean = np.mean([(side / 480) ** 2 for side in range(240, 481, 30)])
+    assert megapixels(load(False), images, [240, 480]) == pytest.approx(mean * area)
+
+
+def test_a_forecast_by_hand() -> None:
+    images = dataset(10, side=50)
+    speed = Speed(search=0.5, layers=2.0, pool=0.25, step=4.0)
+    area = 640 * 480 / 1e6
+    fast = forecast(load(False), speed, images, tests=4)
+    assert fast["proposals"] == 0.5 * 14 and fast["features"] == pytest.approx(2 * area * 10)
+    assert "finetune" not in fast and {"svm", "bbox", "calibrate", "evaluate"} <= set(fast)
+    tuned = forecast(load(True), speed, images, tests=0)
+    assert tuned["features"] == 0 and "evaluate" not in tuned
+    small = megapixels(load(True), images) * 2.0 * 10  # maps of the tuned layers
+    steps = 1000 * 2 * 4.0 * megapixels(load(True), images, [256, 384])
+    assert tuned["finetune"] == pytest.approx(steps + small)
+    twice = forecast(load(False), speed, dataset(20, side=50), tests=8)
+    assert twice["svm"] == 2 * fast["svm"] and twice["proposals"] == 2 * fast["proposals"]
+    bare = config(**FAST, bbox=None, calibrate=None)
+    assert not {"bbox", "calibrate"} & set(forecast(bare, speed, images, tests=1))
+
+
+SMALL = [
+    *(
+        "backbone={name: tiny, weights: none, stages: auto}",
+        "features={canonical_size: 80}",
+        "workers=1",
+    ),
+    *("proposals={image_width: 200, max_boxes: 150, min_size: 12}", "scales=[120]"),
+]
+
+
+def small(*more: str) -> list[str]:
+    return [word for item in (*SMALL, *more) for word in ("--set", item)]
+
+
+def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path: Path) -> None:
+    folder = demo_root
+    run = tmp_path / "run"
+    words = ("train", folder, "--run", run, "--until", "data", *small("finetune.image_scales=null"))
+    status, out, err = sppdet(*words, "--preset", "balanced")
+    assert status == 0, err
+    assert "preset balanced: the network learns, " in out
+    first = json.loads((run / "preset.json").read_text())
+    assert first["asked"] == {"preset": "balanced", "minutes": None}
+    passes = 8 * (100 / 12) ** 0.42
+    assert first["values"]["finetune.batches"] == round(passes * 12 / 2)
+    written = (run / "config.yaml").read_text()
+    assert f"batches: {first['values']['finetune.batches']}" in written and "- 120" in written
+    plain = ("train", folder, "--run", run, "--until", "data", *small())
+    status, out, err = sppdet(*plain)  # goes on with what was chosen
+    assert status == 0 and "preset balanced" in out, err
+    status, out, err = sppdet(*plain, "--preset", "fast")
+    assert status == 0 and "preset fast: the network as it is, images at 120 px" in out, err
+
+
+def test_minutes_choose_what_fits(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = Speed(search=0.0, layers=0.0, pool=0.0, step=10.0)
+    monkeypatch.setattr("sppdet.stages.presets.loaded_and_measured", lambda *_: speed)
+
+    def chosen(minutes: str, *more: str) -> tuple[str, str]:
+        run = tmp_path / f"{minutes}{''.join(more)}"
+        words = ("--run", run, "--until", "data", "--minutes", minutes, *more)
+        status, _, err = sppdet("train", demo_root, *words, *small())
+        assert status == 0, err
+        return str(json.loads((run / "preset.json").read_text())["preset"]), err
+
+    assert chosen("1000")[0] == "accurate" and chosen("0.3")[0] == "fast"
+    assert chosen("1000", "--preset", "fast")[0] == "fast"
+    preset, err = chosen("0.1")
+    assert preset == "fast" and "even the least takes about 8 s" in err
+
+
+def test_settings_of_their_own_take_no_preset(sppdet: CommandLine, settings: Path) -> None:
+    status, _, err = sppdet("train", settings, "--preset", "fast")
+    assert status == 1 and err.count("\n") == 1
+    assert "--preset and --minutes are for a folder of images" in err
+
+
+def test_times_are_announced_before_the_work(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ("train", demo_root, "--run", run, *small())
+    status, out, err = sppdet(*words)
+    assert status == 0, err
+    lines = out.splitlines()
+    (at,) = [n for n, line in enumerate(lines) if line.startswith("expected: about ")]
+    assert at < next(n for n, line in enumerate(lines) if line.startswith("[2/"))
+    status, out, err = sppdet(*words)
+    assert status == 0 and "expected: about" not in out
