@@ -396,6 +396,26 @@ def test_images_without_an_annotation_of_labelling_tools(tmp_path: Path) -> None
     assert list(content["sets"]) == ["train"]  # a split would be drawn by the run
 
 
+def test_a_set_without_an_object_or_an_image_that_can_be_read(tmp_path: Path) -> None:
+    labelled_sets.labelimg_voc(tmp_path / "set")
+    for path in (tmp_path / "set").glob("*.png"):
+        path.write_bytes(b"")
+    said = checked(tmp_path / "set", tmp_path / "out")
+    assert "nan" not in said
+    found = cases_of(read_strictly(tmp_path / "out" / "check.json"))
+    assert len(found["image"]) == 6
+    assert [case["text"] for case in found["untrained class"]] == ["no object of any class"]
+    check_page(tmp_path / "out" / "check.html")
+
+
+def test_stored_proposals_that_arent_there(
+    clean: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked(clean, tmp_path, "proposals.engine=stored", f"proposals.path=[{tmp_path / 'none'}]")
+    assert "proposals aren't looked at: " in caplog.text
+    assert read_strictly(tmp_path / "check.json")["proposals"] is None
+
+
 def test_hostile_names(tmp_path: Path) -> None:
     one = Spoilt(tmp_path / "<b>set&amp;")
     one.relabel("t00", HOSTILE.replace("<", "&lt;").replace(">", "&gt;"))

@@ -52,7 +52,8 @@ def check(
     folder = default_run(data, "-check")
     result = check_data(settings, out or folder, name=default_run(data).name, sample=proposals)
     if strict and result.errors:
-        raise DataError(f"{data}: {result.errors} errors; see {out or folder}")
+        said = f"{result.errors} error{'s' * (result.errors > 1)}"
+        raise DataError(f"{data}: {said}; see {out or folder}")
 
 
 def compare(

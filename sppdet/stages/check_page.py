@@ -54,7 +54,8 @@ def print_findings(found: Survey, findings: Sequence[Finding], console: Console)
     for row in sorted(numbers, key=lambda one: one.objects)[:_SHOWN_CLASSES]:
         cells = [str(n) for n in row.objects] + [number(row.side_px[1], 0)]
         classes.add_row(Text(one_line(row.name, 40)), *cells)
-    console.print(classes)
+    if numbers:
+        console.print(classes)
     if len(numbers) > _SHOWN_CLASSES:
         rest = len(numbers) - _SHOWN_CLASSES
         console.print(Text(f"and {rest} classes with more objects"), soft_wrap=True)

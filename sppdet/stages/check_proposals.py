@@ -51,4 +51,5 @@ def search_sample(found: Survey, sample: int) -> None:
     except SppdetError as error:
         LOGGER.warning("proposals aren't looked at: %s", error)
         return
-    found.coverage, found.sampled = coverage(pairs), len(chosen)
+    if pairs:
+        found.coverage, found.sampled = coverage(pairs), len(chosen)

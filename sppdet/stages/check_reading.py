@@ -96,6 +96,8 @@ def survey(config: Config) -> Survey:
             found.cases += _shape_cases(config, split, one, image)
             found.cases += double_cases(split, image, found.class_names)
     found.cases += class_cases(class_numbers(found.images, found.class_names), found.splits)
+    if not found.class_names:
+        found.cases.append(Case("untrained class", "no object of any class"))
     _find_repeats(found, looks)
     return found
 
