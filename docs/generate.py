@@ -22,7 +22,18 @@ from sppdet.setting_types import Section
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 COMMANDS = (
-    *("train", "crossval", "curve", "eval", "compare", "diagnose", "audit", "report", "explain"),
+    *(
+        "check",
+        "train",
+        "crossval",
+        "curve",
+        "eval",
+        "compare",
+        "diagnose",
+        "audit",
+        "report",
+        "explain",
+    ),
     *("detect", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),

@@ -39,6 +39,7 @@ COMMANDS = {
     "diagnose": ("RUN", "--split", "--score", "--min-probability", "--device"),
     "report": ("RUN", "--split", "--out"),
     "explain": ("RUN", "IMAGE", "--at", "--detection", "--score", "--out", "--device"),
+    "check": ("DATA", "--out", "--proposals", "--strict", "--set"),
     "crossval": ("CONFIG", "--folds", "--run", "--set", "--device"),
     "curve": ("CONFIG", "--fractions", "--seeds", "--run", "--set", "--device"),
     "compare": ("RUN_A", "RUN_B", "--split", "--metric", "--json"),

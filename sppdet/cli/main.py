@@ -31,6 +31,7 @@ AFTER_A_SIGNAL = {
     "audit": "nothing is kept; the same command starts again",
     "report": "nothing is kept; the same command starts again",
     "explain": "nothing is kept; the same command starts again",
+    "check": "nothing is kept; the same command starts again",
     "compare": "nothing is kept; the same command starts again",
     "crossval": "finished folds are kept; the same command goes on from here",
     "curve": "finished trainings are kept; the same command goes on from here",

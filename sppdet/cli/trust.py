@@ -1,4 +1,4 @@
-"""Commands about how far numbers and labels can be trusted: compare, crossval, curve, audit."""
+"""Commands about how far data and numbers can be trusted: check, compare, crossval, curve, audit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,44 @@ from sppdet.cli.options import (
     default_run,
 )
 from sppdet.cli.process import given_words, start_libraries, suggest
-from sppdet.errors import ConfigError
+from sppdet.errors import ConfigError, DataError
 
 _Run = "Folder of a run that was evaluated, or of a cross-validation."
+
+
+def check(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of labelled images, YAML settings, or the name of a packaged config.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page and the JSON; default: runs/NAME-check."),
+    ] = None,
+    proposals: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1_000_000, help="Number of images to search for proposals; 0 for none."
+        ),
+    ] = 100,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 at errors.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Look at images and labels before training: what is damaged, doubtful, or there twice."""
+    from sppdet.io.settings import load_config
+
+    settings = load_config(data, overrides or ())
+    start_libraries()
+    from sppdet.stages.check import check_data
+
+    folder = default_run(data, "-check")
+    result = check_data(settings, out or folder, name=default_run(data).name, sample=proposals)
+    if strict and result.errors:
+        said = f"{result.errors} error{'s' * (result.errors > 1)}"
+        raise DataError(f"{data}: {said}; see {out or folder}")
 
 
 def compare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -60,7 +60,16 @@ def group_similar(names: Sequence[str], looks: Sequence[Look | None]) -> NDArray
     Returns:
         (I,) the group of each image, from 0.
     """
-    group = list(range(len(names)))
+    return _united(len(names), (*_duplicates(looks), *_frames(names, looks)))
+
+
+def group_near_duplicates(looks: Sequence[Look | None]) -> NDArray[np.int64]:
+    """Group near-duplicates alone, whatever their names; returns (I,) the group of each image, from 0."""
+    return _united(len(looks), _duplicates(looks))
+
+
+def _united(count: int, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    group = list(range(count))
 
     def root(row: int) -> int:
         while group[row] != row:
@@ -68,10 +77,10 @@ def group_similar(names: Sequence[str], looks: Sequence[Look | None]) -> NDArray
             row = group[row]
         return row
 
-    for one, other in (*_duplicates(looks), *_frames(names, looks)):
+    for one, other in pairs:
         first, second = sorted((root(one), root(other)))
         group[second] = first
-    roots = [root(row) for row in range(len(names))]
+    roots = [root(row) for row in range(count)]
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from sppdet.boxes import clip_boxes
 from sppdet.errors import AnnotationError, DataError, ImageError, shorten
 from sppdet.io.coco import read_coco_set
 from sppdet.io.folder_files import FolderFiles
@@ -21,12 +20,13 @@ from sppdet.io.formats.find import READERS
 from sppdet.io.id_lists import choose_records
 from sppdet.io.image_cache import ImageCache, ImageInfo
 from sppdet.io.names import number_repeats, safe_id
+from sppdet.io.record_boxes import clip_record, conflict_of, repaired_record
 from sppdet.io.records import ImageRecord, Skips
-from sppdet.io.stated_sizes import EXPLAINED, REPAIRABLE, Conflict, compare_sizes, repaired_boxes
+from sppdet.io.stated_sizes import EXPLAINED, REPAIRABLE, Conflict
 from sppdet.io.voc import read_voc_set
 from sppdet.runs.log import event
 from sppdet.runs.progress import track
-from sppdet.types import AnnotatedImage, Boxes, Dataset
+from sppdet.types import AnnotatedImage, Dataset
 
 _log = logging.getLogger("sppdet")
 _SHOWN, _LISTED = 3, 200  # names in a warning, and in its details
@@ -79,20 +79,16 @@ def load_dataset(
         ImageError: an image is missing or can't be decoded.
         DataError: no set, image or class is left, or a class name is given twice.
     """
-    if len(roots) != len(sets):
-        raise DataError(f"{len(sets)} sets for {len(roots)} roots, expected one for each")
     skips = Skips(stop=on_error == "stop")
-    used = [(root, name, k) for k, (root, name) in enumerate(zip(roots, sets, strict=True)) if name]
-    split = "+".join(safe_id(f"{_root_name(root)}-{name}") for root, name, _ in used)
-    parts = [_read_set(format, root, name, images, skips) for root, name, _ in used]
-    records = _join(parts, _prefixes(roots, [position for *_, position in used]))
-    if not records:
-        raise DataError(f"{split or 'no set is named'}: no images")
-    if only is not None:
-        records = choose_records(records, only, set_name=split)
-        split = safe_id(f"{split}-{only.stem}")
-    if class_names is not None:
-        records = _of_classes(records, frozenset(class_names))
+    split, records = read_records(
+        format=format,
+        roots=roots,
+        sets=sets,
+        images=images,
+        class_names=class_names,
+        only=only,
+        skips=skips,
+    )
     records = [_usable(record, skips) for record in records]
     labels = _labels(records, class_names)
     infos: dict[Path, ImageInfo] = {}
@@ -123,6 +119,40 @@ def _list(split: str, kind: str, items: Sequence[str]) -> None:
     if len(items) > _SHOWN:
         text = shorten(items, limit=_LISTED)
         _log.debug("%s: %s, %d: %s", split, kind, len(items), text, extra=event("listed"))
+
+
+def read_records(
+    *,
+    format: str,
+    roots: Sequence[Path],
+    sets: Sequence[str | None],
+    images: Path | None,
+    class_names: Sequence[str] | None,
+    only: Path | None,
+    skips: Skips,
+) -> tuple[str, list[ImageRecord]]:
+    """Read the annotations of one split as they are: no image is opened, no box is clipped.
+
+    Args:
+        skips: told of annotations that can't be read; objects that can't be used stay in their records.
+
+    Returns:
+        The name of the split, and its records; see `load_dataset` for the arguments and errors.
+    """
+    if len(roots) != len(sets):
+        raise DataError(f"{len(sets)} sets for {len(roots)} roots, expected one for each")
+    used = [(root, name, k) for k, (root, name) in enumerate(zip(roots, sets, strict=True)) if name]
+    split = "+".join(safe_id(f"{_root_name(root)}-{name}") for root, name, _ in used)
+    parts = [_read_set(format, root, name, images, skips) for root, name, _ in used]
+    records = _join(parts, _prefixes(roots, [position for *_, position in used]))
+    if not records:
+        raise DataError(f"{split or 'no set is named'}: no images")
+    if only is not None:
+        records = choose_records(records, only, set_name=split)
+        split = safe_id(f"{split}-{only.stem}")
+    if class_names is not None:
+        records = _of_classes(records, frozenset(class_names))
+    return split, records
 
 
 def _read_set(
@@ -240,19 +270,13 @@ def _check_sizes(
     found: dict[Conflict, list[str]] = {}
     for record in records:
         info, stated = infos[record.path], record.stated
-        size = info.width, info.height
-        if stated is not None and stated != size:
-            boxes = _boxes(record)
-            kind = compare_sizes(stated, size, orientation=info.orientation, boxes=boxes)
-            if kind is not None:
-                example = f"{record.path.name} {stated[0]}x{stated[1]} for {size[0]}x{size[1]}"
-                found.setdefault(kind, []).append(example)
+        kind = conflict_of(record, info)
+        if stated is not None and kind is not None:
+            size = info.width, info.height
+            example = f"{record.path.name} {stated[0]}x{stated[1]} for {size[0]}x{size[1]}"
+            found.setdefault(kind, []).append(example)
             if repair and kind in REPAIRABLE:
-                moved = repaired_boxes(
-                    boxes, kind, stated=stated, found=size, orientation=info.orientation
-                )
-                pairs = zip(record.objects, moved.tolist(), strict=True)
-                record = replace(record, objects=tuple(replace(o, box=tuple(b)) for o, b in pairs))
+                record = repaired_record(record, info, kind)
         kept.append(record)
     for kind, examples in found.items():
         cause, advice = EXPLAINED[kind]
@@ -266,33 +290,12 @@ def _check_sizes(
     return kept
 
 
-def _boxes(record: ImageRecord) -> Boxes:
-    return np.array([item.box for item in record.objects], dtype=np.float32).reshape(-1, 4)
-
-
 def _annotate(
     record: ImageRecord, info: ImageInfo | None, labels: dict[str, int], skips: Skips
 ) -> tuple[AnnotatedImage, int]:
     """Clip and label the boxes of an image; returns it and the number of clipped boxes."""
-    boxes = _boxes(record)
-    width, height = (info.width, info.height) if info else (0, 0)
-    inside = clip_boxes(boxes, width=width, height=height) if info else boxes
-    has_area = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
-    for row in np.flatnonzero(~has_area):
-        where = f"lies outside the {width}x{height} image" if info else "has no area"
-        corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
-        skips.report(record.error(record.objects[row], f"box ({corners}) {where}"))
-    reach = np.abs(boxes - inside).max(axis=1, initial=0.0)
-    clipped = int(np.count_nonzero(has_area & (reach > _CLIP_TOLERANCE_PX)))
-    kept = [record.objects[row] for row in np.flatnonzero(has_area)]
-    image = AnnotatedImage(
-        id=record.id,
-        path=record.path,
-        width=width,
-        height=height,
-        gt_boxes=inside[has_area],
-        gt_labels=np.array([labels[item.name] for item in kept], dtype=np.int64),
-        difficult=np.array([item.difficult for item in kept], dtype=np.bool_),
-        truncated=np.array([item.truncated for item in kept], dtype=np.bool_),
-    )
-    return image, clipped
+    found = clip_record(record, info)
+    for row in np.flatnonzero(~found.has_area).tolist():
+        skips.report(record.error(record.objects[row], found.problem(row)))
+    clipped = int(np.count_nonzero(found.has_area & (found.reach_px > _CLIP_TOLERANCE_PX)))
+    return found.annotated(labels), clipped

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
@@ -48,12 +49,23 @@ class ImageCache:
     may use one cache.
     """
 
-    def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        on_decoded: Callable[[Path, ImageArray], None] | None = None,
+    ) -> None:
+        """Begin without images.
+
+        Args:
+            on_decoded: called by `look` with the path and the pixels of an image that it has decoded.
+        """
         self._known: dict[str, ImageInfo] = {}
         self._seen: set[str] = set()  # by this process, not only by the one that wrote the file
         self._lock = threading.Lock()
         self._file: Path | None = None
         self._max_pixels = max_pixels
+        self._on_decoded = on_decoded
 
     @classmethod
     def load(cls, path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageCache:
@@ -108,6 +120,8 @@ class ImageCache:
         else:
             decoded = decode(data, path, max_pixels=self._max_pixels)
             height, width = decoded.pixels.shape[:2]
+            if self._on_decoded is not None:
+                self._on_decoded(path, decoded.pixels)
             info = ImageInfo(*state, digest, width, height, decoded.orientation, decoded.depth)
         with self._lock:
             # if two threads saw different states, one fails

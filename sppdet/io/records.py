@@ -58,14 +58,19 @@ class Skips:
 
     def __init__(self, *, stop: bool) -> None:
         self.stop = stop
-        self.lines: list[str] = []
+        self.errors: list[DataError] = []
         self.left_out: dict[str, list[str]] = {}
 
     def report(self, error: DataError) -> None:
-        """Raise `error`, or add its line to `lines`."""
+        """Raise `error`, or add it to `errors`."""
         if self.stop:
             raise error
-        self.lines.append(str(error))
+        self.errors.append(error)
+
+    @property
+    def lines(self) -> list[str]:
+        """List the messages of the errors."""
+        return [str(error) for error in self.errors]
 
     def leave_out(self, kind: str, example: str) -> None:
         """Count one thing that isn't used, by its kind."""

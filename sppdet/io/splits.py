@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sppdet.data_config import DataConfig
-from sppdet.io.dataset import load_dataset
+from sppdet.io.dataset import load_dataset, read_records
 from sppdet.io.image_cache import ImageCache
+from sppdet.io.records import ImageRecord, Skips
 from sppdet.types import Dataset
 
 
@@ -30,15 +33,29 @@ def read_split(
     if cache is None and config.repair_sizes:
         cache = ImageCache(max_pixels=config.max_pixels)
     return load_dataset(
-        format=config.format,
-        roots=config.root,
-        sets=config.sets_of(split),
-        images=config.images,
+        **_source(config, split),
         class_names=class_names,
         on_error=config.on_error,
         read_images=cache is not None,
         workers=workers,
         known=cache,
         repair_sizes=config.repair_sizes,
-        only={"train": config.train_ids, "test": config.test_ids}.get(split),
     )
+
+
+def read_split_records(
+    config: DataConfig, split: str, skips: Skips
+) -> tuple[str, list[ImageRecord]]:
+    """Read the annotations of a split as they are, see `read_records`; returns its name, too."""
+    names = None if config.classes == "auto" else config.classes
+    return read_records(**_source(config, split), class_names=names, skips=skips)
+
+
+def _source(config: DataConfig, split: str) -> dict[str, Any]:
+    return {
+        "format": config.format,
+        "roots": config.root,
+        "sets": config.sets_of(split),
+        "images": config.images,
+        "only": {"train": config.train_ids, "test": config.test_ids}.get(split),
+    }

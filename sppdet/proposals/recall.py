@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sppdet.boxes import box_iou
 from sppdet.config import ProposalsConfig
 from sppdet.proposals.resized import searched_size
-from sppdet.types import AnnotatedImage, Proposals
+from sppdet.types import AnnotatedImage, Boxes, Proposals
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ def coverage(pairs: Iterable[tuple[AnnotatedImage, Proposals]]) -> Coverage:
     for image, proposals in pairs:
         counts.append(len(proposals))
         targets = image.gt_boxes[~image.difficult]
-        if len(targets) and len(proposals):
-            best.extend(box_iou(targets, proposals.boxes).max(axis=1).tolist())
-        else:
-            best.extend([0.0] * len(targets))
+        best.extend(best_ious(targets, proposals.boxes).tolist())
     iou = np.array(best or [np.nan])
     missing = np.nan if not best else 1.0
     return Coverage(
@@ -52,6 +50,11 @@ def coverage(pairs: Iterable[tuple[AnnotatedImage, Proposals]]) -> Coverage:
         best_overlap=float(iou.mean()),
         mean_count=float(np.mean(counts)) if counts else 0.0,
     )
+
+
+def best_ious(objects: Boxes, proposals: Boxes) -> NDArray[np.float64]:
+    """Compute the best IoU (N,) of each object with a proposal; 0 without proposals."""
+    return np.asarray(box_iou(objects, proposals).max(axis=1, initial=0.0))
 
 
 @dataclass(frozen=True)

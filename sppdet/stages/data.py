@@ -14,6 +14,7 @@ from sppdet.runs.artifacts import write_text
 from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, event
 from sppdet.stages.backbone import load
+from sppdet.stages.check_findings import say_short_form
 from sppdet.stages.context import Context
 from sppdet.stages.presets import choose
 from sppdet.types import Dataset
@@ -36,6 +37,7 @@ def read_data(context: Context) -> bool:
             config = context.config = choose(context, context.choice)
         if ranks.is_first:
             images.save(run / "images.json")
+            say_short_form(context.training_set, context.test_set, images)
             # a trained model keeps the settings that it was trained by
             if not context.files.sealed.is_file():
                 write_text(context.files.config, context.files.settings_text(config))
