@@ -92,7 +92,7 @@ def test_megapixels_by_hand() -> None:
 
 def test_a_forecast_by_hand() -> None:
     images = dataset(10, side=50)
-    speed = Speed(search=0.5, layers=2.0, pool=0.25, step=4.0)
+    speed = Speed(search=0.5, layers=2.0, pool=0.25, step=4.0, width=12800)
     area = 640 * 480 / 1e6
     fast = forecast(load(False), speed, images, tests=4)
     assert fast["proposals"] == 0.5 * 14 and fast["features"] == pytest.approx(2 * area * 10)
@@ -103,7 +103,10 @@ def test_a_forecast_by_hand() -> None:
     steps = 1000 * 2 * 4.0 * megapixels(load(True), images, [256, 384])
     assert tuned["finetune"] == pytest.approx(steps + small)
     twice = forecast(load(False), speed, dataset(20, side=50), tests=8)
-    assert twice["svm"] == 2 * fast["svm"] and twice["proposals"] == 2 * fast["proposals"]
+    assert twice["bbox"] == 2 * fast["bbox"] and twice["proposals"] == 2 * fast["proposals"]
+    # 10 folds of one class, on vectors of 12,800 values, or on the 32 of fc6
+    assert fast["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 2))
+    assert tuned["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 32 / 6400))
     bare = config(**FAST, bbox=None, calibrate=None)
     assert not {"bbox", "calibrate"} & set(forecast(bare, speed, images, tests=1))
 
@@ -145,7 +148,7 @@ def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path:
 def test_minutes_choose_what_fits(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = Speed(search=0.0, layers=0.0, pool=0.0, step=10.0)
+    speed = Speed(search=0.0, layers=0.0, pool=0.0, step=10.0, width=6400)
     monkeypatch.setattr("sppdet.stages.presets.loaded_and_measured", lambda *_: speed)
 
     def chosen(minutes: str, *more: str) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from sppdet.runs.environment import available_cores, worker_count
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import duration
 from sppdet.stages.context import Context, Stage
+from sppdet.stages.crossfit import fold_count
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
@@ -32,8 +33,9 @@ from sppdet.types import Boxes, Dataset, ImageArray
 
 T = TypeVar("T")
 _IMAGES = 3
-# Seconds of a stage for each image, in those of pooling and scoring its windows (benchmarks/presets.py)
-_SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.0, 1.0, 1.5
+# Seconds of a stage for each image, in those of pooling its windows (benchmarks/presets.py)
+_SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.5, 2.0, 1.5
+_SOLVE = 5.0  # the same for an SVM without a fold, on vectors of 6,400 values
 _REPORTS = 8.0  # seconds of intervals, curves and the report
 
 
@@ -45,6 +47,7 @@ class Speed:
     layers: float  # a megapixel's feature maps
     pool: float  # an image's windows, pooled and scored
     step: float  # a megapixel in fine-tuning; 0 where nothing is tuned on images
+    width: int  # values of a pooled vector
 
 
 def announce(context: Context) -> None:
@@ -82,7 +85,12 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         if config.tunes_conv():
             expected["finetune"] += layers * images
     if config.classifier == "svm":
-        expected["svm"] = _SVM * speed.pool * images
+        calibration = config.calibrate
+        solved = fold_count(calibration.folds, images) if calibration is not None else 0
+        layer = config.layers().index(config.svm_layer())
+        width = [speed.width, *(config.head.widths if config.head else ())][layer]
+        solving = _SOLVE * solved * len(dataset.class_names) * width / 6400
+        expected["svm"] = speed.pool * (_SVM * images + solving)
     if config.bbox is not None and config.bbox.source == "ridge":
         expected["bbox"] = _BBOX * speed.pool * images
     if config.calibrate is not None:
@@ -156,7 +164,8 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         seconds[row] = search, layers / area, pool, tuned
     search, layers, pool, tuned = seconds[1:].mean(axis=0).tolist()
     together = max(1, min(worker_count(config.workers), available_cores()))
-    return Speed(search / together, layers, pool, tuned)
+    width = extractor.width("pool5", maps.channels)
+    return Speed(search / together, layers, pool, tuned, width)
 
 
 def _stepper(
