@@ -1,6 +1,6 @@
 """Train by the presets on parts of a labelled set; compare the announced seconds with the real ones.
 
-    python benchmarks/presets.py --out DIR [--images 20,100,530] [--presets fast,balanced] [--minutes M]
+    python benchmarks/presets.py --out DIR [--images 20,100,530] [--presets fast,balanced] [--csv FILE]
 
 The set is `data/frk5` of `SPPDET_DATA`, or `--data`. Each row is `sppdet --threads 1 train FOLDER
 --preset P` in a process of its own, scored on the whole test set; a part has a seeded subset of the
@@ -11,6 +11,7 @@ real ones those of the stages after the announcement.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 import time
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--images", default="20,100,530")
     parser.add_argument("--presets", default="fast,balanced")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--csv", type=Path, help="file that gets a line of each row, for a plot")
     args = parser.parse_args()
     if args.data is None:
         print("skipped: name --data, or set SPPDET_DATA", file=sys.stderr)
@@ -63,6 +65,9 @@ def row(args: argparse.Namespace, preset: str) -> str:
     total = sum(announced.values()), sum(real[stage] for stage in announced)
     score = read_json(run / "eval" / "test" / "voc07" / "metrics.json")["mAP"]
     cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9
+    if args.csv:
+        with args.csv.open("a", newline="") as file:
+            csv.writer(file).writerow([count, preset, f"{100 * score:.1f}", round(cpu)])
     return (
         f"| {count} | {preset} | {100 * score:.1f} | {wall:.0f} | {cpu:.0f} | {memory:.1f} "
         f"| {total[0]:.0f}, {total[1]:.0f} | {pairs} |"
