@@ -61,9 +61,7 @@ def advice_for_false(cause: FalseCause, config: Config, *, higher: float | None 
         "badly localised": (
             "try box regression (bbox)"
             if config.bbox is None
-            else "try detect.box_voting: 0.5"
-            if detect.box_voting is None
-            else _more_proposals(config)
+            else f"{_more_proposals(config)}, and more training images"
         ),
         "looks unlabelled": "look at these first and annotate what is missing, or mark it difficult",
         "background": _against_background(config, higher=higher),
