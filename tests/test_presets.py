@@ -107,6 +107,9 @@ def test_a_forecast_by_hand() -> None:
     # 10 folds of one class, on vectors of 12,800 values, or on the 32 of fc6
     assert fast["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 2))
     assert tuned["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 32 / 6400))
+    on_maps = config(scales=[320], head={"widths": [32]}, finetune={"batches": 50})
+    steps = 50 * (4.0 + 128 / 2000 * 0.25)  # batches of 128 windows
+    assert forecast(on_maps, speed, images, tests=0)["finetune"] == pytest.approx(steps)
     bare = config(**FAST, bbox=None, calibrate=None)
     assert not {"bbox", "calibrate"} & set(forecast(bare, speed, images, tests=1))
 
@@ -182,3 +185,15 @@ def test_times_are_announced_before_the_work(
     assert at < next(n for n, line in enumerate(lines) if line.startswith("[2/"))
     status, out, err = sppdet(*words)
     assert status == 0 and "expected: about" not in out
+
+
+def test_a_batch_of_windows_is_measured(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path
+) -> None:
+    head = ("head={widths: [32]}", "finetune={batches: 40, snapshots: 1}", "calibrate=null")
+    words = ("--run", tmp_path / "run", "--verbose", *small(*head))
+    status, _, err = sppdet("train", demo_root, *words)
+    assert status == 0, err
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    (found,) = [json.loads(line) for line in lines if '"event": "forecast"' in line]
+    assert found["seconds"]["finetune"] > 0

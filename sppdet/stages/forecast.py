@@ -17,6 +17,7 @@ from sppdet.errors import SppdetError
 from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import scale_factor, scale_factors_of
 from sppdet.features.head import build_head
+from sppdet.features.levels import spp_width
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.resizing import resized
@@ -27,7 +28,9 @@ from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import fold_count
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
+from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
+from sppdet.training.finetune_windows import Pool
 from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Dataset, ImageArray
 
@@ -46,7 +49,7 @@ class Speed:
     search: float  # an image's proposals, with all workers at once
     layers: float  # a megapixel's feature maps
     pool: float  # an image's windows, pooled and scored
-    step: float  # a megapixel in fine-tuning; 0 where nothing is tuned on images
+    step: float  # a megapixel in fine-tuning on images, or a batch of pooled windows
     width: int  # values of a pooled vector
 
 
@@ -102,7 +105,8 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
 
 def _tuning(config: Config, tuning: FinetuneConfig, speed: Speed, dataset: Dataset) -> float:
     if not tuning.on_images:
-        return tuning.batches * tuning.batch_size / 2000 * speed.pool
+        pooling = tuning.batch_size / 2000 * speed.pool
+        return tuning.batches * (speed.step + pooling)
     area = megapixels(config, dataset, tuning.image_scales) / (
         1 if tuning.image_scales else len(config.scales)
     )
@@ -171,15 +175,24 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
 def _stepper(
     backbone: Backbone, config: Config, classes: int
 ) -> Callable[[ImageArray, Boxes, torch.device], float] | None:
-    """Build what times a training step of an image, in seconds a megapixel, on a copy of the network."""
+    """Build what times a training step, see `Speed.step`, on a copy of the network."""
     tuning = config.finetune
-    if tuning is None or config.head is None or not tuning.on_images:
+    if tuning is None or config.head is None:
         return None
-    own = replace(backbone, layers=copy.deepcopy(backbone.layers))
+    own = replace(backbone, layers=copy.deepcopy(backbone.layers)) if tuning.on_images else backbone
     levels = config.spp_levels
     boxed = config.learns_boxes()
     head = build_head(own, levels, config.head, outputs=classes + 1, seed=0, boxes=boxed)
     head.to(next(backbone.layers.parameters()).device)
+    if not tuning.on_images:
+        of_pools = FineTuner(head, tuning, None, seed=0)
+        pool = _made_pool(spp_width(backbone.channels, levels), tuning)
+
+        def batch(pixels: ImageArray, boxes: Boxes, device: torch.device) -> float:
+            features = pool.features.to(device)
+            return _timed(lambda: of_pools.train_on(replace(pool, features=features)), device)[1]
+
+        return batch
     tuner = ImageTuner(own, head, levels, tuning, seed=0)
     scale = int(np.mean(tuning.image_scales or config.scales))
 
@@ -195,6 +208,14 @@ def _stepper(
         return seconds / (small.shape[0] * small.shape[1] / 1e6)
 
     return step
+
+
+def _made_pool(width: int, tuning: FinetuneConfig) -> Pool:
+    """Make a pool of one batch."""
+    labels = np.zeros(tuning.batch_size, np.int64)
+    labels[: max(1, round(tuning.positive_fraction * tuning.batch_size))] = 1
+    features = torch.linspace(0, 1, width).expand(tuning.batch_size, width).contiguous()
+    return Pool(features, labels, np.arange(tuning.batch_size))
 
 
 def _timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
