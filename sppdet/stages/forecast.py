@@ -31,7 +31,6 @@ from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Dataset, ImageArray
 
 T = TypeVar("T")
-_IMAGES = 3
 # Seconds of a stage for each image, in those of pooling and scoring its windows (benchmarks/presets.py)
 _SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.0, 1.0, 1.5
 _REPORTS = 8.0  # seconds of intervals, curves and the report
@@ -61,7 +60,8 @@ def announce(context: Context) -> None:
     parts = ", ".join(f"{stage} {duration(s)}" for stage, s in expected.items() if s >= 1)
     text = "expected: about %s in all (%s), measured on %d images"
     extra = event("forecast", seconds={k: round(v, 1) for k, v in expected.items()})
-    LOGGER.info(text, duration(sum(expected.values())), parts, _IMAGES, extra=extra)
+    measured = len(_places(len(context.training_set)))
+    LOGGER.info(text, duration(sum(expected.values())), parts, measured, extra=extra)
 
 
 def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> dict[Stage, float]:
@@ -74,11 +74,11 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
     images = len(dataset)
     layers = speed.layers * megapixels(config, dataset)
     expected: dict[Stage, float] = {"proposals": speed.search * (images + tests)}
-    tuned = config.finetune is not None and config.finetune.on_images
-    mirrored = config.finetune is not None and config.finetune.flip and not tuned
+    tuning = config.tuning()
+    mirrored = tuning is not None and tuning.flip and not tuning.on_images
     expected["features"] = 0.0 if config.tunes_conv() else layers * images * (2 if mirrored else 1)
-    if config.finetune is not None:
-        expected["finetune"] = _tuning(config, config.finetune, speed, dataset)
+    if tuning is not None:
+        expected["finetune"] = _tuning(config, tuning, speed, dataset)
         if config.tunes_conv():
             expected["finetune"] += layers * images
     if config.classifier == "svm":
@@ -135,8 +135,8 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     Raises:
         SppdetError: an image can't be read, or a network can't be built by the settings.
     """
-    images, count = context.training_set.images, len(context.training_set)
-    places = sorted({count // 6, count // 2, 5 * count // 6})
+    images = context.training_set.images
+    places = _places(len(images))
     proposer = Proposer(config.proposals)
     maps = MapCache(backbone, config.scales, config.features, context.images)
     device = context.ranks.device
@@ -147,7 +147,7 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     for row, place in enumerate([places[0], *places]):
         image = images[place]
         pixels = context.images.read(image.path)
-        proposals, search = _timed(partial(proposer.of, pixels), device)
+        proposals, search = _timed(partial(proposer.of_image, image, context.images), device)
         scaled = maps.scaled(pixels)
         made, layers = _timed(partial(maps.compute, scaled), device)
         area = float((made.scale_factors**2).sum()) * image.width * image.height / 1e6
@@ -159,11 +159,16 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     return Speed(search / together, layers, pool, tuned)
 
 
+def _places(count: int) -> list[int]:
+    """Choose up to three images to measure with."""
+    return sorted({count // 6, count // 2, 5 * count // 6})
+
+
 def _stepper(
     backbone: Backbone, config: Config, classes: int
 ) -> Callable[[ImageArray, Boxes, torch.device], float] | None:
     """Build what times a training step of an image, in seconds a megapixel, on a copy of the network."""
-    tuning = config.finetune
+    tuning = config.tuning()
     if tuning is None or config.head is None or not tuning.on_images:
         return None
     own = replace(backbone, layers=copy.deepcopy(backbone.layers))
