@@ -244,8 +244,7 @@ class Config(Section):
         for key, layer in wanted.items():
             if layer not in (*layers, "auto"):
                 raise ValueError(f"{key}: {layer} needs a head; there is {', '.join(layers)}")
-        tuned = self.finetune if self.head is not None else None
-        if self.classifier == "softmax" and tuned is None:
+        if self.classifier == "softmax" and self.tuning() is None:
             raise ValueError("classifier: softmax needs a head and finetune settings")
         if self.classifier == "softmax" and self.svm.layer not in ("auto", layers[-1]):
             raise ValueError(f"svm.layer: {self.svm.layer} has no effect with classifier: softmax")
@@ -270,14 +269,19 @@ class Config(Section):
             return None
         return self.layers()[-1] if self.bbox.source == "finetune" else self.bbox.layer
 
+    def tuning(self) -> FinetuneConfig | None:
+        """Return the settings of fine-tuning; None where none is done, as without a head."""
+        return self.finetune if self.head is not None else None
+
     def learns_boxes(self) -> bool:
         """Check whether fine-tuning trains a layer of box deltas beside the classes."""
-        return self.head is not None and self.finetune is not None and self.finetune.box_loss > 0
+        tuning = self.tuning()
+        return tuning is not None and tuning.box_loss > 0
 
     def tunes_conv(self) -> bool:
         """Check whether fine-tuning changes the feature maps."""
-        tuned = self.finetune if self.head is not None else None
-        return tuned is not None and tuned.layers != "fc"
+        tuning = self.tuning()
+        return tuning is not None and tuning.layers != "fc"
 
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain data with every default.

@@ -13,13 +13,13 @@ import pytest
 from evaluation_samples import make_image
 from runs import CommandLine
 from sppdet.config import Config
-from sppdet.io.settings import validate
+from sppdet.io.settings import settings_in, validate
 from sppdet.stages.forecast import Speed, forecast, megapixels
-from sppdet.stages.presets import Choice, are_small, candidate
+from sppdet.stages.presets import Choice, Chosen, are_small, candidate, describe
 from sppdet.types import Dataset
 
 FAST = {"scales": [480], "head": None, "finetune": None}
-TUNED = {
+TUNED: dict[str, Any] = {
     "scales": [320],
     "head": {"widths": [32]},
     "finetune": {"layers": "all", "batches": 1000, "image_scales": [256, 384]},
@@ -163,8 +163,71 @@ def test_minutes_choose_what_fits(
 
     assert chosen("1000")[0] == "accurate" and chosen("0.3")[0] == "fast"
     assert chosen("1000", "--preset", "fast")[0] == "fast"
+    assert chosen("1000", "--preset", "balanced")[0] == "balanced"
+    stored = json.loads((tmp_path / "1000--presetbalanced" / "preset.json").read_text())
+    assert stored["values"]["finetune.batches"] == 117  # not the shorter one
+    status, _, err = sppdet("train", demo_root, "--run", tmp_path / "inf", "--minutes", "inf")
+    assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")
     assert preset == "fast" and "even the least takes about 8 s" in err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *("abc", {"scales": "abc"}, {"scales": None}, {"scales": [-5]}, {"scales": [120.5]}),
+        *({"scales": [10**12]}, {"scales": []}, {"scales": [200, 100]}, {"svm.C": 1}),
+        *({"finetune.batches": "9"}, {"finetune.batches": 0}, {"finetune.image_scales": [9]}),
+    ],
+)
+def test_a_damaged_choice_is_made_again(
+    values: Any, sppdet: CommandLine, demo_root: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "preset.json"
+    asked = {"preset": "fast", "minutes": None}
+    path.write_text(json.dumps({"asked": asked, "preset": "fast", "values": values}))
+    words = ("--run", tmp_path, "--until", "data", "--preset", "fast")
+    status, _, err = sppdet("train", demo_root, *words, *small())
+    assert status == 0 and "; a preset is chosen again" in err, err
+    assert json.loads(path.read_text())["values"] == {"scales": [176]}
+    assert "- 120" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_section_that_the_user_has_set_stays() -> None:
+    fixed = settings_in(["finetune={batches: 7, image_scales: null}", "scales=[64]", "svm.C=1"])
+    assert fixed == {"finetune.batches", "finetune.image_scales", "scales", "svm.C"}
+    assert settings_in(["finetune={lr: 1}", "finetune=none"]) == {"finetune"}
+    chosen = Chosen("balanced", {"finetune.batches": 400, "finetune.image_scales": [64, 96]})
+    own = {**TUNED, "finetune": {**TUNED["finetune"], "batches": 7, "image_scales": None}}
+    found = chosen.applied(Choice(lambda _: config(**own), fixed=fixed)).finetune
+    assert found is not None and (found.batches, found.image_scales) == (7, None)
+
+
+def test_without_a_head_nothing_is_tuned() -> None:
+    bare = config(**{**TUNED, "head": None})
+    chosen = candidate(Choice(lambda _: bare), "balanced", dataset(100, side=200))
+    assert set(chosen.values) == {"scales"}
+    assert describe("balanced", bare).startswith("balanced: the network as it is")
+    speed = Speed(search=1.0, layers=1.0, pool=1.0, step=1.0, width=6400)
+    found = forecast(bare, speed, dataset(10, side=200), tests=0)
+    assert "finetune" not in found
+    assert found["features"] == pytest.approx(10 * 320**2 * 4 / 3 / 1e6)
+
+
+def test_stored_proposals_are_not_searched_to_measure(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tmp_path / "stored"
+    assert sppdet("propose", demo_root, "--run", tmp_path / "a", "--out", stored, *small())[0] == 0
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("sppdet.stages.proposer.propose", refuse)
+    more = f"proposals={{engine: stored, path: {stored}, max_boxes: 150}}"
+    words = ("train", demo_root, "--run", tmp_path / "run", "--until", "data", "--minutes", "99")
+    status, _, err = sppdet(*words, *small(more, "finetune.image_scales=null"))
+    assert status == 0, err
 
 
 def test_settings_of_their_own_take_no_preset(sppdet: CommandLine, settings: Path) -> None:

@@ -60,11 +60,13 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Choose what the training of a folder of images has time for."),
+        typer.Option(
+            min=0.1, max=1e6, help="Choose what the training of a folder of images has time for."
+        ),
     ] = None,
 ) -> None:
     """Train a detector; an interrupted run goes on where it stopped."""
-    from sppdet.io.settings import holds_images, load_config, load_for_images
+    from sppdet.io.settings import holds_images, load_config, load_for_images, settings_in
 
     own = overrides or []
     if not holds_images(config):
@@ -83,8 +85,7 @@ def train(
         from sppdet.stages.presets import Choice
 
         load = partial(load_for_images, config, own)
-        fixed = frozenset(item.partition("=")[0].strip() for item in own)
-        choice = Choice(lambda tuned: load(tuned=tuned), preset, minutes, fixed)
+        choice = Choice(lambda tuned: load(tuned=tuned), preset, minutes, settings_in(own))
     folder = run or default_run(config)
     run_stages(settings, folder, device=device, until=until, choice=choice)
     if until == "evaluate":

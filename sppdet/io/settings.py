@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -233,6 +233,22 @@ def _apply_override(raw: dict[str, Any], item: str) -> None:
     merged = _merge(raw, patch)
     raw.clear()
     raw.update(merged)
+
+
+def settings_in(overrides: Iterable[str]) -> frozenset[str]:
+    """List the settings that overrides set, those of a section given as a whole one by one."""
+    raw: dict[str, Any] = {}
+    for item in overrides:
+        _apply_override(raw, item)
+    return frozenset(_names_in(raw))
+
+
+def _names_in(raw: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{name}" for name in _names_in(value))
+        else:
+            yield str(key)
 
 
 def _unusable_text(raw: Any, at: tuple[str, ...], levels: int) -> str | None:

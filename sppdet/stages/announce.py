@@ -26,7 +26,7 @@ def title(stage: Stage, config: Config, *, until: Stage) -> str:
         until: the last stage.
     """
     idle = {
-        "finetune": config.head is None or config.finetune is None,
+        "finetune": config.tuning() is None,
         "ranking": config.detect.max_windows is None,
         "bbox": config.bbox is None,
         "calibrate": config.calibrate is None,

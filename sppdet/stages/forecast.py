@@ -67,7 +67,8 @@ def announce(context: Context) -> None:
     parts = ", ".join(f"{stage} {duration(s)}" for stage, s in expected.items() if s >= 1)
     text = "expected: about %s in all (%s), measured on %d images"
     extra = event("forecast", seconds={k: round(v, 1) for k, v in expected.items()})
-    LOGGER.info(text, duration(sum(expected.values())), parts, _IMAGES, extra=extra)
+    measured = len(_places(len(context.training_set)))
+    LOGGER.info(text, duration(sum(expected.values())), parts, measured, extra=extra)
 
 
 def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> dict[Stage, float]:
@@ -80,11 +81,11 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
     images = len(dataset)
     layers = speed.layers * megapixels(config, dataset)
     expected: dict[Stage, float] = {"proposals": speed.search * (images + tests)}
-    tuned = config.finetune is not None and config.finetune.on_images
-    mirrored = config.finetune is not None and config.finetune.flip and not tuned
+    tuning = config.tuning()
+    mirrored = tuning is not None and tuning.flip and not tuning.on_images
     expected["features"] = 0.0 if config.tunes_conv() else layers * images * (2 if mirrored else 1)
-    if config.finetune is not None:
-        expected["finetune"] = _tuning(config, config.finetune, speed, dataset)
+    if tuning is not None:
+        expected["finetune"] = _tuning(config, tuning, speed, dataset)
         if config.tunes_conv():
             expected["finetune"] += layers * images
     if config.classifier == "svm":
@@ -147,8 +148,8 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     Raises:
         SppdetError: an image can't be read, or a network can't be built by the settings.
     """
-    images, count = context.training_set.images, len(context.training_set)
-    places = sorted({count // 6, count // 2, 5 * count // 6})
+    images = context.training_set.images
+    places = _places(len(images))
     proposer = Proposer(config.proposals)
     maps = MapCache(backbone, config.scales, config.features, context.images)
     device = context.ranks.device
@@ -159,7 +160,7 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     for row, place in enumerate([places[0], *places]):
         image = images[place]
         pixels = context.images.read(image.path)
-        proposals, search = _timed(partial(proposer.of, pixels), device)
+        proposals, search = _timed(partial(proposer.of_image, image, context.images), device)
         scaled = maps.scaled(pixels)
         made, layers = _timed(partial(maps.compute, scaled), device)
         area = float((made.scale_factors**2).sum()) * image.width * image.height / 1e6
@@ -172,11 +173,16 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     return Speed(search / together, layers, pool, tuned, width)
 
 
+def _places(count: int) -> list[int]:
+    """Choose up to three images to measure with."""
+    return sorted({count // 6, count // 2, 5 * count // 6})
+
+
 def _stepper(
     backbone: Backbone, config: Config, classes: int
 ) -> Callable[[ImageArray, Boxes, torch.device], float] | None:
     """Build what times a training step, see `Speed.step`, on a copy of the network."""
-    tuning = config.finetune
+    tuning = config.tuning()
     if tuning is None or config.head is None:
         return None
     own = replace(backbone, layers=copy.deepcopy(backbone.layers)) if tuning.on_images else backbone

@@ -177,9 +177,10 @@ def signature(config: Config, *, train: str | None, test: str | None = None) -> 
 
 def _tuned(config: Config) -> str:
     """Name what was fine-tuned: no, yes for the head, or the convolutional layers."""
-    if config.head is None or config.finetune is None:
+    tuning = config.tuning()
+    if tuning is None:
         return "no"
-    return config.finetune.layers if config.tunes_conv() else "yes"
+    return tuning.layers if config.tunes_conv() else "yes"
 
 
 def settings_fingerprint(config: Config) -> str:

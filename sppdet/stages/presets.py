@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from sppdet.config import Config
-from sppdet.errors import ArtifactError
+from sppdet.errors import ArtifactError, ConfigError
 from sppdet.io.packaged_configs import config_for_images
+from sppdet.io.settings import validate
 from sppdet.runs.artifacts import read_json, write_json
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import duration
@@ -51,14 +52,14 @@ class Chosen:
     values: Mapping[str, Any]  # setting -> value
 
     def applied(self, choice: Choice) -> Config:
-        """Put the values into the settings of the preset, except where the user has set them."""
-        config = choice.load(self.preset != "fast")
+        """Put the values into the settings of the preset, except where the user has set them.
+
+        Raises:
+            ConfigError: the settings contradict each other.
+        """
+        raw = choice.load(self.preset != "fast").model_dump(mode="json")
         values = {key: v for key, v in self.values.items() if key not in choice.fixed}
-        top = {key: v for key, v in values.items() if "." not in key}
-        if config.finetune is not None:
-            names = {key.removeprefix("finetune."): v for key, v in values.items() if "." in key}
-            top["finetune"] = config.finetune.model_copy(update=names)
-        return config.model_copy(update=top)
+        return validate(_put(raw, values), f"preset {self.preset}", Config)
 
 
 def choose(context: Context, choice: Choice) -> Config:
@@ -68,15 +69,11 @@ def choose(context: Context, choice: Choice) -> Config:
     """
     path, data = context.run / "preset.json", context.config.data
     asked = {"preset": choice.preset, "minutes": choice.minutes}
-    stored = _stored(path)
-    if stored is not None and asked in (stored["asked"], {"preset": None, "minutes": None}):
-        chosen = Chosen(stored["preset"], stored["values"])
-    else:
+    chosen = _stored(path, asked)
+    if chosen is None:
         chosen = _chosen(context, choice)
         if context.ranks.is_first:
-            write_json(
-                path, {"asked": asked, "preset": chosen.preset, "values": dict(chosen.values)}
-            )
+            write_json(path, {"asked": asked, **vars(chosen)})
     config = chosen.applied(choice).model_copy(update={"data": data})
     name = config_for_images(tuned=chosen.preset != "fast").stem
     better = "" if name.startswith("lite0") else "; `pip install timm` has a better network"
@@ -90,11 +87,10 @@ def choose(context: Context, choice: Choice) -> Config:
 def describe(preset: Preset, config: Config) -> str:
     """Describe what a preset does in a few words."""
     scales = ", ".join(map(str, config.scales))
-    if config.finetune is None:
+    tuning = config.tuning()
+    if tuning is None:
         return f"{preset}: the network as it is, images at {scales} px"
-    return (
-        f"{preset}: the network learns, {config.finetune.batches:,} batches; images at {scales} px"
-    )
+    return f"{preset}: the network learns, {tuning.batches:,} batches; images at {scales} px"
 
 
 def _chosen(context: Context, choice: Choice) -> Chosen:
@@ -107,7 +103,8 @@ def _chosen(context: Context, choice: Choice) -> Chosen:
     speed = loaded_and_measured(context, some.applied(choice))
     candidates = [candidate(choice, preset, dataset) for preset in reversed(wanted)]
     if "balanced" in wanted:
-        candidates.insert(-1, candidate(choice, "balanced", dataset, fraction=_FEWEST))
+        shorter = candidate(choice, "balanced", dataset, fraction=_FEWEST)
+        candidates.insert(wanted[::-1].index("balanced") + 1, shorter)
     if "fast" in wanted:
         candidates.append(candidate(choice, "fast", dataset, smaller=_SMALLER))
     tests = len(context.test_set) if context.test_set is not None else 0
@@ -145,15 +142,13 @@ def candidate(
     if are_small(dataset, scale=round(max(config.scales) * grown)):
         grown *= _LARGER
     values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
-    if config.finetune is not None:
+    if (tuning := config.tuning()) is not None:
         images = max(1, len(dataset))
         passes = _PASSES * (_AT_IMAGES / images) ** _POWER * (1.5 if preset == "accurate" else 1.0)
-        batches = fraction * passes * images / config.finetune.batch_images
+        batches = fraction * passes * images / tuning.batch_images
         values["finetune.batches"] = max(50, round(batches))
-        if config.finetune.image_scales is not None:
-            values["finetune.image_scales"] = [
-                _even(s * grown) for s in config.finetune.image_scales
-            ]
+        if tuning.image_scales is not None:
+            values["finetune.image_scales"] = [_even(s * grown) for s in tuning.image_scales]
     return Chosen(preset, values)
 
 
@@ -173,18 +168,35 @@ def _even(side: float) -> int:
     return max(16, round(side / 16) * 16)
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
-    """Read an earlier choice; None where there is none, or it isn't one."""
+def _stored(path: Path, asked: Mapping[str, Any]) -> Chosen | None:
+    """Read an earlier choice; None where there is none, it isn't one, or something else is asked for."""
+    if not path.exists():
+        return None
     try:
         found = read_json(path)
-    except ArtifactError:
+        if not isinstance(found, dict) or found.get("preset") not in PRESETS:
+            raise ArtifactError(f"{path}: damaged: expected a preset")
+        values = found.get("values")
+        if not isinstance(values, dict) or not set(values) <= _KEYS:
+            raise ArtifactError(f"{path}: damaged: expected values of {', '.join(sorted(_KEYS))}")
+        raw = {"data": {"root": "."}, "finetune": {"sampling": "images"}}
+        validate(_put(raw, values), str(path), Config)
+    except (ArtifactError, ConfigError) as error:
+        LOGGER.warning("%s; a preset is chosen again", error)
         return None
-    if not isinstance(found, dict) or found.get("preset") not in PRESETS:
+    if asked not in (found.get("asked"), {"preset": None, "minutes": None}):
         return None
-    values = found.get("values")
-    if not isinstance(values, dict) or not set(values) <= _KEYS or "asked" not in found:
-        return None
-    return found
+    return Chosen(found["preset"], values)
+
+
+def _put(raw: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put values of settings into plain data, but not into sections that are none."""
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section = raw[sections[0]] if sections else raw
+        if section is not None:
+            section[last] = value
+    return raw
 
 
 _KEYS = {"scales", "finetune.batches", "finetune.image_scales"}
