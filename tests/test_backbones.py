@@ -288,8 +288,11 @@ def test_a_failing_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     message = refusal("squeezenet1_1", "imagenet")
-    assert "imagenet weights of squeezenet1_1 can't be fetched from https://" in message
-    assert "no route to host" in message
+    url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
+    assert message == (
+        "backbone.weights: those of squeezenet1_1 can't be fetched (<urlopen error no route to host>); "
+        f"offline: download {url} elsewhere, then --set backbone.weights=FILE"
+    )
     assert "no imagenet weights for zf5" in refusal("zf5", "imagenet")
 
 

@@ -70,6 +70,12 @@ def test_a_run_equals_itself(trained: Path) -> None:
     assert mean.interval == (0.0, 0.0) and mean.value == 0.0
 
 
+def test_no_row_of_the_table_is_cut(sppdet: CommandLine, trained: Path) -> None:
+    _, out, _ = sppdet("compare", trained, trained)
+    rows = [line for line in out.splitlines() if line.startswith("│ ")]
+    assert rows and all(line.split()[-2] == "open" for line in rows)
+
+
 def test_a_worse_run_is_called_so(sppdet: CommandLine, trained: Path, run_copy: Path) -> None:
     """Against a run that has found every object."""
     dataset = read_scored(trained, "test").dataset
@@ -80,6 +86,7 @@ def test_a_worse_run_is_called_so(sppdet: CommandLine, trained: Path, run_copy: 
     write_coco_results(run_copy / RESULTS, dataset, found)
     _, out, _ = sppdet("compare", trained, run_copy)
     assert out.splitlines()[-1].endswith("B is better")
+    assert {line.split()[-2] for line in out.splitlines() if "│ mean" in line} == {"B"}
     _, out, _ = sppdet("compare", run_copy, trained)
     assert out.splitlines()[-1].endswith("A is better")
 

@@ -94,7 +94,13 @@ def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> N
         f"docs/{name}.md"
         for name in ("config", "method", "classification", "results", "performance")
     ]
-    + ["docs/index.md", "docs/architecture.md", "docs/tutorial.md", "data/README.md"],
+    + [
+        "docs/index.md",
+        "docs/architecture.md",
+        "docs/tutorial.md",
+        "docs/photos.md",
+        "data/README.md",
+    ],
 )
 def test_links_and_configs_exist(page: str) -> None:
     path = ROOT / page

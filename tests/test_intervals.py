@@ -28,6 +28,8 @@ def test_a_difference_by_hand() -> None:
     reach = stats.t.ppf(0.975, 4) * np.std(drawn, ddof=1) * math.sqrt(5 / 4)
     found = difference_interval(0.05, drawn, np.full(5, 2))
     assert found == pytest.approx((0.05 - reach, 0.05 + reach))
+    few = difference_interval(0.05, 9 * drawn, np.array([2, 0]))  # one image's worth of objects
+    assert few == (-1.0, 1.0)
 
 
 def test_the_value_is_within_its_interval() -> None:

@@ -344,6 +344,7 @@ def test_a_folder_from_end_to_end(
     small = (*network, *quick)
     status, out, err = sppdet("train", "photos", *small, "--device", "cpu")
     assert status == 0, err
+    assert "trained on all, tested on 20 % of its images, kept out of training" in out
     assert "9 images to train on, 3 to test on" in out or "10 images to train on, 2" in out
     assert Path("runs/photos/report.html").is_file()
     assert "mAP (11-point, photos-all-test)" in out

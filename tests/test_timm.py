@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from runs import CommandLine, train_quietly, write_settings
 from sppdet.classification.classifier import build_classifier
 from sppdet.classification.config import PretrainConfig
 from sppdet.config import FeaturesConfig
-from sppdet.errors import ConfigError, WeightsError
+from sppdet.errors import ConfigError, WeightsError, one_line
 from sppdet.features.backbones import conv_backbone
 from sppdet.features.geometry import Geometry
 from sppdet.features.measured import measured_geometry
@@ -165,7 +166,9 @@ def test_weights_from_the_hubs_cache(tmp_path: Path) -> None:
     state = timm.create_model("test_vit").state_dict()
     state["patch_embed.proj.bias"] += 1
     save_file(state, snapshot / "model.safetensors")
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    # nothing answers there: the cache is used without asking
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run(
         [sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, timeout=120
     )
@@ -173,11 +176,38 @@ def test_weights_from_the_hubs_cache(tmp_path: Path) -> None:
     origin, total = done.stdout.splitlines()
     assert origin == f"timm, {name}, licence {timm.get_pretrained_cfg('test_vit').license}"
     assert float(total) == pytest.approx(float(state["patch_embed.proj.bias"].sum()))
-    environment["HF_HOME"] = str(tmp_path / "nowhere")
-    done = subprocess.run(
-        [sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, timeout=120
+
+
+def test_weights_that_cannot_be_fetched(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """One line, not cut on the command line; the hub's warnings of its attempts are not shown."""
+    hub = logging.getLogger("huggingface_hub.utils")
+    name, server = "timm/tf_efficientnet_lite0", "huggingface.co"
+
+    def fail(*_: object, **__: object) -> None:
+        hub.warning("Retrying in 8s")
+        try:
+            raise OSError(
+                f"[Errno -2] {server}: Name or service not known, in the words of a long reason"
+            )
+        except OSError as error:
+            raise ValueError("An error happened while trying to locate the file") from error
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("sppdet.io.backbone_weights.timm_model", fail)
+    url = f"https://{server}/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"
+    with caplog.at_level("INFO"), pytest.raises(WeightsError) as caught:
+        load_backbone(name, "imagenet")
+    reason = f"[Errno -2] {server}: Name or service not known, in th…"
+    assert str(caught.value) == (
+        f"backbone.weights: those of {name} can't be fetched ({reason}); offline: download {url} "
+        "elsewhere, then --set backbone.weights=FILE"
     )
-    assert "weights of timm/test_vit can't be fetched from timm's hub" in done.stderr
+    assert one_line(f"error: {caught.value}") == f"error: {caught.value}"
+    assert caplog.messages == [f"downloading the weights of {name}, once: {url}"]
+    hub.warning("shown again")
+    assert caplog.messages[1:] == ["shown again"]
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])

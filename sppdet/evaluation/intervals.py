@@ -53,6 +53,8 @@ def difference_interval(
 ) -> Interval:
     """Compute the interval of a difference of two fractions of the same images: value ± t · standard error.
 
+    A difference of fractions lies between -1 and 1, and so does its interval.
+
     Args:
         value, drawn, objects: as in `fraction_interval`.
     """
@@ -60,7 +62,7 @@ def difference_interval(
     if math.isnan(value) or len(known) < 2:
         return math.nan, math.nan
     reach = _reach(known, objects)
-    return value - reach, value + reach
+    return max(-1.0, value - reach), min(1.0, value + reach)
 
 
 def wilson(successes: float, trials: int) -> Interval:

@@ -48,12 +48,18 @@ def timm_name_problem(name: str) -> str | None:
     return f"{name}: timm has no such network{hint}"
 
 
-def timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
-    """Build a network of timm, with random weights or those that its hub has."""
+def timm_model(name: str, *, pretrained: bool = False, file: str | None = None) -> nn.Module:
+    """Build a network of timm, with random weights or those of timm's hub.
+
+    Args:
+        file: of the hub's weights, where it is there.
+    """
     timm = _timm()
     if timm is None:
         raise ConfigError(f"backbone.name: {timm_name_problem(name)}")
     create = partial(timm.create_model, name.removeprefix(PREFIX), pretrained=pretrained)
+    if file is not None:
+        create = partial(create, pretrained_cfg_overlay={"file": file})
     try:
         try:
             model: nn.Module = create(dynamic_img_size=True)  # else transformers take one size

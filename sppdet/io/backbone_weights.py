@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,8 +23,10 @@ from sppdet.features.levels import spp_width
 from sppdet.features.nets import OWN_NETS, problem_with_name
 from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.features.timm_nets import timm_model
+from sppdet.io.timm_weights import cached_weights, weights_address
 from sppdet.randomness import torch_stream
 from sppdet.runs.artifacts import read_tensors
+from sppdet.runs.log import LOGGER
 from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
 
 
@@ -101,20 +104,43 @@ def _imagenet_model(name: str) -> nn.Module:
     try:
         model: nn.Module = tv.get_model(name, weights=weights)
     except Exception as error:  # the network's and the hub's errors have no common base
-        raise WeightsError(
-            f"backbone.weights: imagenet weights of {name} can't be fetched from {weights.url}: {error}"
-        ) from None
+        raise _not_fetched(name, weights.url, error) from None
     return model
 
 
 def _timm_model(name: str) -> nn.Module:
+    url, file = weights_address(name), cached_weights(name)
+    if url and not file:
+        LOGGER.info("downloading the weights of %s, once: %s", name, url)
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # it warns of each of its attempts
     try:
-        return timm_model(name, pretrained=True)
+        return timm_model(name, pretrained=True, file=file)
+    except ConfigError:
+        raise
     except Exception as error:  # the hub's errors have no common base
-        first = str(error).strip().split("\n")[0]
-        raise WeightsError(
-            f"backbone.weights: weights of {name} can't be fetched from timm's hub: {first}"
-        ) from None
+        raise _not_fetched(name, url, error) from None
+    finally:
+        hub.setLevel(level)
+
+
+_LONGEST_REASON = 60  # so that the command line cuts nothing off
+
+
+def _not_fetched(name: str, url: str | None, error: Exception) -> WeightsError:
+    """Say in one line where weights are and what to do offline, with the system's reason if any."""
+    reason, cause = error, error.__cause__ or error.__context__
+    while cause is not None:
+        reason = cause if isinstance(cause, OSError) else reason
+        cause = cause.__cause__ or cause.__context__
+    said = " ".join(str(reason).split()) or type(reason).__name__
+    said = said if len(said) <= _LONGEST_REASON else said[: _LONGEST_REASON - 1] + "…"
+    offline = f"download {url} elsewhere, then" if url else "expected"
+    return WeightsError(
+        f"backbone.weights: those of {name} can't be fetched ({said}); offline: {offline} "
+        "--set backbone.weights=FILE"
+    )
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -74,9 +74,7 @@ def _tell(calibration: Calibration | None, dataset: Dataset) -> None:
         LOGGER.warning("%s", text, extra=event("not calibrated"))
         return
     few = [dataset.class_names[k] for k in calibration.borrowing()]
-    borrowed = (
-        f"; with few right detections, and after the other classes: {shorten(few)}" if few else ""
-    )
+    borrowed = f"; so few of {shorten(few)} that the other classes decide" if few else ""
     right = sum(int(e.correct.sum()) for e in calibration.evidence)
     text = f"calibrate: {right} right detections in {len(dataset)} held-out images"
     facts = event("calibrated", right=right, images=len(dataset), borrowing=few)

@@ -108,9 +108,9 @@ def class_cases(numbers: Sequence[ClassNumbers], splits: Sequence[str]) -> Itera
         said = ", ".join(f"{n} in {split}" for n, split in zip(objects, splits, strict=True))
         if objects[0] < FEW_OBJECTS:
             kind = "few objects" if objects[0] else "untrained class"
-            yield Case(kind, f"{name}: {said}", worth=-objects[0])
+            yield Case(kind, f"{name} ({said})", worth=-objects[0])
         if len(objects) > 1 and not objects[1] and objects[0]:
-            yield Case("untested class", f"{name}: {said}", worth=objects[0])
+            yield Case("untested class", f"{name} ({said})", worth=objects[0])
 
 
 def double_cases(split: str, image: AnnotatedImage, names: Sequence[str]) -> Iterator[Case]:

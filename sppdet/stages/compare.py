@@ -150,7 +150,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
     table = Table("class", header_style="bold")
     for heading in ("objects", "A %", "B %", "B − A", LEVEL_TITLE):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("better")
     counts = [one.ground_truths for one in found.first.classes]
     rows = zip(found.first.classes, found.differences.classes, strict=True)
     for one, difference in rows:
@@ -219,7 +219,7 @@ def _cells(difference: Difference) -> tuple[str, ...]:
         percent(difference.second),
         percent(difference.value, signed=True),
         range_percent(difference.interval, signed=True),
-        in_words(difference),
+        {"A is better": "A", "B is better": "B", "n/a": "n/a"}.get(in_words(difference), "open"),
     )
 
 

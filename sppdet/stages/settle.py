@@ -91,7 +91,7 @@ def _are_there(data: DataConfig, found: list[Found]) -> bool:
 def _say_sets(found: Found, data: DataConfig, k: int) -> None:
     train, test = data.sets_of("train")[k], data.test
     if isinstance(test, float):
-        said, used = f"tested on {test:g} of its images", {train}
+        said, used = f"tested on {100 * test:.3g} % of its images, kept out of training", {train}
     elif test is not None:
         name = data.sets_of("test")[k]
         said, used = f"tested on {name}", {train, name}
