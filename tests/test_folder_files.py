@@ -159,13 +159,19 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (elsewhere / "day" / "a.jpg").touch()
     (root / "own").mkdir(parents=True)
     (root / "own" / "b.jpg").touch()
+    (tmp_path / "shelf" / "day").mkdir(parents=True)
+    for name in ("day/c.jpg", "d.jpg"):
+        (tmp_path / "shelf" / name).touch()
     for name, target in [
         ("images", elsewhere),
-        ("later", elsewhere / "day"),  # is listed by "images"
+        ("later", elsewhere / "day"),
+        ("all", tmp_path / "shelf" / "day"),
+        ("more", tmp_path / "shelf"),
         ("again", root / "own"),
         ("own/up", root),
         ("above", tmp_path),
         ("gone", tmp_path / "nothing"),
     ]:
         (root / name).symlink_to(target)
-    assert FolderFiles(root).images == ("images/day/a.jpg", "own/b.jpg")
+    wanted = ("all/c.jpg", "later/a.jpg", "more/d.jpg", "own/b.jpg")  # each file once
+    assert FolderFiles(root).images == wanted

@@ -34,15 +34,15 @@ class FolderFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         found: list[str] = []
-        followed = [Path(os.path.realpath(root))]
+        top = Path(os.path.realpath(root))
+        seen = {top, *top.parents}
 
         def is_new(folder: Path) -> bool:
-            if not folder.is_symlink():
-                return True
             target = Path(os.path.realpath(folder))
-            if any(t in (target, *target.parents) or target in t.parents for t in followed):
+            listed = folder.is_symlink() and top in target.parents
+            if listed or target in seen:
                 return False
-            followed.append(target)
+            seen.add(target)
             return True
 
         for parent, folders, names in os.walk(root, followlinks=True):
