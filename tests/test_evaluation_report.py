@@ -137,8 +137,9 @@ def test_intervals_are_written_and_printed(result: EvalResult, tmp_path: Path) -
     assert written["AP_interval"]["_none"] is None
     assert written["interval"] == {"level": 0.95, "draws": 1000}
     low, high = (f"{100 * bound:.2f}" for bound in scored.intervals.mean)
+    wanted = f"mAP (11-point, random): {100 * result.mean_ap:.2f} % (95 %: {low}–{high})"
+    assert headline(scored) == wanted
     text = printed(scored)
-    assert f"mAP (11-point, random): {100 * result.mean_ap:.2f} % (95 %: {low}–{high})\n" in text
     low, high = (f"{100 * bound:.2f}" for bound in scored.intervals.classes[0])
     assert f" {low}–{high} " in text and float(low) < 100 * result.classes[0].ap < float(high)
 

@@ -399,6 +399,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
         genuine(self, *arguments)
 
     monkeypatch.setattr(ImageTuner, "step", step)
+    monkeypatch.setattr("sppdet.stages.pipeline.announce", lambda _: None)  # which takes steps, too
     with pytest.raises(KeyboardInterrupt):
         train_quietly(config, run)
     monkeypatch.undo()
