@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from sppdet.config import Config
-from sppdet.runs.log import LOGGER, consoles
+from sppdet.runs.log import LOGGER, RESULT, consoles
 from sppdet.runs.owned import replace_files
 from sppdet.stages.check_findings import Finding, sorted_findings
+from sppdet.stages.check_kinds import Severity
 from sppdet.stages.check_page import files_of, print_findings
 from sppdet.stages.check_proposals import search_sample
 from sppdet.stages.check_reading import Survey, survey
@@ -25,7 +27,11 @@ class Check:
     @property
     def errors(self) -> int:
         """Count the cases that are errors."""
-        return sum(len(one.cases) for one in self.findings if one.severity == "error")
+        return self.count("error")
+
+    def count(self, severity: Severity) -> int:
+        """Count the cases of a severity."""
+        return sum(len(one.cases) for one in self.findings if one.severity == severity)
 
 
 def check_data(config: Config, out: Path, *, name: str, sample: int = 100) -> Check:
@@ -53,5 +59,7 @@ def check_data(config: Config, out: Path, *, name: str, sample: int = 100) -> Ch
     replace_files(out, files_of(found, result.findings, name=name), command="check")
     for console in consoles():
         print_findings(found, result.findings, console)
-    LOGGER.info("see %s", out / "check.html")
+    counts = [result.count(severity) for severity in get_args(Severity)]
+    text = "errors: %d, warnings: %d, notes: %d; see %s"
+    LOGGER.log(RESULT, text, *counts, out / "check.html")
     return result
