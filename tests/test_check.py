@@ -353,7 +353,7 @@ def test_status_and_own_files(sppdet: CommandLine, spoilt: Path, tmp_path: Path)
     assert status == 0 and f"see {out / 'check.html'}" in said
     status, short, _ = sppdet("check", spoilt, "--out", out, "--proposals", 0, "--quiet")
     # of the 7 notes, those of proposals are left out
-    assert short == f"errors: 12, warnings: 15, notes: 4; see {out / 'check.html'}\n"
+    assert short == f"12 errors, 15 warnings, 4 notes; see {out / 'check.html'}\n"
     content = read_strictly(out / "check.json")
     assert content["proposals"] is None and "uncovered" not in cases_of(content)
     assert "No image was searched for proposals" in (out / "check.html").read_text()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from sppdet.config import Config
 from sppdet.runs.log import LOGGER, RESULT, consoles
 from sppdet.runs.owned import replace_files
 from sppdet.stages.check_findings import Finding, sorted_findings
-from sppdet.stages.check_kinds import Severity
-from sppdet.stages.check_page import files_of, print_findings
+from sppdet.stages.check_page import counts, files_of, print_findings
 from sppdet.stages.check_proposals import search_sample
 from sppdet.stages.check_reading import Survey, survey
 from sppdet.stages.settle import settle
@@ -27,11 +25,7 @@ class Check:
     @property
     def errors(self) -> int:
         """Count the cases that are errors."""
-        return self.count("error")
-
-    def count(self, severity: Severity) -> int:
-        """Count the cases of a severity."""
-        return sum(len(one.cases) for one in self.findings if one.severity == severity)
+        return sum(len(one.cases) for one in self.findings if one.severity == "error")
 
 
 def check_data(config: Config, out: Path, *, name: str, sample: int = 100) -> Check:
@@ -59,7 +53,5 @@ def check_data(config: Config, out: Path, *, name: str, sample: int = 100) -> Ch
     replace_files(out, files_of(found, result.findings, name=name), command="check")
     for console in consoles():
         print_findings(found, result.findings, console)
-    counts = [result.count(severity) for severity in get_args(Severity)]
-    text = "errors: %d, warnings: %d, notes: %d; see %s"
-    LOGGER.log(RESULT, text, *counts, out / "check.html")
+    LOGGER.log(RESULT, "%s; see %s", counts(result.findings), out / "check.html")
     return result

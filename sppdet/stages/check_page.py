@@ -64,12 +64,12 @@ def print_findings(found: Survey, findings: Sequence[Finding], console: Console)
         line = f"{one.severity:<7} {len(one.cases):>6}  {one.title:<{wide}}  "
         room = max(_LEAST_LINE, console.width - len(line)) if console.is_terminal else _LINE
         console.print(Text(line + one_line(one.cases[0].text, room)), soft_wrap=True)
-    for text in summary(found, findings):
+    for text in looked_at(found):
         console.print(Text(printable(text)), soft_wrap=True)
 
 
-def summary(found: Survey, findings: Sequence[Finding]) -> list[str]:
-    """Say in a few lines what was looked at and how much was found."""
+def looked_at(found: Survey) -> list[str]:
+    """Say in a line or two what was looked at."""
     sets = [
         f"{split} ({title}): {len(images)} images, {sum(len(i.gt_boxes) for i in images)} objects"
         for split, title, images in zip(found.splits, found.titles, found.images, strict=True)
@@ -77,9 +77,14 @@ def summary(found: Survey, findings: Sequence[Finding]) -> list[str]:
     lines = ["; ".join(sets)]
     if found.coverage is not None:
         lines.append(f"proposals of a sample of {found.sampled} images: {found.coverage}")
-    counts = {s: sum(len(f.cases) for f in findings if f.severity == s) for s in _SEVERITIES}
-    said = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in counts.items())
-    return [*lines, said if findings else "nothing was found that should be looked at"]
+    return lines
+
+
+def counts(findings: Sequence[Finding]) -> str:
+    """Say how much was found."""
+    found = {s: sum(len(f.cases) for f in findings if f.severity == s) for s in _SEVERITIES}
+    said = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in found.items())
+    return said if findings else "nothing was found that should be looked at"
 
 
 _SEVERITIES = ("error", "warning", "note")
@@ -175,7 +180,7 @@ def _content(
     return {
         "version": __version__,
         "name": name,
-        "summary": summary(found, findings),
+        "summary": [*looked_at(found), counts(findings)],
         "splits": found.splits,
         "counts": {s: sum(len(f.cases) for f in findings if f.severity == s) for s in _SEVERITIES},
         "numbers": numbers,
