@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +24,7 @@ from sppdet.cli.process import given_words, show, start_libraries, state, sugges
 from sppdet.errors import ConfigError, SppdetError
 
 if TYPE_CHECKING:
+    from sppdet.config import Config
     from sppdet.stages.thresholds import Kind, Threshold
 
 StageName = Literal[
@@ -68,24 +69,25 @@ def train(
     """Train a detector; an interrupted run goes on where it stopped."""
     from sppdet.io.settings import holds_images, load_config, load_for_images, settings_in
 
-    own = overrides or []
-    if not holds_images(config):
-        if preset or minutes:
-            raise ConfigError(
-                f"{config}: has settings of its own; --preset and --minutes are for a folder of images"
-            )
-        settings = load_config(config, own)
-    else:
-        settings = load_for_images(config, own, tuned=preset in ("balanced", "accurate"))
+    own, images = overrides or [], holds_images(config)
+    if (preset or minutes) and not images:
+        raise ConfigError(
+            f"{config}: has settings of its own; --preset and --minutes are for a folder of images"
+        )
+
+    @cache
+    def load(tuned: bool) -> Config:
+        return load_for_images(config, own, tuned=tuned)
+
+    settings = load(preset in ("balanced", "accurate")) if images else load_config(config, own)
     start_libraries()
     from sppdet.stages.pipeline import train as run_stages
 
     choice = None
-    if holds_images(config):
+    if images:
         from sppdet.stages.presets import Choice
 
-        load = partial(load_for_images, config, own)
-        choice = Choice(lambda tuned: load(tuned=tuned), preset, minutes, settings_in(own))
+        choice = Choice(load, preset, minutes, settings_in(own))
     folder = run or default_run(config)
     run_stages(settings, folder, device=device, until=until, choice=choice)
     if until == "evaluate":

@@ -1,4 +1,4 @@
-"""What can be seen in annotations before any training: classes, sizes of boxes, repeats, coverage.
+"""Look at annotations before any training: classes, sizes of boxes, repeats, coverage.
 
 Boxes are float32 xyxy, 0-based, half-open, in pixels of the original image.
 """

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sppdet.config import Config
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone
 from sppdet.features.cost import describe_cost
@@ -36,15 +37,7 @@ def load(context: Context) -> Backbone:
     config, files = context.config, context.files
     path = files.initial_backbone if config.tunes_conv() else files.backbone
     stages = config.backbone.stages
-    backbone = folded(
-        load_backbone(
-            config.backbone.name,
-            config.backbone.weights,
-            seed=config.seed,
-            stages=config.backbone.strides,
-            project=config.features.project,
-        )
-    )
+    backbone = load_unfitted(config)
     check_start(backbone, config)
     if config.finetune is not None and config.tunes_conv():
         try:
@@ -72,6 +65,19 @@ def load(context: Context) -> Backbone:
     cost = describe_cost(backbone, config.scales, config.spp_levels)
     LOGGER.info("backbone: %s", cost, extra=event("backbone", cost=cost, origin=backbone.origin))
     return backbone
+
+
+def load_unfitted(config: Config) -> Backbone:
+    """Load the convolutional layers by the settings; what joins several maps isn't fitted to images yet."""
+    return folded(
+        load_backbone(
+            config.backbone.name,
+            config.backbone.weights,
+            seed=config.seed,
+            stages=config.backbone.strides,
+            project=config.features.project,
+        )
+    )
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from sppdet.config import Config
 from sppdet.runs.log import LOGGER, RESULT, consoles
 from sppdet.runs.owned import replace_files
 from sppdet.stages.check_findings import Finding, sorted_findings
-from sppdet.stages.check_page import counts, files_of, print_findings
+from sppdet.stages.check_page import counts, files_of, print_findings, tally
 from sppdet.stages.check_proposals import search_sample
 from sppdet.stages.check_reading import Survey, survey
 from sppdet.stages.settle import settle
@@ -17,7 +17,7 @@ from sppdet.stages.settle import settle
 
 @dataclass(frozen=True)
 class Check:
-    """What was read, and the findings, the most serious first."""
+    """Hold what was read, and the findings, the most serious first."""
 
     survey: Survey
     findings: tuple[Finding, ...]
@@ -25,7 +25,7 @@ class Check:
     @property
     def errors(self) -> int:
         """Count the cases that are errors."""
-        return sum(len(one.cases) for one in self.findings if one.severity == "error")
+        return tally(self.findings)["error"]
 
 
 def check_data(config: Config, out: Path, *, name: str, sample: int = 100) -> Check:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from sppdet.pages.render import number, render
 from sppdet.runs.progress import track
 from sppdet.stages.check_drawing import draw_part
 from sppdet.stages.check_findings import Case, Finding
-from sppdet.stages.check_kinds import KINDS
+from sppdet.stages.check_kinds import KINDS, Severity
 from sppdet.stages.check_reading import Survey
 from sppdet.version import __version__
 
@@ -82,12 +82,17 @@ def looked_at(found: Survey) -> list[str]:
 
 def counts(findings: Sequence[Finding]) -> str:
     """Say how much was found."""
-    found = {s: sum(len(f.cases) for f in findings if f.severity == s) for s in _SEVERITIES}
-    said = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in found.items())
+    found = tally(findings).items()
+    said = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in found)
     return said if findings else "nothing was found that should be looked at"
 
 
-_SEVERITIES = ("error", "warning", "note")
+def tally(findings: Sequence[Finding]) -> dict[Severity, int]:
+    """Count the cases of each severity."""
+    found: dict[Severity, int] = dict.fromkeys(get_args(Severity), 0)
+    for one in findings:
+        found[one.severity] += len(one.cases)
+    return found
 
 
 def _json(
@@ -182,7 +187,7 @@ def _content(
         "name": name,
         "summary": [*looked_at(found), counts(findings)],
         "splits": found.splits,
-        "counts": {s: sum(len(f.cases) for f in findings if f.severity == s) for s in _SEVERITIES},
+        "counts": tally(findings),
         "numbers": numbers,
         "images": [len(images) for images in found.images],
         "objects": [_count(images) for images in found.images],

@@ -37,7 +37,7 @@ _UNLABELLED = "images without a"  # how readers call what has no annotation
 
 @dataclass
 class Survey:
-    """What was read: images by set, without those that can't be, and the cases found.
+    """Hold what was read: images by set, without those that can't be, and the cases found.
 
     Attributes:
         splits: "train" and, where there is one, "test".

@@ -1,4 +1,4 @@
-"""What each stage of a training will take, from speeds that are measured on a few images."""
+"""Forecast the seconds of each stage of a training from speeds that are measured on a few images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sppdet.features.geometry import scale_factor, scale_factors_of
 from sppdet.features.head import build_head
 from sppdet.features.levels import spp_width
 from sppdet.features.regions import FeatureExtractor
-from sppdet.io.backbone_weights import load_backbone
 from sppdet.resizing import resized
 from sppdet.runs.environment import available_cores, worker_count
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import duration
+from sppdet.stages.backbone import load_unfitted
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import fold_count
 from sppdet.stages.map_cache import MapCache
@@ -35,7 +35,6 @@ from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Dataset, ImageArray
 
 T = TypeVar("T")
-_IMAGES = 3
 # Seconds of a stage for each image, in those of pooling its windows (benchmarks/presets.py)
 _SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.5, 2.0, 1.5
 _SOLVE = 5.0  # the same for an SVM without a fold, on vectors of 6,400 values
@@ -120,24 +119,18 @@ def megapixels(config: Config, dataset: Dataset, interval: list[int] | None = No
     for image in dataset.images:
         size = {"width": image.width, "height": image.height}
         if interval is None:
-            factors = scale_factors_of(config.scales, max_side=limit, **size)
+            grown = float((scale_factors_of(config.scales, max_side=limit, **size) ** 2).sum())
         else:
             sides = np.linspace(interval[0], interval[1], 9).round().astype(int).tolist()
             each = [scale_factor(scale=side, max_side=limit, **size) ** 2 for side in sides]
-            factors = np.sqrt([np.mean(each)])
-        total += float((factors**2).sum()) * image.width * image.height / 1e6
+            grown = float(np.mean(each))
+        total += grown * image.width * image.height / 1e6
     return total / max(1, len(dataset))
 
 
 def loaded_and_measured(context: Context, config: Config) -> Speed:
     """Load the network of the settings, unfitted, and measure with it."""
-    backbone = load_backbone(
-        config.backbone.name,
-        config.backbone.weights,
-        seed=config.seed,
-        stages=config.backbone.strides,
-        project=config.features.project,
-    )
+    backbone = load_unfitted(config)
     backbone.layers.to(context.ranks.device)
     return measure(context, config, backbone)
 

@@ -30,15 +30,14 @@ _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
 _PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/results.md: 8 passes for 100 images, 4 for 530
 _FEWEST = 0.4  # of balanced's batches that `--minutes` may leave
 _SMALLER = 2 / 3  # factor on the scales of the last resort
+_KEYS = frozenset({"scales", "finetune.batches", "finetune.image_scales"})  # that a choice has
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What `sppdet train FOLDER` may choose from, and what the user asks for."""
+    """Hold what `sppdet train FOLDER` may choose from, and what the user asks for."""
 
-    load: Callable[
-        [bool], Config
-    ]  # packaged settings with the user's: of layers that learn, or of others
+    load: Callable[[bool], Config]  # packaged settings with the user's; True: of layers that learn
     preset: Preset | None = None  # None: by the device, or by `minutes`
     minutes: float | None = None
     fixed: frozenset[str] = field(default_factory=frozenset)  # settings that the user has set
@@ -197,6 +196,3 @@ def _put(raw: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if section is not None:
             section[last] = value
     return raw
-
-
-_KEYS = {"scales", "finetune.batches", "finetune.image_scales"}

@@ -1,4 +1,4 @@
-"""What a report says beside the scores: settings, times, versions, warnings, causes of errors."""
+"""Gather what a report says beside the scores: settings, times, versions, warnings, causes of errors."""
 
 from __future__ import annotations
 
