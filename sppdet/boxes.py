@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import nms as _nms
 
 from sppdet.types import Boxes, Scores
+from sppdet.vision import ops
 
 
 def empty_boxes() -> Boxes:
@@ -109,7 +109,7 @@ def nms(
     while True:
         best = order[:tried]
         rank = torch.arange(len(best), 0, -1, dtype=torch.float32)
-        kept = _nms(torch.from_numpy(boxes[best]), rank, max_iou32).numpy()[:max_boxes]
+        kept = ops.nms(torch.from_numpy(boxes[best]), rank, max_iou32).numpy()[:max_boxes]
         if tried >= len(order) or len(kept) == max_boxes:
             break
         tried *= 2

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.models as tv
 from numpy.typing import NDArray
 from torch import nn
 
@@ -27,6 +26,7 @@ from sppdet.parallel import multiplying_in
 from sppdet.randomness import keeping_torch_state
 from sppdet.resizing import resized
 from sppdet.types import FeatureMaps, ImageArray
+from sppdet.vision import models as tv
 
 VERSION = 4  # raise it when the same weights give other maps, or maps are stored in another form
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 
-import torchvision.models as tv
 from torch import nn
 
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.features.timm_nets import PREFIX, timm_name_problem
+from sppdet.vision import models as tv
 
 
 def _conv(

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
-from torchvision.ops import roi_pool
 
 from sppdet.compiled import compiled
 from sppdet.features.levels import level_columns, spp_width
 from sppdet.parallel import shares
+from sppdet.vision import ops
 
 _log = logging.getLogger("sppdet")
 
@@ -102,7 +102,7 @@ def _by_roi_pool(
     cells = _cells_of_bins(windows, levels)
     rois = torch.zeros((cells.shape[0] * cells.shape[1], 5), device=feature_map.device)
     rois[:, 1:] = torch.from_numpy(cells.reshape(-1, 4)).to(rois)
-    pooled: torch.Tensor = roi_pool(feature_map[None].float(), rois, 1)
+    pooled: torch.Tensor = ops.roi_pool(feature_map[None].float(), rois, 1)
     return pooled.view(len(windows), spp_width(feature_map.shape[0], levels))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from sppdet.errors import ConfigError
 from sppdet.features.preprocessing import Preprocessing
 from sppdet.resizing import Interpolation
+from sppdet.vision import import_timm
 
 PREFIX = "timm/"
 _STRIDE = 16  # the detector's, as for torchvision's networks
@@ -110,7 +111,6 @@ def _preprocessing(config: Mapping[str, Any], stages: list[dict[str, Any]]) -> P
 
 def _timm() -> Any:
     try:
-        import timm
+        return import_timm()
     except ImportError:
         return None
-    return timm

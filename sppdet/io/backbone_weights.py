@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision.models as tv
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -28,6 +27,7 @@ from sppdet.randomness import torch_stream
 from sppdet.runs.artifacts import read_tensors
 from sppdet.runs.log import LOGGER
 from sppdet.tensor_types import TensorType, misfit, not_finite, types_of
+from sppdet.vision import models as tv
 
 
 def load_backbone(

@@ -11,9 +11,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
-from torchvision import datasets
-
 from sppdet.errors import DataError
+from sppdet.vision import datasets
 
 _log = logging.getLogger("sppdet")
 _SETS = {"2007": ("trainval", "test"), "2012": ("trainval",)}  # the 2012 test set is not public

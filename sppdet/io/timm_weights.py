@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sppdet.features.timm_nets import PREFIX
+from sppdet.vision import import_timm
 
 
 def weights_address(name: str) -> str | None:
@@ -33,6 +34,4 @@ def _hub_file(config: Any) -> str:
 
 
 def _pretrained(name: str) -> Any:
-    import timm
-
-    return timm.get_pretrained_cfg(name.removeprefix(PREFIX))
+    return import_timm().get_pretrained_cfg(name.removeprefix(PREFIX))
