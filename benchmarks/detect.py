@@ -154,9 +154,8 @@ def measure(detector: Detector, images: list[Path]) -> dict[str, list[float]]:
         scaled = timed(times, "resize", detector.maps.scaled, image)
         maps = timed(times, "conv", detector.maps.compute, scaled)
         windows = extractor.windows(maps, proposals.boxes)
-        pooled = timed(times, "SPP", extractor.pool, maps, windows.cells)
-        features = timed(times, "fc", extractor.layer, pooled, classifiers.layer)
-        timed(times, "SVM scores", classifiers.scores, features)
+        arguments = (maps, windows.cells, classifiers.layer, classifiers.weights)
+        timed(times, "SPP to scores", extractor.products, *arguments)
         timed(times, "SPP to detections", detector.detect, maps, proposals, image)
     return times
 

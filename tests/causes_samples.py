@@ -59,7 +59,7 @@ def trace_of(
     moved = np.repeat(boxes[:, None], classes, axis=1) if regressed is None else regressed
     names = tuple("abcdefgh"[:classes])
     parts = SimpleNamespace(class_names=names, classifiers=SimpleNamespace(kind=kind))
-    scored = Scored(cast(DetectionParts, parts), boxes, given, (), (), moved)
+    scored = Scored(cast(DetectionParts, parts), boxes, given, (), moved)
     selection = select([scored], config, width=SIDE, height=SIDE)
     image = make_image("x", list(objects), list(difficult) or None)
     if cells is None:

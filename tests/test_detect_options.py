@@ -304,7 +304,7 @@ def test_a_combination_computes_what_is_shared_once(
 def test_weights_stretch_scores_above_the_minimum() -> None:
     scores = np.array([[-2, -1.5, 0.5]], np.float32)
     parts: Any = None
-    scored = ScoredProposals(parts, np.zeros((1, 4), np.float32), scores, (), ())
+    scored = ScoredProposals(parts, np.zeros((1, 4), np.float32), scores, ())
     assert weigh(scored, 3, min_score=-1.5).scores.tolist() == [[-3, -1.5, 4.5]]
     assert weigh(scored, 1, min_score=-1.5) is scored
 

@@ -78,7 +78,7 @@ def scene_of(
         class_names=names, classifiers=SimpleNamespace(kind="svm"), config=settings
     )
     after = np.repeat(rows[:, None], len(names), axis=1) if moved is None else moved
-    scored = Scored(cast(DetectionParts, parts), rows, given, (), (), after)
+    scored = Scored(cast(DetectionParts, parts), rows, given, (), after)
     selection = select([scored], settings, width=SIDE, height=SIDE)
     suppressor = suppressors(scored, selection, settings)
     proposals = np.concatenate([rows, boxes_of(unscored)])

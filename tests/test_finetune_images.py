@@ -428,7 +428,7 @@ def test_softmax_and_learned_boxes(tuned: Path, demo_root: Path, tmp_path: Path)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     detector = Detector.load(run)
     features = torch.rand(7, 32)
-    scores = detector.classifiers.scores(features)
+    scores = detector.classifiers.scores(features @ detector.classifiers.weights.T)
     linear = features @ ours["fc8.weight"].T + ours["fc8.bias"]
     p = torch.softmax(linear.double(), dim=1)[:, 1:]
     assert torch.allclose(scores.double(), torch.log(p / (1 - p)), atol=1e-4)
@@ -436,7 +436,8 @@ def test_softmax_and_learned_boxes(tuned: Path, demo_root: Path, tmp_path: Path)
     for label in (1, 3):
         rows = slice(4 * (label - 1), 4 * label)
         wanted = features @ ours["box.weight"][rows].T + ours["box.bias"][rows]
-        found = detector.regressors.deltas(features, label)
+        k = label - 1
+        found = features @ detector.regressors.rows[k].T + detector.regressors.biases[k]
         assert torch.allclose(found, wanted * torch.tensor([0.1, 0.1, 0.2, 0.2]), atol=1e-6)
     assert detector.min_score == -7
     image = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
@@ -447,7 +448,8 @@ def test_a_certain_softmax_has_finite_odds(tuned: Path) -> None:
     from sppdet.detection.detect import Classifiers
 
     sure = Classifiers("fc6", torch.tensor([[0.0], [500.0]]), torch.zeros(2), "softmax")
-    assert torch.isfinite(sure.scores(torch.tensor([[1.0], [-1.0], [0.0]]))).all()
+    features = torch.tensor([[1.0], [-1.0], [0.0]])
+    assert torch.isfinite(sure.scores(features @ sure.weights.T)).all()
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
+from sppdet.features import regions
+from sppdet.features.head import Head
 from sppdet.features.levels import level_columns, spp_width
-from sppdet.features.regions import find_windows, pool_windows
-from sppdet.features.spp import _by_roi_pool, spp_windows
+from sppdet.features.regions import FeatureExtractor, find_windows, pool_windows
+from sppdet.features.spp import _by_roi_pool, multiply_windows, spp_windows, square_maxima
 from sppdet.types import FeatureMaps
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -57,6 +59,66 @@ def test_windows_against_the_definition(levels: tuple[int, ...], dtype: torch.dt
     assert pooled.dtype == torch.float32 and pooled.shape == (40, spp_width(5, levels))
     expected = torch.stack([naive(feature_map, w, levels) for w in windows.tolist()])
     assert torch.equal(pooled, expected)
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 90])
+@pytest.mark.parametrize("levels", [(1,), (2, 7), (6, 3, 2, 1)])
+def test_wide_bins_and_few_windows_against_the_definition(
+    count: int, levels: tuple[int, ...]
+) -> None:
+    """Bins of up to 61 cells a side, by the maxima of squares and, for few windows, without them."""
+    feature_map = torch.randn(3, 61, 40, generator=torch.Generator().manual_seed(8))
+    windows = random_windows(np.random.default_rng(8), count, 40, 61)
+    expected = torch.stack([naive(feature_map, w, levels) for w in windows.tolist()])
+    assert torch.equal(spp_windows(feature_map, windows, levels), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 30), (3, 2), (17, 23)])
+def test_maxima_of_squares_against_a_slow_loop(height: int, width: int) -> None:
+    feature_map = torch.randn(5, height, width, generator=torch.Generator().manual_seed(9)).half()
+    windows = np.array([[0, 0, width - 1, height - 1]] * 40)
+    maxima = square_maxima(feature_map, windows, (1,))
+    assert maxima.shape[0] == min(4, min(height, width).bit_length())
+    for k in range(len(maxima)):
+        for y in range(height - 2**k + 1):
+            for x in range(width - 2**k + 1):
+                square = feature_map[:, y : y + 2**k, x : x + 2**k].float()
+                assert (maxima[k, y, x] == square.amax(dim=(1, 2)).numpy()).all()
+
+
+@pytest.mark.parametrize("classes", [1, 5, 40])
+@pytest.mark.parametrize("count", [0, 3, 600])
+def test_products_equal_those_of_the_pooled_vectors(classes: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    feature_map = torch.randn(9, 13, 21, generator=generator).half()
+    weights = torch.randn(classes, spp_width(9, (6, 3, 2, 1)), generator=generator)
+    windows = random_windows(np.random.default_rng(0), max(count, 1), 21, 13)[:count]
+    found = multiply_windows(feature_map, windows, (6, 3, 2, 1), weights)
+    pooled = spp_windows(feature_map, windows, (6, 3, 2, 1)).double()
+    assert found.dtype == torch.float32 and found.shape == (count, classes)
+    torch.testing.assert_close(found.double(), pooled @ weights.double().T, rtol=1e-6, atol=1e-4)
+
+
+def test_products_of_a_heads_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, over two scales."""
+    monkeypatch.setattr(regions, "_BLOCK", 3)
+    generator = torch.Generator().manual_seed(3)
+    head = Head(20, [7], outputs=3, dropout=0.0).eval()
+    extractor = FeatureExtractor((2, 1), 224, head)
+    maps = tuple(torch.randn(4, side, side, generator=generator) for side in (5, 9))
+    cells = np.array([[0, 0, 0, 2, 2]] * 3 + [[1, 1, 2, 8, 5]] * 4 + [[1, 2, 2, 6, 7]])
+    weights = torch.randn(2, 7, generator=generator)
+    views = FeatureMaps(maps, np.array([1.0, 2.0]), 16, 0.0)
+    found = extractor.products(views, cells, "fc6", weights)
+    features = extractor.layer(extractor.pool(views, cells), "fc6")
+    torch.testing.assert_close(found, features @ weights.T)
+    assert extractor.products(views, cells[:0], "fc6", weights).shape == (0, 2)
+    assert extractor.products(views, cells[:0], "pool5", torch.ones(2, 20)).shape == (0, 2)
+
+
+def test_products_check_their_windows() -> None:
+    with pytest.raises(ValueError, match="row 0"):
+        multiply_windows(torch.zeros(1, 3, 3), np.array([[0, 0, 3, 2]]), (1,), torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

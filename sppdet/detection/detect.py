@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from sppdet.boxes import (
 from sppdet.config import Classifier, DetectConfig
 from sppdet.detection.ranking import Ranking
 from sppdet.errors import DataError
-from sppdet.features.regions import FeatureExtractor
+from sppdet.features.regions import FeatureExtractor, Windows
 from sppdet.training_config import Layer
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
 
@@ -46,9 +47,13 @@ class Classifiers:
         """Return the same on a device."""
         return replace(self, weights=self.weights.to(device), biases=self.biases.to(device))
 
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """Compute the scores (U, K) of features (U, D)."""
-        linear = features @ self.weights.T + self.biases
+    def scores(self, products: torch.Tensor) -> torch.Tensor:
+        """Compute the scores (U, K) of windows from their features' products with the weights.
+
+        Args:
+            products: (U, K), or (U, K + 1) of a softmax.
+        """
+        linear = products + self.biases
         if self.kind == "svm":
             return linear
         log_p = torch.log_softmax(linear, dim=1)[:, 1:].clamp(max=-_TINY)
@@ -67,9 +72,10 @@ class Regressors:
         """Return the same on a device."""
         return replace(self, weights=self.weights.to(device), biases=self.biases.to(device))
 
-    def deltas(self, features: torch.Tensor, label: int) -> torch.Tensor:
-        """Compute box deltas (N, 4) of class `label` from features (N, D)."""
-        return features @ self.weights[label - 1] + self.biases[label - 1]
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """The weights (K, 4, D), as products of windows take them."""
+        return self.weights.transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -85,14 +91,36 @@ class DetectionParts:
 
 
 @dataclass(frozen=True)
+class View:
+    """Feature maps of an image, or of its mirror image, and the windows of its proposals there."""
+
+    maps: FeatureMaps
+    windows: Windows
+
+    def products(
+        self, extractor: FeatureExtractor, layer: Layer, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Multiply the features of all distinct windows with weights (K, D); returns (U, K)."""
+        return extractor.products(self.maps, self.windows.cells, layer, weights)
+
+    def pooled(self, extractor: FeatureExtractor, row: int) -> torch.Tensor:
+        """Pool the window of a proposal; returns (D,)."""
+        return extractor.pool(self.maps, self.windows.cells[self.windows.index[[row]]])[0]
+
+    def of(self, rows: NDArray[np.int64]) -> View:
+        """Take the proposals of these rows (N,)."""
+        used, index = np.unique(self.windows.index[rows], return_inverse=True)
+        return View(self.maps, Windows(self.windows.cells[used], index))
+
+
+@dataclass(frozen=True)
 class ScoredProposals:
     """An image's proposals, scored by one model; `move` regresses those that are chosen."""
 
     parts: DetectionParts
     boxes: Boxes  # (P, 4)
     scores: Scores  # (P, K)
-    pooled: tuple[torch.Tensor, ...]  # (U, D) of the image and, with flip, of its mirror image
-    index: tuple[NDArray[np.int64], ...]  # (P,) rows of each of `pooled`
+    views: tuple[View, ...]  # of the image and, with flip, of its mirror image
 
     @torch.inference_mode()
     def move(self, chosen: Sequence[NDArray[np.int64]], *, width: int, height: int) -> list[Boxes]:
@@ -105,10 +133,7 @@ class ScoredProposals:
         boxes = self.boxes[rows]
         regressors = self.parts.regressors
         if regressors is not None and len(rows):
-            views = [
-                _deltas(self.parts.extractor, regressors, pooled, index[rows], counts)
-                for pooled, index in zip(self.pooled, self.index, strict=True)
-            ]
+            views = [_deltas(view, self.parts.extractor, regressors, chosen) for view in self.views]
             deltas = views[0]
             if len(views) == 2:
                 deltas = (deltas + views[1] * _MIRRORED) / np.float32(2)
@@ -144,22 +169,21 @@ def score(
     """
     if len(proposals) == 0:
         nothing = np.zeros((0, len(parts.class_names)), dtype=np.float32)
-        return ScoredProposals(parts, empty_boxes(), nothing, (), ())
+        return ScoredProposals(parts, empty_boxes(), nothing, ())
+    extractor, classifiers = parts.extractor, parts.classifiers
     kept = _first_windows(parts, maps, proposals.boxes)
-    views = [(maps, kept)]
+    views = [View(maps, extractor.windows(maps, kept))]
     if mirrored is not None:
-        views.append((mirrored, flip_boxes(kept, width=width)))
-    pooled, index, scores = [], [], []
-    for view, boxes in views:
-        windows = parts.extractor.windows(view, boxes)
-        pooled.append(parts.extractor.pool(view, windows.cells))
-        index.append(windows.index)
-        features = parts.extractor.layer(pooled[-1], parts.classifiers.layer)
-        scores.append(parts.classifiers.scores(features).cpu().numpy()[windows.index])  # [P, K]
+        flipped = flip_boxes(kept, width=width)
+        views.append(View(mirrored, extractor.windows(mirrored, flipped)))
+    scores = []
+    for view in views:
+        products = view.products(extractor, classifiers.layer, classifiers.weights)
+        scores.append(classifiers.scores(products).cpu().numpy()[view.windows.index])  # [P, K]
     mean = scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
     if not np.isfinite(mean).all():
         raise DataError("scores that aren't finite: are the model's weights the right ones?")
-    return ScoredProposals(parts, kept, mean, tuple(pooled), tuple(index))
+    return ScoredProposals(parts, kept, mean, tuple(views))
 
 
 def _first_windows(parts: DetectionParts, maps: FeatureMaps, boxes: Boxes) -> Boxes:
@@ -244,21 +268,19 @@ def select(
 
 
 def _deltas(
+    view: View,
     extractor: FeatureExtractor,
     regressors: Regressors,
-    pooled: torch.Tensor,
-    rows: NDArray[np.int64],
-    counts: Sequence[int],
+    chosen: Sequence[NDArray[np.int64]],
 ) -> NDArray[np.float32]:
-    """Compute box deltas (N, 4) of rows (N,) of `pooled` (U, D), `counts` of them for each class."""
-    # class by class to save memory, but copied at once, so that a GPU is waited for once
-    used = torch.from_numpy(rows).to(pooled.device).split(list(counts))
-    parts = [
-        regressors.deltas(extractor.layer(pooled[own], regressors.layer), label)
-        for label, own in enumerate(used, start=1)
-        if len(own)
-    ]
-    return torch.cat(parts).cpu().numpy()
+    """Compute box deltas (N, 4) of the rows that each class has chosen, class by class."""
+    parts = []
+    for k, rows in enumerate(chosen):
+        if len(rows):
+            own = view.of(rows)
+            products = own.products(extractor, regressors.layer, regressors.rows[k])
+            parts.append((products + regressors.biases[k])[own.windows.index])
+    return torch.cat(parts).cpu().numpy()  # at once, so that a GPU is waited for once
 
 
 def _choose(

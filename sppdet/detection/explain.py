@@ -46,10 +46,8 @@ def contributions(scored: ScoredProposals, row: int) -> Contributions | None:
     if classifiers.kind != "svm" or classifiers.layer != "pool5":
         return None
     weights = classifiers.weights.double()  # [K, D]
-    products = [
-        weights * pooled[int(index[row])].double()
-        for pooled, index in zip(scored.pooled, scored.index, strict=True)
-    ]
+    extractor = scored.parts.extractor
+    products = [weights * view.pooled(extractor, row).double() for view in scored.views]
     channels = weights.shape[1] // sum(n * n for n in levels)
     bins = []
     for n in levels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.config import FeaturesConfig
+from sppdet.features import spp
 from sppdet.features.geometry import choose_scales, project, unique_windows
 from sppdet.features.head import Head
 from sppdet.features.levels import spp_width
@@ -72,16 +73,40 @@ def pool_windows(
     Raises:
         ValueError: the windows aren't sorted by scale, or one is outside the maps.
     """
+    first = maps.maps[0]
+    pooled = empty_vectors(len(cells), spp_width(first.shape[0], levels), first.device)
+    for feature_map, rows in _by_scale(maps, cells):
+        spp_windows(feature_map, cells[rows, 1:], levels, out=pooled[rows])
+    return pooled
+
+
+def multiply_windows(
+    maps: FeatureMaps, cells: NDArray[np.int64], levels: Sequence[int], weights: torch.Tensor
+) -> torch.Tensor:
+    """Multiply the pooled vectors of windows (U, 5) with weights (K, D); returns (U, K) float32.
+
+    Raises:
+        ValueError: as for `pool_windows`.
+    """
+    parts = [
+        spp.multiply_windows(feature_map, cells[rows, 1:], levels, weights)
+        for feature_map, rows in _by_scale(maps, cells)
+    ]
+    return torch.cat(parts) if parts else weights.new_zeros((0, len(weights)))
+
+
+def _by_scale(maps: FeatureMaps, cells: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Yield each map that windows (U, 5) are on, and their rows."""
     scales = np.concatenate([[0], cells[:, 0], [len(maps.maps) - 1]])
     if (np.diff(scales) < 0).any():
         raise ValueError(f"cells: expected in ascending scales from 0 to {len(maps.maps) - 1}")
-    first = maps.maps[0]
-    pooled = empty_vectors(len(cells), spp_width(first.shape[0], levels), first.device)
     ends = np.searchsorted(cells[:, 0], np.arange(len(maps.maps) + 1))
     for feature_map, (start, end) in zip(maps.maps, pairwise(ends), strict=True):
         if start < end:
-            spp_windows(feature_map, cells[start:end, 1:], levels, out=pooled[start:end])
-    return pooled
+            yield feature_map, slice(start, end)
+
+
+_BLOCK = 1024  # windows that go through the fully connected layers at once
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,26 @@ class FeatureExtractor:
     def pool(self, maps: FeatureMaps, cells: NDArray[np.int64]) -> torch.Tensor:
         """Pool windows (U, 5); returns pool5 features (U, D)."""
         return pool_windows(maps, cells, self.levels)
+
+    @torch.inference_mode()
+    def products(
+        self,
+        maps: FeatureMaps,
+        cells: NDArray[np.int64],
+        layer: Layer,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Multiply the features of windows (U, 5) with weights (K, D'); returns (U, K) float32.
+
+        Only some of the windows' features are in memory at once.
+        """
+        if layer == "pool5":
+            return multiply_windows(maps, cells, self.levels, weights)
+        parts = [
+            self.layer(self.pool(maps, cells[start : start + _BLOCK]), layer) @ weights.T
+            for start in range(0, len(cells), _BLOCK)
+        ]
+        return torch.cat(parts) if parts else weights.new_zeros((0, len(weights)))
 
     @torch.inference_mode()
     def layer(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:

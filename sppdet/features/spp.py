@@ -3,9 +3,8 @@
 For a level of n×n bins over a window of w×h cells, bin (i, j), counted from 0, covers the columns
 [⌊i·w/n⌋, ⌈(i+1)·w/n⌉) and the rows likewise; neighbouring bins may share cells and none is empty.
 
-If n divides m, a bin of level n is exactly a union of bins of level m, so that on a CPU only levels
-that divide no other one read the map: {6, 3, 2, 1} costs little more than {6}. On a GPU a Triton kernel
-runs a program per bin; without Triton, `roi_pool` is used.
+On a CPU a bin's maximum is taken of few squares of cells (`spp_loops`). On a GPU a Triton kernel runs a
+program per bin; without Triton, `roi_pool` is used.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
-from sppdet.compiled import compiled
+from sppdet.features import spp_loops
 from sppdet.features.levels import level_columns, spp_width
 from sppdet.parallel import shares
 from sppdet.vision import ops
@@ -84,7 +83,7 @@ def spp_windows(
     if out is None:
         out = empty_vectors(len(windows), spp_width(channels, levels), feature_map.device)
     if on_cpu:
-        _pool_into(out.numpy(), feature_map, windows, levels)
+        _by_threads(spp_loops.pool, feature_map, windows, levels, out.numpy())
     elif _has_triton(feature_map.device):
         from sppdet.features import spp_triton
 
@@ -132,32 +131,75 @@ def _has_triton(device: torch.device) -> bool:
     return True
 
 
-def _pool_into(
-    target: NDArray[np.float32],
+def multiply_windows(
     feature_map: torch.Tensor,
     windows: NDArray[np.int64],
     levels: Sequence[int],
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Multiply the pooled vectors of windows with weights; on a CPU no vector is stored.
+
+    Args:
+        feature_map, windows, levels: as for `spp_windows`; no gradients.
+        weights: (K, D) float32, on the map's device.
+
+    Returns:
+        (U, K) float32, on the map's device.
+
+    Raises:
+        ValueError: a window outside the map or with left > right.
+    """
+    _check_windows(windows, *feature_map.shape[1:])
+    if feature_map.device.type != "cpu":
+        return spp_windows(feature_map, windows, levels) @ weights.T
+    found = np.zeros((len(windows), len(weights)))
+    if len(weights) > _MANY:
+        for start in range(0, len(windows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            pooled = spp_windows(feature_map, windows[block], levels)
+            found[block] = (pooled @ weights.T).numpy()
+    else:
+        rows = weights.contiguous().numpy()
+        _by_threads(spp_loops.multiply, feature_map, windows, levels, found, rows)
+    return torch.from_numpy(found).float()
+
+
+_MANY = 32  # classes, for whose weights a matrix product of stored vectors is faster
+_BLOCK = 256  # windows whose vectors are stored at once
+
+
+def _by_threads(
+    loop: Callable[..., None],
+    feature_map: torch.Tensor,
+    windows: NDArray[np.int64],
+    levels: Sequence[int],
+    target: NDArray[Any],
+    *more: NDArray[np.float32],
 ) -> None:
-    """Fill target (U, D), with as many threads as torch uses."""
-    channels_last = feature_map.permute(1, 2, 0).float().contiguous().numpy()
-    plan = _plan(feature_map.shape[0], levels)
-
-    def pool(part: slice) -> None:
-        _pool(channels_last, windows[part], plan, target[part])  # releases the GIL
-
+    """Run a loop that fills target (U, ...) for windows, with as many threads as torch uses."""
+    maxima = square_maxima(feature_map, windows, levels)
+    sides = np.array(levels, dtype=np.int64)
     parts = shares(len(windows)) if len(windows) else []
-    with ThreadPoolExecutor(len(parts) or 1) as threads:
-        list(threads.map(pool, parts))
+    with ThreadPoolExecutor(len(parts) or 1) as threads:  # the loops release the GIL
+        list(threads.map(lambda p: loop(maxima, windows[p], sides, *more, target[p]), parts))
 
 
-def _plan(channels: int, levels: Sequence[int]) -> NDArray[np.int64]:
-    """Plan the levels (L, 4), finest first: n, first column, finer level m or 0, its first column."""
-    rows = []
-    for n in sorted(levels, reverse=True):
-        finer = min((m for m in levels if m > n and m % n == 0), default=0)
-        start = level_columns(channels, levels, n).start
-        rows.append((n, start, finer, level_columns(channels, levels, finer).start if finer else 0))
-    return np.array(rows, dtype=np.int64)
+def square_maxima(
+    feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
+) -> NDArray[np.float32]:
+    """Compute the maxima (K, H, W, C) of the squares that serve a map's windows, the map itself first."""
+    bin_side = int((windows[:, 2:] - windows[:, :2]).max(initial=0)) // min(levels) + 2
+    fitting = min(bin_side, *feature_map.shape[1:]).bit_length()
+    squares = min(_SQUARES, fitting) if len(windows) > _FEW else 1
+    channels, height, width = feature_map.shape
+    maxima = np.empty((squares, height, width, channels), dtype=np.float32)
+    torch.from_numpy(maxima[0]).copy_(feature_map.permute(1, 2, 0))
+    spp_loops.fill_square_maxima(maxima)
+    return maxima
+
+
+_FEW = 32  # windows, for which maxima of squares take longer than they save
+_SQUARES = 4  # sides of 1, 2, 4 and 8 cells
 
 
 class _WindowPooling(torch.autograd.Function):
@@ -187,90 +229,13 @@ class _WindowPooling(torch.autograd.Function):
             with ThreadPoolExecutor(len(parts)) as pool:
                 list(
                     pool.map(
-                        lambda p, gradient=gradient: _spread(
+                        lambda p, gradient=gradient: spp_loops.spread(
                             source[:, :, p], ctx.windows, gradient[..., p], cells[:, p]
                         ),
                         parts,
                     )
                 )
         return torch.from_numpy(result).permute(2, 0, 1).to(feature_map.dtype), None, None
-
-
-@compiled
-def _pool(
-    feature_map: NDArray[np.float32],
-    windows: NDArray[np.int64],
-    plan: NDArray[np.int64],
-    out: NDArray[np.float32],
-) -> None:
-    """Pool a map (H, W, C) into out (U, D), all levels of a window at once, by `_plan`."""
-    channels = feature_map.shape[2]
-    for u in range(windows.shape[0]):
-        left, top = windows[u, 0], windows[u, 1]
-        w, h = windows[u, 2] - left + 1, windows[u, 3] - top + 1
-        row = out[u]
-        for k in range(plan.shape[0]):
-            n, start, finer, finer_start = plan[k]
-            for i in range(n):
-                for j in range(n):
-                    at = start + (i * n + j) * channels
-                    best = row[at : at + channels]
-                    if finer == 0:
-                        y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
-                        x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
-                        cell = feature_map[y0, x0]
-                        for c in range(channels):  # plain loops vectorise best
-                            best[c] = cell[c]
-                        for y in range(y0, y1):
-                            for x in range(x0, x1):
-                                cell = feature_map[y, x]
-                                for c in range(channels):
-                                    best[c] = best[c] if best[c] > cell[c] else cell[c]
-                    else:
-                        step = finer // n
-                        first = finer_start + (i * finer + j) * step * channels
-                        cell = row[first : first + channels]
-                        for c in range(channels):
-                            best[c] = cell[c]
-                        for y in range(i * step, (i + 1) * step):
-                            for x in range(j * step, (j + 1) * step):
-                                at = finer_start + (y * finer + x) * channels
-                                cell = row[at : at + channels]
-                                for c in range(channels):
-                                    best[c] = best[c] if best[c] > cell[c] else cell[c]
-
-
-@compiled
-def _spread(
-    feature_map: NDArray[np.float32],
-    windows: NDArray[np.int64],
-    gradients: NDArray[np.float32],
-    result: NDArray[np.float32],
-) -> None:
-    """Add gradients (U, n, n, C) of bins to the first maximum cells (H · W, C) of a map (H, W, C)."""
-    n, channels = gradients.shape[1], gradients.shape[3]
-    width = feature_map.shape[1]
-    best = np.empty(channels, dtype=np.float32)
-    place = np.empty(channels, dtype=np.int32)
-    for u in range(windows.shape[0]):
-        left, top = windows[u, 0], windows[u, 1]
-        w, h = windows[u, 2] - left + 1, windows[u, 3] - top + 1
-        for i in range(n):
-            y0, y1 = top + (i * h) // n, top + ((i + 1) * h + n - 1) // n
-            for j in range(n):
-                x0, x1 = left + (j * w) // n, left + ((j + 1) * w + n - 1) // n
-                for c in range(channels):
-                    best[c] = feature_map[y0, x0, c]
-                    place[c] = y0 * width + x0
-                for y in range(y0, y1):
-                    for x in range(x0, x1):
-                        # over all channels of a cell, which lie together, without a branch
-                        for c in range(channels):
-                            larger = feature_map[y, x, c] > best[c]
-                            best[c] = feature_map[y, x, c] if larger else best[c]
-                            place[c] = y * width + x if larger else place[c]
-                for c in range(channels):
-                    result[place[c], c] += gradients[u, i, j, c]
 
 
 def _check_windows(windows: NDArray[np.int64], height: int, width: int) -> None:
