@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,12 +86,16 @@ class Backbone:
 
     @torch.inference_mode()
     def feature_maps(
-        self, image: ScaledImage, precision: torch.dtype = torch.float32
+        self,
+        image: ScaledImage,
+        precision: torch.dtype = torch.float32,
+        layers: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> FeatureMaps:
         """Run the layers once on the whole image at every distinct scale.
 
         Args:
             precision: dtype in which the layers multiply.
+            layers: to run in place of torch's; the same function.
 
         Returns:
             maps on the layers' device, float32 or of the type `precision`.
@@ -101,7 +105,7 @@ class Backbone:
         for pixels in image.pixels:
             x = self.preprocessing.padded_input(pixels.to(device, non_blocking=True))
             with multiplying_in(precision, device):
-                maps.append(self.layers(x)[0])
+                maps.append((layers or self.layers)(x)[0])
         return FeatureMaps(tuple(maps), image.scale_factors, self.stride, self.offset)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sppdet.config import FeaturesConfig
-from sppdet.errors import DataError
+from sppdet.errors import ConfigError, DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledImage
 from sppdet.features.joined import JoinedMaps
+from sppdet.features.onnx_layers import Layers, is_installed, onnx_layers
 from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.io.image_cache import ImageCache
@@ -81,9 +83,24 @@ class MapCache:
         """Resize an image (H, W, 3) RGB to every scale, for `compute`; thread-safe."""
         return self._backbone.scaled(image, self._scales, self._config)
 
+    @cached_property
+    def _layers(self) -> Layers | None:
+        """Layers by another runtime than torch, made when they are first needed."""
+        on_cpu = self.device.type == "cpu" and self._precision == torch.float32
+        if not on_cpu or self._config.runtime == "torch":
+            return None
+        if not is_installed():
+            if self._config.runtime == "onnxruntime":
+                raise ConfigError(
+                    "features.runtime: onnxruntime isn't installed: pip install 'sppdet[onnx]'"
+                )
+            return None
+        multiple = self._backbone.preprocessing.multiple
+        return onnx_layers(self._backbone.layers, multiple=multiple)
+
     def compute(self, image: ScaledImage) -> FeatureMaps:
         """Compute the maps of an image, float16, on the backbone's device."""
-        maps = self._backbone.feature_maps(image, self._precision)
+        maps = self._backbone.feature_maps(image, self._precision, self._layers)
         halves = tuple(m.half() for m in maps.maps)
         if not bool(torch.stack([torch.isfinite(h).all() for h in halves]).all()):
             raise DataError(
