@@ -19,7 +19,14 @@ from rows import Outcome
 
 from sppdet.boxes import box_iou, encode_deltas
 from sppdet.config import DetectConfig, FeaturesConfig
-from sppdet.detection.detect import Classifiers, DetectionParts, Regressors, score, suppress
+from sppdet.detection.detect import (
+    Classifiers,
+    DetectionParts,
+    Regressors,
+    ScoredProposals,
+    score,
+    suppress,
+)
 from sppdet.features.backbones import Backbone
 from sppdet.features.head import Head, build_head
 from sppdet.features.levels import spp_width
@@ -204,7 +211,7 @@ def check_detection(device: torch.device) -> Outcome:
     torch.manual_seed(4)
     weights, moves = torch.randn(4, width), 0.01 * torch.randn(4, width, 4)
     settings = FeaturesConfig(precision="float32")
-    scored = []
+    scored: list[ScoredProposals] = []
     with exact(), torch.inference_mode():
         for backbone, where in zip(backbones, (CPU, device), strict=True):
             maps = backbone.feature_maps(scaled, torch.float32)

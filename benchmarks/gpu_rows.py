@@ -21,6 +21,7 @@ import svm
 import torch
 import train
 from gpu_checks import CHECKS, made_pool, made_training_images
+from plan_costs import as_json, costs_of, record
 from rows import Outcome, Row
 
 from sppdet.config import Config
@@ -271,7 +272,9 @@ def training(setup: Setup) -> Outcome:
     counts = setup.counts
     said = f"measured: {counts.images} images, {counts.batches:,} batches ({stages} s)"
     facts = {"images": counts.images, "batches": counts.batches, "seconds": spent}
-    facts |= {"projected": report.projected}
+    run = setup.folder / "run"
+    costs = costs_of(run, [record(run, counts)], device=str(setup.device), name=train.CONFIG.stem)
+    facts |= {"projected": report.projected, "costs": as_json(costs)}
     return Outcome(f"{report.projected:,.0f} s, extrapolated", said, facts=facts)
 
 
