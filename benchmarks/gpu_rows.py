@@ -273,7 +273,10 @@ def training(setup: Setup) -> Outcome:
     said = f"measured: {counts.images} images, {counts.batches:,} batches ({stages} s)"
     facts = {"images": counts.images, "batches": counts.batches, "seconds": spent}
     run = setup.folder / "run"
-    costs = costs_of(run, [record(run, counts)], device=str(setup.device), name=train.CONFIG.stem)
+    device = str(setup.device)
+    costs = costs_of(
+        run, [record(run, counts, device=device)], device=device, name=train.CONFIG.stem
+    )
     facts |= {"projected": report.projected, "costs": as_json(costs)}
     return Outcome(f"{report.projected:,.0f} s, extrapolated", said, facts=facts)
 

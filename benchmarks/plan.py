@@ -2,12 +2,13 @@
 
     python benchmarks/plan.py [--costs FILE] [--sizes 10,40,160] [--config FILE] [--set KEY=VALUE ...]
                               [--json FILE] [--device cpu] [--images 118287] [--classes 80]
-                              [--max-negatives N] [--host-gb 128] [--gpu-gb 80] [--disk-gb 2000]
+                              [--max-negatives N] [--width D] [--gpu] [--host-gb 128] [--gpu-gb 80]
+                              [--disk-gb 2000]
 
 FILE of --costs is the --json of an earlier call, or that of `benchmarks/gpu.py`. Without it made images
-are trained on at each of the sizes, on this machine: the first two give what is fixed and what grows, and
-what that predicts for the last is printed beside what was measured. Hours are those of the device that was
-measured. Memory is the sum of what the code holds at once; the images' seconds are the made ones'.
+are trained on at each of the sizes, on this machine: the first and the last give what is fixed and what
+grows; what the first two predict for the last is printed beside what was measured. Hours are those of the
+device that was measured, and of one core if it was a CPU. Memory is the sum of what the code holds at once.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=COCO.images)
     parser.add_argument("--classes", type=int, default=COCO.classes)
     parser.add_argument("--max-negatives", type=int)
+    parser.add_argument("--width", type=int, help="of the SVMs' vectors, other than measured")
+    parser.add_argument(
+        "--gpu", action="store_true", help="a GPU holds the pool, whatever was measured"
+    )
     parser.add_argument("--host-gb", type=float, default=128)
     parser.add_argument("--gpu-gb", type=float, default=80)
     parser.add_argument("--disk-gb", type=float, default=2000)
@@ -75,8 +80,11 @@ def main() -> None:
     )
     if len(costs.runs) > 2:
         print_check(costs)
+    if args.width is not None:  # a solution's products are as long
+        solve = costs.solve * args.width / costs.width
+        costs = replace(costs, width=args.width, solve=solve)
     things = model.held(
-        costs, size, on_gpu=args.costs is not None or args.device == "cuda", image_bytes=per_image
+        costs, size, on_gpu=costs.device == "cuda" or args.gpu, image_bytes=per_image
     )
     things.insert(0, Held("data", "reading COCO's json", "host", reading, "none"))
     print_plan(costs, size, things, base=peak_bytes())
@@ -121,7 +129,8 @@ def print_plan(costs: Costs, size: Size, things: list[Held], *, base: float) -> 
         f"{size.images:,} images, {size.objects:,.0f} objects of {size.classes} classes, ", end=""
     )
     print(f"{size.batches:,} batches, {size.test:,} test images; {costs.settings};")
-    print(f"costs of {costs.device}, {len(costs.runs)} runs, the largest of ", end="")
+    on = "one core (CPU seconds)" if costs.device == "cpu" else costs.device
+    print(f"costs of {on}, {len(costs.runs)} runs, the largest of ", end="")
     print(f"{costs.runs[-1].size.images} images\n")
     print(
         "| stage | hours, 1 | hours, 8 | disk, GB | host, GB | GPU, GB |\n|---|---|---|---|---|---|"

@@ -58,7 +58,7 @@ def measure(
         counts = train.Counts(images, 20 + images // 4, max(2, images // 4))
         folder = out / str(images)
         train.measure(folder, counts, ["data.test=test", *overrides], config=config, device=device)
-        runs.append(record(folder / "run", counts))
+        runs.append(record(folder / "run", counts, device=device))
     return costs_of(out / str(sizes[-1]) / "run", runs, device=device, name=config.stem)
 
 
@@ -79,11 +79,17 @@ def costs_of(run: Path, runs: Sequence[Run], *, device: str, name: str) -> Costs
     )
 
 
-def record(run: Path, counts: train.Counts) -> Run:
-    """Read what a training has left: seconds, bytes, and how much there was of each thing."""
+def record(run: Path, counts: train.Counts, *, device: str) -> Run:
+    """Read what a training has left: seconds, bytes, and how much there was of each thing.
+
+    On a CPU the seconds are those of the processor, which other programs don't lengthen.
+    """
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     cached: dict[str, int] = {}
+    spent: dict[str, float] = {}
     for line in log:
+        if line.get("event") == "stage ended" and not line["idle"]:
+            spent[line["stage"]] = line["cpu_seconds" if device == "cpu" else "seconds"]
         if line.get("event") == "svm trained":
             cached[line["class_name"]] = line["negatives"] - line["evicted"]
     config, files = read_run_config(run), ModelFiles(run)
@@ -96,7 +102,7 @@ def record(run: Path, counts: train.Counts) -> Run:
     classes = len(cached)
     return Run(
         size=Size(counts.images, objects, classes, counts.batches, counts.test),
-        seconds=read_json(run / "timings.json"),
+        seconds=spent,
         negatives=float(sum(cached.values())),
         proposals=float(np.mean(boxes)),
         map_bytes=_map_bytes(run, config),

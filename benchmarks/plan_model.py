@@ -1,7 +1,7 @@
 """What a large training needs, from costs that were measured on small ones: seconds, disk, memory.
 
 Seconds and disk grow with a stage's driver (images, objects, batches or test images): a fixed part and one
-for each, by the two smallest runs. Memory is the bytes of what the code holds at once.
+for each, by the smallest and the largest run. Memory is the bytes of what the code holds at once.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ class Held:
     bound: str  # the setting that bounds it
 
 
-def growth(costs: Costs, value: Sequence[float], driver: Sequence[float]) -> tuple[float, float]:
-    """Fit a fixed part and one for each to the two smallest runs; from one run, through zero."""
-    if len(costs.runs) == 1 or driver[0] == driver[1]:
+def growth(value: Sequence[float], driver: Sequence[float]) -> tuple[float, float]:
+    """Fit a fixed part and one for each to the smallest and the largest run; from one run, through zero."""
+    if len(value) == 1 or driver[0] == driver[-1]:
         return 0.0, value[0] / driver[0] if driver[0] else 0.0
-    each = max(0.0, (value[1] - value[0]) / (driver[1] - driver[0]))
+    each = max(0.0, (value[-1] - value[0]) / (driver[-1] - driver[0]))
     return max(0.0, value[0] - each * driver[0]), each
 
 
@@ -108,7 +108,7 @@ def seconds(costs: Costs, size: Size, *, processes: int = 1) -> dict[str, float]
         measured = [run.seconds.get(stage, 0.0) for run in costs.runs]
         if not any(measured):
             continue
-        fixed, each = growth(costs, measured, [r.size.driver(stage) for r in costs.runs])
+        fixed, each = growth(measured, [r.size.driver(stage) for r in costs.runs])
         part = processes if stage in SHARED else 1
         again = 2 if stage == "data" and processes > 1 else 1
         found[stage] = fixed + again * each * size.driver(stage) / part

@@ -89,7 +89,7 @@ def test_bytes_by_hand() -> None:
 def costs(trained: Path) -> Costs:
     counts = train.Counts(12, 30, 6)
     return plan_costs.costs_of(
-        trained, [plan_costs.record(trained, counts)], device="cpu", name="small"
+        trained, [plan_costs.record(trained, counts, device="cpu")], device="cpu", name="small"
     )
 
 
@@ -99,7 +99,12 @@ def test_a_run_is_recorded(costs: Costs, trained: Path, demo_root: Path) -> None
     files = [demo_root / "Annotations" / f"{name}.xml" for name in names]
     assert run.size.objects == sum(file.read_text().count("<object>") for file in files)
     assert run.size.classes == 4
-    assert run.seconds == read_json(trained / "timings.json")
+    wall = plan_costs.record(trained, train.Counts(12, 30, 6), device="cuda").seconds
+    timings = read_json(trained / "timings.json")
+    assert wall == {stage: timings[stage] for stage in wall} and timings.keys() - wall == {
+        "ranking"
+    }
+    assert run.seconds.keys() == wall.keys() and run.seconds != wall
     maps = [p.stat().st_size for p in (trained / "store").glob("maps-*/*")]
     assert run.map_bytes == pytest.approx(np.mean(maps), rel=0.1)  # and a header
     boxes = [len(read_tensors(p)[0]["boxes"]) for p in (trained / "store").glob("proposals-*/*")]
