@@ -71,12 +71,14 @@ def parser_of_paths(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_row(name: str, seed: int, common: list[str], out: Path) -> dict[str, object]:
+def run_row(
+    name: str, seed: int, common: list[str], out: Path, *, device: str = "cpu"
+) -> dict[str, object]:
     """Train and evaluate one row; what it scored and the seconds of its stages."""
     title, settings = ROWS[name]
     run = out / f"{name}_seed{seed}"
     overrides = [f"store={out / 'store'}", *settings, f"seed={seed}", *common]
-    train(load_config(CONFIG, overrides), run, device="cpu")
+    train(load_config(CONFIG, overrides), run, device=device)
     metrics = read_json(run / "eval" / "test" / "voc07" / "metrics.json")
     return {"row": title, "seed": seed, "seconds": read_json(run / "timings.json"), **metrics}
 

@@ -98,15 +98,22 @@ def detectors(args: argparse.Namespace) -> dict[str, Detector]:
     }
 
 
-def random_detector(net: str, scales: list[int], classes: int, device: torch.device) -> Detector:
-    """A detector with the paper's head, whose weights are random."""
+def random_detector(
+    net: str,
+    scales: list[int],
+    classes: int,
+    device: torch.device,
+    settings: HeadConfig | None = None,
+) -> Detector:
+    """A detector with fc6 and fc7, the paper's by default, whose weights are random."""
+    head_config = settings or HeadConfig()
     data = DataConfig(root=[Path()], train=["none"])
-    config = Config(data=data, scales=scales, head=HeadConfig())
+    config = Config(data=data, scales=scales, head=head_config)
     backbone = load_backbone(net, "none")
     backbone.layers.to(device)
     levels = tuple(config.spp_levels)
     width = SpatialPyramid(levels).width(backbone.channels)
-    head = build_head(backbone, levels, HeadConfig(), outputs=classes + 1, seed=0)
+    head = build_head(backbone, levels, head_config, outputs=classes + 1, seed=0)
     head = head.to(device).eval().requires_grad_(False)
     torch.manual_seed(0)
     return Detector(
@@ -116,7 +123,7 @@ def random_detector(net: str, scales: list[int], classes: int, device: torch.dev
         extractor=FeatureExtractor.by(levels, config.features, head, device),
         classifiers=Classifiers(
             "fc7",
-            0.01 * torch.randn(classes, 4096, device=device),
+            0.01 * torch.randn(classes, head_config.widths[-1], device=device),
             -torch.ones(classes, device=device),
         ),
         regressors=Regressors(

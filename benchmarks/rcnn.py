@@ -61,21 +61,62 @@ def main() -> None:
     args = parser.parse_args()
     set_threads(args.threads)
     device = torch.device(args.device)
-    image = read_image(args.image) if args.image else made_image()
-    boxes = some_boxes(image, args.windows)
-    backbone = load_backbone(args.net, "none")
+    scales = [int(text) for text in args.scales.split(",")]
+    widths = None if args.head == "none" else [int(text) for text in args.head.split(",")]
+    times = compare(
+        read_image(args.image) if args.image else made_image(),
+        args.windows,
+        scales,
+        net=args.net,
+        widths=widths,
+        classes=args.classes,
+        device=device,
+        batch=args.batch,
+        repeats=args.repeats,
+    )
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    ratio = medians["R-CNN"] / medians["sppdet"]
+    print(
+        f"{args.net}, head {args.head}, {args.windows} windows, scales {scales}, "
+        f"{args.threads} threads, {device}\n\n| | seconds an image |\n|---|---|"
+    )
+    for name, seconds in medians.items():
+        print(f"| {name} | {seconds:.3f} |")
+    print(f"\nratio {ratio:.1f}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
+
+
+def compare(
+    image: ImageArray,
+    windows: int,
+    scales: list[int],
+    *,
+    net: str,
+    widths: list[int] | None,
+    classes: int,
+    device: torch.device,
+    batch: int,
+    repeats: int,
+) -> dict[str, list[float]]:
+    """Seconds of both sides on an image, in turns.
+
+    Args:
+        widths: of fc6 and fc7; None: no head.
+        batch: crops that go through R-CNN's layers together.
+    """
+    boxes = some_boxes(image, windows)
+    backbone = load_backbone(net, "none")
     backbone.layers.to(device)
     head = None
-    if args.head != "none":
-        widths = [int(text) for text in args.head.split(",")]
+    if widths is not None:
         head = build_head(backbone, LEVELS, HeadConfig(widths=widths), outputs=21, seed=0)
         head = head.to(device).eval().requires_grad_(False)
     layer: Layer = "pool5" if head is None else "fc7" if head.fc7 else "fc6"
     settings = FeaturesConfig()
     extractor = FeatureExtractor.by(LEVELS, settings, head, device)
     width = extractor.width(layer, backbone.channels)
-    svms = torch.randn(args.classes, width, device=device)
-    scales = [int(text) for text in args.scales.split(",")]
+    svms = torch.randn(classes, width, device=device)
     pyramid = SpatialPyramid(LEVELS)
 
     @torch.inference_mode()
@@ -88,8 +129,8 @@ def main() -> None:
     @torch.inference_mode()
     def rcnn(count: int) -> torch.Tensor:
         parts = []
-        for start in range(0, count, args.batch):
-            crops = np.stack([warped(image, box) for box in boxes[start : start + args.batch]])
+        for start in range(0, count, batch):
+            crops = np.stack([warped(image, box) for box in boxes[start : start + batch]])
             x = IMAGENET.normalised(torch.from_numpy(crops).to(device))
             x = x.contiguous(memory_format=torch.channels_last)
             with multiplying_in(extractor.precision, device):
@@ -100,23 +141,13 @@ def main() -> None:
 
     times: dict[str, list[float]] = {"sppdet": [], "R-CNN": []}
     ours()  # both are warmed up
-    rcnn(min(args.batch, len(boxes)))
-    for _ in range(args.repeats):
+    rcnn(min(batch, len(boxes)))
+    for _ in range(repeats):
         for name, work in (("sppdet", ours), ("R-CNN", partial(rcnn, len(boxes)))):
             start = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    ratio = medians["R-CNN"] / medians["sppdet"]
-    print(
-        f"{args.net}, head {args.head}, {len(boxes)} windows, scales {scales}, "
-        f"{args.threads} threads, {device}\n\n| | seconds an image |\n|---|---|"
-    )
-    for name, seconds in medians.items():
-        print(f"| {name} | {seconds:.3f} |")
-    print(f"\nratio {ratio:.1f}")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
+    return times
 
 
 def warped(image: ImageArray, box: NDArray[np.float32]) -> NDArray[np.uint8]:

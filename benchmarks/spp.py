@@ -41,12 +41,34 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(args.threads)
-    rng = np.random.default_rng(0)
     device = torch.device(args.device)
-    feature_map = torch.rand(args.channels, MAP_HEIGHT, MAP_WIDTH, device=device)
+    times = compare(args.windows, args.channels, device, args.repeats)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    ratio = medians["four roi_pool"] / medians["sppdet"]
+    print(
+        f"{args.windows} windows, {args.channels} channels, levels {LEVELS}, "
+        f"{args.threads} threads, {device}; equal to the bit\n"
+    )
+    print("| | milliseconds |\n|---|---|")
+    for name, seconds in medians.items():
+        print(f"| {name} | {1000 * seconds:.1f} |")
+    print(f"\nratio {ratio:.1f}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
+
+
+def compare(
+    count: int, channels: int, device: torch.device, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of both sides, in turns.
+
+    Raises:
+        ValueError: their values differ.
+    """
+    feature_map = torch.rand(channels, MAP_HEIGHT, MAP_WIDTH, device=device)
     # as the convolutions leave it
     feature_map = feature_map[None].contiguous(memory_format=torch.channels_last)[0]
-    windows = made_windows(args.windows, rng)
+    windows = made_windows(count, np.random.default_rng(0))
     rois = torch.zeros(len(windows), 5, device=device)
     rois[:, 1:] = torch.from_numpy(windows).to(rois)
 
@@ -58,21 +80,10 @@ def main() -> None:
 
     pooled, reference = ours(), theirs()
     for n, level in zip(LEVELS, reference, strict=True):
-        columns = level_columns(args.channels, LEVELS, n)
-        assert torch.equal(pooled[:, columns], level.permute(0, 2, 3, 1).flatten(1)), n
-    times = alternate({"sppdet": ours, "four roi_pool": theirs}, args.repeats, device)
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    ratio = medians["four roi_pool"] / medians["sppdet"]
-    print(
-        f"{len(windows)} windows, {args.channels} channels, levels {LEVELS}, "
-        f"{args.threads} threads, {device}; equal to the bit\n"
-    )
-    print("| | milliseconds |\n|---|---|")
-    for name, seconds in medians.items():
-        print(f"| {name} | {1000 * seconds:.1f} |")
-    print(f"\nratio {ratio:.1f}")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"seconds": times, "ratio": ratio}, indent=1))
+        columns = level_columns(channels, LEVELS, n)
+        if not torch.equal(pooled[:, columns], level.permute(0, 2, 3, 1).flatten(1)):
+            raise ValueError(f"level {n} differs from roi_pool's")
+    return alternate({"sppdet": ours, "four roi_pool": theirs}, repeats, device)
 
 
 def made_windows(count: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
 
@@ -92,6 +93,66 @@ class Clock:
         seconds.setdefault(f"{name}_cpu", []).append(factor * cpu)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Both solvers on the same examples."""
+
+    seconds: dict[str, list[float]]  # of each round, by the wall and of the processor
+    result: dict[str, float]  # medians, their ratio, objectives against liblinear's
+    unfinished: int  # SVMs that stopped at max_iterations
+    nonzero: float
+
+
+def compare(
+    shape: tuple[int, int, int, int],
+    ours: SvmConfig,
+    theirs: SvmConfig,
+    device: str,
+    workers: int,
+    few: int,
+    *,
+    rounds: int,
+    nonzero: float,
+) -> Compared:
+    """Train the SVMs of all classes by both solvers in turns.
+
+    Args:
+        shape: examples, width, classes, positives of a class.
+        workers: classes at a time of liblinear's.
+        few: classes that liblinear trains; its seconds are scaled up.
+    """
+    x, labels = made_features(*shape, nonzero=nonzero, seed=0)
+    classes = shape[2]
+    small, small_labels = made_features(300, 64, 2, 50, nonzero=nonzero, seed=1)
+    by_dual(small, small_labels, 2, ours, device)  # compiles, warms up
+    by_liblinear(small, small_labels, 2, theirs, workers)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        clock = Clock()
+        found = by_dual(x, labels, classes, ours, device)
+        clock.note(seconds, "dual")
+        clock = Clock()
+        reference = by_liblinear(x, labels, few, theirs, workers)
+        clock.note(seconds, "liblinear", classes / few)
+    differences, distances = [], []
+    for k, svm in enumerate(reference):
+        p, n = x[labels == k], x[labels != k]
+        a, b = (svm_objective(s.weight, s.bias, p, n, ours) for s in (found[k], svm))
+        differences.append(a / b - 1)
+        distances.append(
+            float(np.abs(found[k].weight - svm.weight).max() / np.abs(svm.weight).max())
+        )
+    result = {
+        **{name: median(times) for name, times in seconds.items()},
+        "ratio": median(b / a for a, b in zip(seconds["dual"], seconds["liblinear"], strict=True)),
+        "objective_least": min(differences),
+        "objective_most": max(differences),
+        "weights": max(distances),
+    }
+    unfinished = sum(not svm.converged for svm in [*found, *reference])
+    return Compared(seconds, result, unfinished, float((x > 0).mean()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,45 +178,20 @@ def main() -> None:
     few = min(args.liblinear_classes or args.classes, args.classes)
 
     shape = (args.examples, args.width, args.classes, args.positives)
-    x, labels = made_features(*shape, nonzero=args.nonzero, seed=0)
-    small, small_labels = made_features(300, 64, 2, 50, nonzero=args.nonzero, seed=1)
-    by_dual(small, small_labels, 2, ours, args.device)  # compiles, warms up
-    by_liblinear(small, small_labels, 2, theirs, workers)
-    seconds: dict[str, list[float]] = {}
-    for _ in range(args.rounds):
-        clock = Clock()
-        found = by_dual(x, labels, args.classes, ours, args.device)
-        clock.note(seconds, "dual")
-        clock = Clock()
-        reference = by_liblinear(x, labels, few, theirs, workers)
-        clock.note(seconds, "liblinear", args.classes / few)
-    differences, distances = [], []
-    for k, svm in enumerate(reference):
-        p, n = x[labels == k], x[labels != k]
-        a, b = (svm_objective(s.weight, s.bias, p, n, ours) for s in (found[k], svm))
-        differences.append(a / b - 1)
-        distances.append(
-            float(np.abs(found[k].weight - svm.weight).max() / np.abs(svm.weight).max())
-        )
-
+    compared = compare(
+        shape, ours, theirs, args.device, workers, few, rounds=args.rounds, nonzero=args.nonzero
+    )
+    seconds, result = compared.seconds, compared.result
     title = f"{args.classes} classes, {args.examples:,} × {args.width:,}"
     print(
-        f"{title}, {args.positives} positives each, {(x > 0).mean():.0%} not zero; medians of "
+        f"{title}, {args.positives} positives each, {compared.nonzero:.0%} not zero; medians of "
         f"{args.rounds}\ndual: {args.device}, {args.threads} threads, tolerance {args.tolerance:g}\n"
         f"liblinear: {workers} classes at a time, tolerance {args.liblinear_tolerance:g}"
     )
     if few < args.classes:
         print(f"liblinear: {few} classes timed, scaled to {args.classes}")
-    unfinished = sum(not svm.converged for svm in [*found, *reference])
-    if unfinished:
-        print(f"{unfinished} SVMs stopped at max_iterations")
-    result = {
-        **{name: median(times) for name, times in seconds.items()},
-        "ratio": median(b / a for a, b in zip(seconds["dual"], seconds["liblinear"], strict=True)),
-        "objective_least": min(differences),
-        "objective_most": max(differences),
-        "weights": max(distances),
-    }
+    if compared.unfinished:
+        print(f"{compared.unfinished} SVMs stopped at max_iterations")
     spread = f"{result['objective_least']:+.1e} to {result['objective_most']:+.1e}"
     times = [f"{result[n]:.2f} ({result[f'{n}_cpu']:.2f})" for n in ("dual", "liblinear")]
     print(

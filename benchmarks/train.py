@@ -15,6 +15,8 @@ import argparse
 import json
 import resource
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import before_torch  # noqa: F401
@@ -36,6 +38,48 @@ IMAGES, BATCHES = 5011, 300_000  # of VOC 2007's trainval, of the paper's schedu
 LONGER_SIDE = 500
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What is trained on, of `IMAGES` and `BATCHES`."""
+
+    images: int
+    batches: int
+    test: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Seconds of the stages, and the factors that bring them to the full size."""
+
+    seconds: dict[str, float]
+    factors: dict[str, float]
+
+    @property
+    def projected(self) -> float:
+        """Seconds of all stages at the full size."""
+        return sum(factor * self.seconds[stage] for stage, factor in self.factors.items())
+
+
+def measure(
+    out: Path, counts: Counts, overrides: Sequence[str], *, config: Path = CONFIG, device: str
+) -> Report:
+    """Paint the images into `out`, where they aren't there, and train on them in `out/run`."""
+    root = enlarged_set(out, counts.images, counts.test)
+    common = [
+        *(f"data.root={root}", "data.train=trainval", "backbone.weights=none"),
+        f"data.test={'test' if counts.test else 'null'}",
+        f"finetune.batches={counts.batches}",
+    ]
+    train(load_config(config, [*common, *overrides]), out / "run", device=device)
+    spent: dict[str, float] = read_json(out / "run" / "timings.json")
+    factors = {
+        stage: BATCHES / counts.batches if stage == "finetune" else IMAGES / counts.images
+        for stage in spent
+        if stage != "evaluate"
+    }
+    return Report(spent, factors)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -48,36 +92,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     args = parser.parse_args()
     set_threads(args.threads)
-    root = enlarged_set(args.out, args.images, args.test)
-    overrides = [
-        *(f"data.root={root}", "data.train=trainval", "backbone.weights=none"),
-        f"data.test={'test' if args.test else 'null'}",
-        f"finetune.batches={args.batches}",
-    ]
-    config = load_config(args.config, [*overrides, *args.overrides])
-    run = args.out / "run"
-    train(config, run, device=args.device)
-
-    spent: dict[str, float] = read_json(run / "timings.json")
-    factors = {
-        stage: BATCHES / args.batches if stage == "finetune" else IMAGES / args.images
-        for stage in spent
-        if stage != "evaluate"
-    }
+    counts = Counts(args.images, args.batches, args.test)
+    report = measure(args.out, counts, args.overrides, config=args.config, device=args.device)
+    spent, factors = report.seconds, report.factors
     print(f"\n{args.images} images, {args.batches} batches, {args.threads} threads\n")
     print("| stage | seconds | at the full size |\n|---|---|---|")
     for stage, factor in factors.items():
         print(f"| {stage} | {spent[stage]:.1f} | {factor * spent[stage]:.0f} |")
-    whole = sum(factor * spent[stage] for stage, factor in factors.items())
-    print(f"| all | {sum(spent[s] for s in factors):.1f} | {whole:.0f} |\n")
+    print(f"| all | {sum(spent[s] for s in factors):.1f} | {report.projected:.0f} |\n")
     memory = {"host": peak_bytes()}
     if torch.cuda.is_available():
         memory["GPU"] = torch.cuda.max_memory_allocated()
     for place, size in memory.items():
         print(f"peak memory, {place}: {size / 2**30:.1f} GiB")
     facts = {"images": args.images, "batches": args.batches, "threads": args.threads}
-    report = {**facts, "seconds": spent, "projected": whole, "peak_bytes": memory}
-    (args.out / "train.json").write_text(json.dumps(report, indent=1))
+    found = {**facts, "seconds": spent, "projected": report.projected, "peak_bytes": memory}
+    (args.out / "train.json").write_text(json.dumps(found, indent=1))
 
 
 def enlarged_set(out: Path, images: int, test: int) -> Path:

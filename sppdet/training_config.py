@@ -5,9 +5,17 @@ Every default is the paper's value (He et al., arXiv 1406.4729v4) unless its lin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from sppdet.setting_types import Count, Fraction, Section, Side, Width, interval, none_of
 
@@ -150,6 +158,10 @@ class SvmConfig(Section):
     """Score below which cached negatives are dropped when their class is retrained."""
     retrain_after: Count = 2000
     """Number of new hard negatives after which a class is retrained."""
+    max_negatives: Annotated[Count | None, BeforeValidator(none_of)] = None
+    """Maximum number of hard negatives of a class that are kept when it is retrained: those with the
+    highest scores (not in the paper). Bounds the memory of the SVMs on large sets, which is about (objects
+    + classes × (this + `retrain_after`)) × width × 4 bytes. null: all above `evict_threshold`."""
     passes: Count = 1
     """Number of passes over the training images in search of hard negatives."""
     solver: Literal["dual", "liblinear"] = "dual"
@@ -160,6 +172,14 @@ class SvmConfig(Section):
     max_iterations: Count = 2000
     """Maximum number of passes over the examples of a class (dual: over its working set). A class that
     reaches it is reported."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the bound where there is none: models from before it keep their fingerprints."""
+        raw: dict[str, Any] = handler(self)
+        if raw.get("max_negatives", 0) is None:
+            del raw["max_negatives"]
+        return raw
 
 
 class CalibrateConfig(Section):

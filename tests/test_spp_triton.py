@@ -17,18 +17,11 @@ pytest.importorskip("triton", reason="Triton isn't installed")
 PROGRAM = """
 import numpy as np
 import torch
-import triton.runtime.interpreter as interpreter
+from interpreter import mend_interpreter
 from sppdet.features.spp import spp_windows
 from sppdet.features.spp_triton import WindowPooling, pool_into, try_out
 
-genuine = interpreter._patch_lang_tensor
-
-def patched(tensor, *rest):
-    # Triton 3.6 makes an int of an array of one number, which NumPy 2.5 refuses
-    genuine(tensor, *rest)
-    tensor.__index__ = lambda self: int(self.handle.data.item())
-
-interpreter._patch_lang_tensor = patched
+mend_interpreter()
 try_out(torch.device("cpu"))
 rng = np.random.default_rng(0)
 for channels, height, width in ((5, 7, 8), (300, 2, 3)):
@@ -63,7 +56,7 @@ print("same")
 def test_the_kernel_equals_the_loop() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -155,6 +155,7 @@ MINING = SvmConfig(
     C=0.05, positive_weight=10.0, retrain_after=30, tolerance=1e-6, max_iterations=100_000
 )
 BY_LIBLINEAR = MINING.model_copy(update={"solver": "liblinear"})
+BOUNDED = MINING.model_copy(update={"max_negatives": 12})
 
 
 class Stream:
@@ -283,6 +284,52 @@ def test_caches_are_bounded() -> None:
     assert most < sum(int(n[:, 0].sum()) for n in stream.negative) / 2
 
 
+@pytest.mark.parametrize("most", [1, 7, 25])
+def test_the_highest_scores_are_kept_where_caches_are_bounded(most: int) -> None:
+    """Against a run without the bound, which holds the same until its first eviction."""
+    stream = Stream(images=60)
+    seen: list[tuple[int, int, int]] = []
+    config = MINING.model_copy(update={"evict_threshold": -5.0, "max_negatives": most})
+    bounded = stream.miner(config, seen=seen)
+    trainings = [0, 0]
+    for image in range(60):
+        before = [refs_of(bounded, k) for k in range(2)]
+        see(bounded, stream.candidates(image))
+        for k in range(2):
+            after = refs_of(bounded, k)
+            added = int(bounded.state()[f"added{k}"])
+            assert len(after) <= most + added and added < MINING.retrain_after
+            if (count := sum(of == k for of, *_ in seen)) > trainings[k]:
+                trainings[k] = count
+                assert len(after) == most
+                weight, bias = bounded.weights[k].double(), float(bounded.biases[k])
+                pairs = {*before[k], *((image, r) for r in range(12))}
+                score = {
+                    p: float(stream.features[p[0]][p[1]].double() @ weight) + bias for p in pairs
+                }
+                lowest = min(score[ref] for ref in after)
+                assert all(score[ref] <= lowest + 1e-4 for ref in {*before[k]} - {*after})
+    assert min(trainings) > 3
+    assert len(bounded.pool) <= 15 + 9 + 2 * (most + MINING.retrain_after)
+
+
+def test_a_bound_that_nothing_reaches_changes_no_bit() -> None:
+    stream, ends = Stream(), []
+    for most in (None, 10_000):
+        miner = stream.miner(MINING.model_copy(update={"max_negatives": most}))
+        for image in range(40):
+            see(miner, stream.candidates(image))
+        miner.finish()
+        ends.append(miner.state())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_no_bound_leaves_the_fingerprints_of_earlier_models() -> None:
+    assert "max_negatives" not in SvmConfig().model_dump(mode="json")
+    assert SvmConfig(max_negatives=5).model_dump()["max_negatives"] == 5
+    assert SvmConfig.model_validate(SvmConfig().model_dump()) == SvmConfig()
+
+
 def test_a_negative_is_in_the_cache_once() -> None:
     stream = Stream()
     miner = stream.miner()
@@ -325,7 +372,7 @@ def restored(stream: Stream, config: SvmConfig, state: dict[str, torch.Tensor]) 
     return miner
 
 
-@pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
+@pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR, BOUNDED])
 @pytest.mark.parametrize("stop", [1, 7, 23, 40])
 def test_a_restored_miner_goes_on_to_the_same_bits(
     stop: int, config: SvmConfig, tmp_path: Path

@@ -102,6 +102,8 @@ class _Cache:
     trained: bool = False
 
     def add(self, rows: Rows, refs: NDArray[np.int64]) -> None:
+        if len(rows) == 0:  # as of most images, once the cache is large
+            return
         self.problem.add_negatives(rows)
         self.refs = np.concatenate([self.refs, refs])
         self.added += len(refs)
@@ -126,9 +128,9 @@ class Candidates:
 class Miner:
     """Trainer of all classes' SVMs, fed image by image.
 
-    Memory holds the positives and the classes' caches, independent of the number of images; classes
-    share the features of a window. Between two trainings the dual solver keeps the duals only, so
-    that a checkpoint holds all that the next one needs.
+    Memory holds the positives and the classes' caches, which grow with the images unless `max_negatives`
+    bounds them; classes share the features of a window. Between two trainings the dual solver keeps the
+    duals only, so that a checkpoint holds all that the next one needs.
 
     Args:
         positives: per class (P, D) scaled features.
@@ -247,7 +249,7 @@ class Miner:
             svm, cached = fit.svm, len(cache.refs)
             self.weights[k] = torch.from_numpy(svm.weight).to(self.weights.device)
             self.biases[k] = svm.bias
-            keep = fit.scores[len(fit.scores) - cached :] >= self._config.evict_threshold
+            keep = _kept(fit.scores[len(fit.scores) - cached :], self._config)
             cache.keep(keep)
             self._report(k, svm, cached, int((~keep).sum()))
         self.pool.keep(np.concatenate([c.problem.rows for c in self._caches]))
@@ -301,6 +303,15 @@ class Miner:
             cache.problem.duals = state[f"duals{k}"].numpy().copy()
             cache.added = int(state[f"added{k}"])
             cache.trained = bool(state["trained"][k])
+
+
+def _kept(scores: NDArray[np.float64], config: SvmConfig) -> NDArray[np.bool_]:
+    """Choose the cached negatives (n,) to keep by their scores; ties keep the earlier one."""
+    kept = scores >= config.evict_threshold
+    if config.max_negatives is not None:
+        lower = np.argsort(-scores, kind="stable")[config.max_negatives :]
+        kept[lower] = False
+    return kept
 
 
 def cached_negatives(state: Tensors, candidates: Candidates) -> Tensors:
