@@ -180,7 +180,7 @@ def _detected(setup: Setup, detector: Detector, images: list[Path]) -> Outcome:
     times = detect.measure(detector, images)
     medians = {stage: median(seconds) for stage, seconds in times.items()}
     # of which the three before it are parts
-    after = medians.pop("SPP to detections") - sum(medians[s] for s in ("SPP", "fc", "SVM scores"))
+    after = medians.pop("SPP to detections") - medians["SPP to scores"]
     medians["NMS, boxes"] = max(0.0, after)
     together = sum(medians.values())
     shares = ", ".join(f"{stage} {100 * s / together:.0f} %" for stage, s in medians.items())

@@ -27,7 +27,7 @@ from sppdet.features.spp import spp_windows
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 # imported only by commands and for settings that these rows don't have
-ELSEWHERE = {"huggingface_hub", "pycocotools", "timm", "triton", "typer"}
+ELSEWHERE = {"huggingface_hub", "onnx", "onnxruntime", "pycocotools", "timm", "triton", "typer"}
 BLOCKED = """
 import runpy, sys
 for name in {names}:
