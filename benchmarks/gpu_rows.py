@@ -179,7 +179,7 @@ def _detected(setup: Setup, detector: Detector, images: list[Path]) -> Outcome:
     rate = detect.end_to_end(detector, images, setup.threads, out)
     times = detect.measure(detector, images)
     medians = {stage: median(seconds) for stage, seconds in times.items()}
-    # of which the three before it are parts
+    # of which the stage before it is a part
     after = medians.pop("SPP to detections") - medians["SPP to scores"]
     medians["NMS, boxes"] = max(0.0, after)
     together = sum(medians.values())
