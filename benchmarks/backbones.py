@@ -246,9 +246,9 @@ def subset(annotations: Path, names: list[str], count: int, seed: int) -> list[s
     return sorted(chosen)
 
 
-def call(command: str, *arguments: str) -> resource.struct_rusage:
-    """Run a command of sppdet with one thread; returns what it used, or ends where it fails."""
-    parts = [sys.executable, "-m", "sppdet", "--threads", "1", command, *arguments]
+def call(command: str, *arguments: str, threads: int = 1) -> resource.struct_rusage:
+    """Run a command of sppdet; returns what it used, or ends where it fails."""
+    parts = [sys.executable, "-m", "sppdet", "--threads", str(threads), command, *arguments]
     process = subprocess.Popen(parts, stdout=sys.stderr)
     _, status, used = os.wait4(process.pid, 0)
     if status:

@@ -2,7 +2,7 @@
 
     python docs/plot_cost.py docs/figures/presets.csv docs/figures/cost.svg
 
-The file has the lines of `benchmarks/presets.py --csv`: training images, preset, mAP in per cent, CPU
+The file has the lines of `benchmarks/laptop.py --csv`: training images, preset, mAP in per cent, CPU
 seconds of the whole command, evaluation included.
 """
 

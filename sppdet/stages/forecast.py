@@ -35,7 +35,7 @@ from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Dataset, ImageArray
 
 T = TypeVar("T")
-# Seconds of a stage for each image, in those of pooling its windows (benchmarks/presets.py)
+# Seconds of a stage for each image, in those of pooling its windows (benchmarks/laptop.py)
 _SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.5, 2.0, 1.5
 _SOLVE = 5.0  # the same for an SVM without a fold, on vectors of 6,400 values
 _REPORTS = 8.0  # seconds of intervals, curves and the report
