@@ -56,7 +56,6 @@ TESTS = {
     "features/rounding.py": "test_rounding test_stage_maps",
     "features/sparse.py": "test_rounding test_stage_maps",
     "stages/map_files.py": "test_rounding test_stage_maps",
-    "runs/room.py": "test_room test_stage_maps",
     "features/spp.py": "test_spp test_pyramid",
     "features/spp_triton.py": "test_spp_triton",
     "features/levels.py": "test_spp test_pyramid",

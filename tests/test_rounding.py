@@ -76,6 +76,17 @@ def test_whole_numbers_are_exact() -> None:
     assert torch.equal(to_eight_bits(given - 100).half().float(), given - 100)
 
 
+def test_the_zero_point_and_the_largest_value_may_both_be_rounded_up() -> None:
+    given = torch.tensor([[[-1.5, 0, 253.5]]])
+    found = to_eight_bits(given)
+    assert (found.steps.item(), found.zeros.item(), found.values.flatten().tolist()) == (
+        1,
+        2,
+        [0, 2, 255],
+    )
+    assert found.half().flatten().tolist() == [-2, 0, 253]
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 1e6])
 def test_values_beyond_float16_show(broken: float) -> None:
     given = torch.ones(2, 3, 3)
