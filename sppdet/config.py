@@ -125,9 +125,17 @@ class FeaturesConfig(Section):
     """Feature maps and the choice of an image scale for each window."""
 
     store: Literal["auto", "overflow"] | bool = "auto"
-    """Feature maps of training images to write to disk, as float16. true: all; false: none, they are
-    recomputed when needed; overflow: those that don't fit in the GPU's memory; auto: overflow on one
-    GPU, true otherwise. Choose false when disk space is short."""
+    """Feature maps of training images to write to disk. true: all; false: none, they are recomputed when
+    needed; overflow: those that don't fit in the GPU's memory; auto: overflow on one GPU, true
+    otherwise. Results don't depend on it."""
+    max_disk: Annotated[Annotated[float, Field(ge=0.0)] | None, BeforeValidator(none_of)] = None
+    """Maximum disk space of the feature maps in the store, in GB (10⁹ bytes), those by other settings
+    included. Maps beyond it are recomputed when needed; none is removed. Results don't depend on it.
+    null: no maximum."""
+    rounding: Literal["float16", "int8"] = "float16"
+    """Type that the values of feature maps are rounded to, in training and detection. int8: 256 levels per
+    channel of a map, which halves the disk space; choose it for large sets and networks whose maps
+    have few zeros."""
     canonical_size: Side = 224
     """Side in pixels of the window that the scales are chosen for: each window is pooled at the image
     scale that brings its area nearest to the square of this. 224 is the input size of ImageNet
@@ -145,6 +153,17 @@ class FeaturesConfig(Section):
     """Library that runs the convolutional layers on a CPU in float32, fine-tuning excepted. onnxruntime
     takes half of torch's time; its maps are the same within rounding. auto: onnxruntime where it is
     installed (`pip install 'sppdet[onnx]'`) and gives the same maps, torch otherwise."""
+
+    def that_matter(self) -> dict[str, Any]:
+        """Return the settings that results depend on, as plain data, for fingerprints."""
+        # runs before there was `rounding` rounded to float16; maps are the same by any runtime
+        aside = {
+            "store",
+            "max_disk",
+            "runtime",
+            *(["rounding"] if self.rounding == "float16" else []),
+        }
+        return self.model_dump(mode="json", exclude=aside)
 
 
 class DetectConfig(Section):

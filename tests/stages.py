@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,7 @@ def make_world(
     given: Sequence[Scene],
     *,
     store: bool = False,
+    features: Mapping[str, Any] | None = None,
     head: Head | None = None,
     checkpoint_seconds: float = 3600.0,
     seed: int = 0,
@@ -205,7 +206,7 @@ def make_world(
             )
         )
     cache = ImageCache()
-    config = FeaturesConfig(canonical_size=CANONICAL)
+    config = FeaturesConfig.model_validate({"canonical_size": CANONICAL, **(features or {})})
     maps = WatchedMaps(backbone, SCALES, config, cache, folder / "store" if store else None)
     maps.asked = []
     data = TrainingData(

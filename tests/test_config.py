@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sppdet.classification.config import PretrainConfig, ProbeConfig
-from sppdet.config import Config
+from sppdet.config import Config, FeaturesConfig
 from sppdet.errors import ConfigError
 from sppdet.io import plain_yaml
 from sppdet.io.settings import check_config, load_config, load_settings
@@ -287,3 +287,12 @@ def test_yaml_is_resolved() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         FinetuneConfig().lr = 1.0
+
+
+def test_settings_of_maps_that_results_depend_on() -> None:
+    """A run made before `features.rounding` is one by float16."""
+    plain = FeaturesConfig().that_matter()
+    assert plain.keys() == {"canonical_size", "max_side", "project", "precision"}
+    assert FeaturesConfig(store=False, max_disk=3).that_matter() == plain
+    eight = FeaturesConfig(rounding="int8", max_disk=3).that_matter()
+    assert eight == plain | {"rounding": "int8"}

@@ -31,6 +31,7 @@ from sppdet.runs.processes import place
 from sppdet.stages.context import STAGES, Stage
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_cache import MapCache
+from sppdet.stages.map_files import RoundedMap
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.model_files import read_run_config
 from sppdet.stages.pipeline import train
@@ -206,18 +207,44 @@ def test_where_maps_are_changes_nothing(
     assert results(tmp_path / "run") == results(trained)
 
 
+def test_a_bound_on_the_disk_changes_nothing(settings: Path, tmp_path: Path) -> None:
+    """Neither with maps in eight bits, whether stored, computed or both, nor where the bound changes."""
+    eight = ("features.rounding=int8", f"store={tmp_path / 'store'}")
+    runs = [tmp_path / name for name in ("none", "bound")]
+    train_quietly(settings, runs[0], *eight, "features.store=false")
+    wanted = results(runs[0])
+
+    def maps() -> list[int]:
+        return [p.stat().st_size for p in (tmp_path / "store").glob("maps-*/*")]
+
+    assert not maps()
+    counts: list[int] = []
+    stops: list[tuple[float | str, Stage]]
+    stops = [(1e-4, "svm"), (2e-4, "evaluate"), (5e-5, "evaluate"), ("none", "evaluate")]
+    for most, until in stops:
+        for part in ("svm", "bbox") if counts else ():
+            (runs[1] / "model" / f"{part}.safetensors").unlink(missing_ok=True)
+        bound = f"features.max_disk={most}"
+        _, said = train_quietly(settings, runs[1], *eight, bound, until=until)
+        counts.append(len(maps()))
+        assert said.count("others are recomputed") == (most != "none")
+        assert most in ("none", 5e-5) or sum(maps()) <= float(most) * 1e9
+        assert until == "svm" or results(runs[1]) == wanted
+    assert 0 < counts[0] < counts[1] == counts[2] < counts[3]
+
+
 def test_maps_are_computed_only_for_what_is_due(
     settings: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = 0
-    genuine = MapCache.compute
+    genuine = MapCache._computed
 
-    def compute(self: MapCache, image: ScaledImage) -> FeatureMaps:
+    def compute(self: MapCache, image: ScaledImage) -> tuple[FeatureMaps, list[RoundedMap]]:
         nonlocal computed
         computed += 1
         return genuine(self, image)
 
-    monkeypatch.setattr(MapCache, "compute", compute)
+    monkeypatch.setattr(MapCache, "_computed", compute)
     monkeypatch.setattr(
         "sppdet.stages.features.MapMemory.by_what_is_free",
         lambda device: MapMemory(device, room=2**40),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from runs import contents
 from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.features.backbones import Backbone
 from sppdet.proposals.selective_search import selective_search
+from sppdet.runs.artifacts import fingerprint_of, read_tensors, write_tensors
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.map_memory import MapMemory
 from sppdet.stages.proposer import Proposer
@@ -86,10 +88,17 @@ def test_maps_are_the_layers_on_the_resized_image(
         assert not torch.equal(found.maps[0], mirrored.maps[0])
 
 
-def test_maps_are_the_same_wherever_they_come_from(tiny: Backbone, tmp_path: Path) -> None:
-    plain = make_world(tmp_path / "plain", tiny, scenes())
-    stored = make_world(tmp_path / "stored", tiny, scenes(), store=True)
-    held = make_world(tmp_path / "held", tiny, scenes())
+@pytest.mark.parametrize("rounding", ["float16", "int8"])
+def test_maps_are_the_same_wherever_they_come_from(
+    rounding: str, tiny: Backbone, tmp_path: Path
+) -> None:
+    def world(name: str, **settings: object) -> World:
+        features, store = {"rounding": rounding, **settings}, name in ("stored", "bounded")
+        return make_world(tmp_path / name, tiny, scenes(), store=store, features=features)
+
+    plain, stored, held = world("plain"), world("stored"), world("held")
+    fill(stored, [0, 1, 2, 3], mirrored=True)
+    bounded = world("bounded", max_disk=bytes_in(tmp_path / "stored" / "store") / 2 / 1e9)
     one_map = sum(m.numel() * 2 for m in plain.map_of(0).maps)
     held.maps.keep_in_memory(MapMemory(torch.device("cpu"), room=int(3.5 * one_map)))
     for flip in (False, True):
@@ -97,10 +106,114 @@ def test_maps_are_the_same_wherever_they_come_from(tiny: Backbone, tmp_path: Pat
             for i in range(4):
                 found = [
                     world.maps.of_image(world.data.dataset.images[i], mirrored=flip)
-                    for world in (plain, stored, held)
+                    for world in (plain, stored, held, bounded)
                 ]
-                assert_equal(found[1], found[0])
-                assert_equal(found[2], found[0])
+                for other in found[1:]:
+                    assert_equal(other, found[0])
+                detected = plain.maps.compute(plain.maps.scaled(read(plain, i, mirrored=flip)))
+                assert_equal(detected, found[0])
+    assert 0 < len(list((tmp_path / "bounded" / "store").glob("*/*"))) < 8
+    assert len(list((tmp_path / "stored" / "store").glob("*/*"))) == 8
+
+
+def read(world: World, position: int, *, mirrored: bool) -> ImageArray:
+    pixels = world.data.images.read(world.data.dataset.images[position].path)
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
+def test_forms_of_maps_stay_apart(tiny: Backbone, tmp_path: Path) -> None:
+    exact = make_world(tmp_path, tiny, scenes(), store=True)
+    eight = make_world(tmp_path, tiny, scenes(), store=True, features={"rounding": "int8"})
+    assert exact.maps.fingerprint != eight.maps.fingerprint
+    assert exact.data.fingerprint() != eight.data.fingerprint()
+    for world in (exact, eight):
+        assert fill(world, [0, 1], mirrored=False) == 2
+    for world in (exact, eight):
+        assert fill(world, [0, 1], mirrored=False) == 0
+    assert len(list((tmp_path / "store").iterdir())) == 2
+    for half, rounded in zip(exact.map_of(0).maps, eight.map_of(0).maps, strict=True):
+        levels = [len(channel.unique()) for channel in rounded]
+        assert max(levels) <= 256
+        ranges = half.float().amax((1, 2)) - half.float().amin((1, 2)).clamp(max=0)
+        moved = (half.float() - rounded.float()).abs().amax((1, 2))
+        assert bool((moved <= 0.63 * ranges / 255 + 2.0**-11 * ranges).all()) and bool(moved.any())
+    assert exact.maps.store is not None and eight.maps.store is not None
+    image = exact.data.dataset.images[0]
+    source = exact.data.images.digest(image.path)
+    paths = [m.store.path(image.id, source) for m in (exact.maps, eight.maps) if m.store]
+    shutil.copy(paths[0], paths[1])  # is noticed and made again
+    assert fill(eight, [0], mirrored=False) == 1
+
+
+@pytest.mark.parametrize("rounding", ["float16", "int8"])
+def test_damaged_maps_are_made_again(
+    rounding: str, tiny: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(tmp_path, tiny, scenes(), store=True, features={"rounding": rounding})
+    fill(world, [0], mirrored=False)
+    (path,) = (tmp_path / "store").glob("*/*")
+    whole, first = path.read_bytes(), world.map_of(0)
+    tensors, about = read_tensors(path)
+    made_by = fingerprint_of(path)
+    assert made_by and "bits0" in tensors
+    more = dict(tensors) | {"bits0": tensors["bits0"] | 1}
+    write_tensors(path, more, made_by=made_by, about=about)  # with a checksum that is right
+    assert path.read_bytes() != whole
+    assert_equal(world.maps.of_image(world.data.dataset.images[0]), first)
+    assert "elements don't fit each other; it is made again" in caplog.text
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert_equal(world.maps.of_image(world.data.dataset.images[0]), first)
+    assert "doesn't match its checksum" in caplog.text and path.read_bytes() == whole
+
+
+def test_maps_by_an_earlier_version_are_read(tiny: Backbone, tmp_path: Path) -> None:
+    world = make_world(tmp_path, tiny, scenes(), store=True)
+    fill(world, [0], mirrored=False)
+    (path,) = (tmp_path / "store").glob("*/*")
+    made_by, about = fingerprint_of(path), read_tensors(path)[1]
+    assert made_by
+    maps = world.map_of(0)
+    dense = {f"map{s}": m.permute(1, 2, 0).contiguous() for s, m in enumerate(maps.maps)}
+    dense["scale_factors"] = torch.from_numpy(maps.scale_factors)
+    write_tensors(path, dense, made_by=made_by, about=about)
+    before = path.read_bytes()
+    assert fill(world, [0], mirrored=False) == 0
+    assert_equal(world.maps.of_image(world.data.dataset.images[0]), maps)
+    assert path.read_bytes() == before
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_bound_on_the_disk(tiny: Backbone, tmp_path: Path) -> None:
+    def filled(most: float | None) -> tuple[int, int]:
+        """Maps that are made, and all bytes on the disk."""
+        (tmp_path / "log.jsonl").unlink(missing_ok=True)
+        world = make_world(tmp_path, tiny, scenes(), store=True, features={"max_disk": most})
+        made = fill(world, [0, 1, 2, 3], mirrored=True)
+        for image in world.data.dataset.images:
+            world.maps.of_image(image)
+        if most is None:
+            assert not (tmp_path / "log.jsonl").exists()
+        else:
+            (said,) = world.events("maps full")
+            used = bytes_in(tmp_path / "store") / 1e9
+            assert (said["most"], said["used"]) == (most, pytest.approx(used))
+            assert f"(features.max_disk: {most:g}); others are recomputed" in said["text"]
+        return made, bytes_in(tmp_path / "store")
+
+    everything = filled(None)[1]
+    shutil.rmtree(tmp_path / "store")
+    assert filled(0) == (0, 0)
+    made, taken = filled(0.4 * everything / 1e9)
+    assert made in (3, 4) and 0.2 < taken / everything <= 0.4  # one of them found no room
+    again, more = filled(0.7 * everything / 1e9)
+    assert again in (2, 3, 4) and 0.5 < more / everything <= 0.7
+    assert filled(0.4 * everything / 1e9) == (0, more)  # none is removed
+    there = len(list((tmp_path / "store").glob("*/*")))
+    assert filled(None) == (8 - there, everything)
 
 
 def test_filling_makes_what_is_missing(tiny: Backbone, tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ def test_several_processes_without_a_head(settings: Path, tmp_path: Path) -> Non
     assert contents(runs[1] / "model", "bbox*") == contents(runs[0] / "model", "bbox*")
 
 
+def test_several_processes_share_a_bound_on_the_disk(
+    settings: Path, alone: Path, tmp_path: Path
+) -> None:
+    wanted = contents(alone, "store/maps-*/*")
+    for part in (0.5, 0.8):  # the second goes on with what the first has left
+        most = int(part * sum(map(len, wanted.values())))
+        bound = ("--set", f"features.max_disk={most / 1e9}", "--until", "features")
+        ended = torchrun(2, "train", settings, "--run", tmp_path, "--device", "cpu", *MORE, *bound)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("others are recomputed") == 1
+        stored = contents(tmp_path, "store/maps-*/*")
+        assert (part - 0.2) * most < sum(map(len, stored.values())) <= most
+        assert stored.items() < wanted.items()
+
+
 def test_several_processes_evaluate_as_one(alone: Path, tmp_path: Path) -> None:
     ended = torchrun(2, "eval", alone, "--split", "train")
     assert ended.returncode == 0, ended.stderr

@@ -167,12 +167,14 @@ def write_tensors(
     *,
     made_by: str,
     about: Mapping[str, Any] | None = None,
-) -> None:
+    room: int | None = None,
+) -> int:
     """Write named tensors atomically as safetensors, with a checksum of its whole content.
 
     Args:
         made_by: the fingerprint of the settings and inputs.
         about: JSON-able facts kept in the file's header.
+        room: maximum bytes of the file; returns its bytes, or 0 where it has more and isn't written.
     """
     # large elements first, so that each tensor begins at a multiple of its elements' size; not
     # by safetensors' own writer, which leaves temporary files that nobody can ascribe to a process
@@ -191,10 +193,12 @@ def write_tensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if room is not None and 8 + len(text) + end > room:
+        return 0
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            handle.write(_bytes(plain[name]))
+        handle.writelines(_bytes(plain[name]) for name in names)
+    return 8 + len(text) + end
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 
 from sppdet.errors import ArtifactError
 from sppdet.runs.artifacts import fingerprint, read_header, read_tensors, write_tensors
+from sppdet.runs.room import Room
 from sppdet.tensor_types import Types, misfit, not_finite, types_of
 
 T = TypeVar("T")
@@ -27,16 +28,24 @@ class ItemStore:
     """
 
     def __init__(
-        self, folder: Path, kind: str, settings: str, expected: Callable[[Types], Types]
+        self,
+        folder: Path,
+        kind: str,
+        settings: str,
+        expected: Callable[[Types], Types],
+        *,
+        room: Room | None = None,
     ) -> None:
         """Name the store; its folder is made by the first write.
 
         Args:
             expected: given the types of an item's tensors, the types that they must have.
+            room: on the disk; None: all.
         """
         self.folder = folder / f"{kind}-{settings}"
         self._settings = settings
         self._expected = expected
+        self._room = room
 
     def path(self, name: str, source: str) -> Path:
         """Return the path of the item of the image with id `name` and digest `source`."""
@@ -91,8 +100,8 @@ class ItemStore:
             _log.warning("%s (image %s): %s; it is made again", path, name, error)
             return None
 
-    def write(self, name: str, source: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Store an item made from the image with digest `source`.
+    def write(self, name: str, source: str, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Store an item made from the image with digest `source`; returns False without room for it.
 
         Raises:
             ArtifactError: it can't be written, or has values that aren't finite.
@@ -106,7 +115,12 @@ class ItemStore:
                 f"{path} (image {name}): not written: {broken} has values that aren't finite"
             )
         about = {"id": name, "source": source}
-        write_tensors(path, tensors, made_by=self._made_by(name, source), about=about)
+        made_by = self._made_by(name, source)
+        if self._room is None:
+            return write_tensors(path, tensors, made_by=made_by, about=about) > 0
+        return self._room.write(
+            path, lambda left: write_tensors(path, tensors, made_by=made_by, about=about, room=left)
+        )
 
     def _made_by(self, name: str, source: str) -> str:
         return fingerprint(self._settings, name, source)

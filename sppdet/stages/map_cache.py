@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError, DataError
@@ -17,22 +18,30 @@ from sppdet.features.backbones import VERSION, Backbone, ScaledImage
 from sppdet.features.joined import JoinedMaps
 from sppdet.features.onnx_layers import Layers, is_installed, onnx_layers
 from sppdet.features.preprocessing import IMAGENET
+from sppdet.features.rounding import VERSION as ROUNDING_VERSION
+from sppdet.features.rounding import to_eight_bits
 from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.io.image_cache import ImageCache
 from sppdet.parallel import arithmetic, compute_type, ordered_map
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.distributed import process_count
 from sppdet.runs.items import ItemStore
+from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import track
+from sppdet.runs.room import Room
+from sppdet.stages.map_files import RoundedMap, expected_types, from_tensors, to_tensors
 from sppdet.stages.map_memory import MapMemory
-from sppdet.tensor_types import TensorType, Types
+from sppdet.tensor_types import Types, not_finite
 from sppdet.types import AnnotatedImage, FeatureMaps, ImageArray
+
+_GB = 10**9
 
 
 class MapCache:
-    """Conv5 maps at every scale, rounded to float16 wherever they come from.
+    """Conv5 maps at every scale, rounded by `features.rounding` wherever they come from.
 
-    Rounding also what isn't stored makes a run's result independent of `features.store`.
+    Rounding also what isn't stored makes a run's result independent of `features.store` and of
+    `features.max_disk`. Rounded maps are float16, whatever form they have in a file.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class MapCache:
             *([backbone.name] if backbone.name.startswith(TIMM) else []),
             *([backbone.geometries] if isinstance(backbone.layers, JoinedMaps) else []),
             *([] if backbone.preprocessing == IMAGENET else [asdict(backbone.preprocessing)]),
+            *(["int8", ROUNDING_VERSION] if config.rounding == "int8" else []),
         )
         stored = config.store
         if stored == "auto":
@@ -69,9 +79,15 @@ class MapCache:
             # each needs maps that another has made
             alone = self.device.type == "cuda" and process_count() == 1
             stored = "overflow" if alone else True
-        self.store = None
+        self.store, self._room = None, None
         if folder and stored:
-            self.store = ItemStore(folder, "maps", self.fingerprint, self._expected)
+            if config.max_disk is not None:
+                most = int(config.max_disk * _GB)
+                self._room = Room(folder, "maps-*", most=most, processes=process_count())
+            self.store = ItemStore(
+                folder, "maps", self.fingerprint, self._expected, room=self._room
+            )
+        self._room_said = False
         self._memory_first = stored == "overflow"
         self._memory: MapMemory | None = None
 
@@ -99,14 +115,25 @@ class MapCache:
         return onnx_layers(self._backbone.layers, multiple=multiple)
 
     def compute(self, image: ScaledImage) -> FeatureMaps:
-        """Compute the maps of an image, float16, on the backbone's device."""
+        """Compute the maps of an image, rounded, as float16, on the backbone's device."""
+        return self._computed(image)[0]
+
+    def _computed(self, image: ScaledImage) -> tuple[FeatureMaps, list[RoundedMap]]:
+        """Compute maps, and the form of them that is stored."""
         maps = self._backbone.feature_maps(image, self._precision, self._layers)
-        halves = tuple(m.half() for m in maps.maps)
-        if not bool(torch.stack([torch.isfinite(h).all() for h in halves]).all()):
-            raise DataError(
-                "a feature map has values beyond float16: are the weights the right ones?"
-            )
-        return FeatureMaps(halves, maps.scale_factors, maps.stride, maps.offset)
+        eight_bits = self._config.rounding == "int8"
+        rounded = [to_eight_bits(m) if eight_bits else m.half() for m in maps.maps]
+        try:
+            return self._halves(rounded, maps.scale_factors), rounded
+        except ValueError as error:
+            raise DataError(f"{error}: are the weights the right ones?") from None
+
+    def _halves(self, rounded: list[RoundedMap], factors: NDArray[np.float64]) -> FeatureMaps:
+        """Return rounded maps as float16; ValueError for values that aren't finite."""
+        halves = tuple(m.half() for m in rounded)
+        if not_finite({str(s): half for s, half in enumerate(halves)}):
+            raise ValueError("a feature map has values beyond float16")
+        return FeatureMaps(halves, factors, self._backbone.stride, self._backbone.offset)
 
     def of_image(self, image: AnnotatedImage, *, mirrored: bool = False) -> FeatureMaps:
         """Return the maps, float16, on the backbone's device: from a cache, or computed and cached."""
@@ -119,39 +146,45 @@ class MapCache:
             return held
         read = self.store.get(name, digest, self._from_tensors) if self.store else None
         if read is None:
-            made = self.compute(self._scaled_image(image, mirrored))
-            self._keep(name, digest, made)
+            made, rounded = self._computed(self._scaled_image(image, mirrored))
+            self._keep(name, digest, made, rounded)
             return made
         if self._memory:
             self._memory.put(f"{name}-{digest}", read)
         return read
 
     def _from_tensors(self, tensors: dict[str, torch.Tensor]) -> FeatureMaps:
-        factors = tensors["scale_factors"].numpy()
-        maps = tuple(tensors[f"map{s}"].permute(2, 0, 1) for s in range(len(factors)))
-        return FeatureMaps(maps, factors, self._backbone.stride, self._backbone.offset)
+        return self._halves(*from_tensors(tensors, self.channels))
 
     def _expected(self, found: Types) -> Types:
-        """Return the expected types of an item's tensors: as many maps as scale factors."""
-        factors = found.get("scale_factors", TensorType(None, ())).shape
-        count = factors[0] if factors and factors[0] else len(self._scales)
-        of_map = TensorType(torch.float16, (None, None, self.channels))
-        expected = {f"map{s}": of_map for s in range(min(count, len(self._scales)))}
-        return expected | {"scale_factors": TensorType(torch.float64, (len(expected),))}
+        eight_bits = self._config.rounding == "int8"
+        count = len(self._scales)
+        return expected_types(found, scales=count, channels=self.channels, eight_bits=eight_bits)
 
     def _is_kept(self, name: str, digest: str) -> bool:
         held = self._memory is not None and self._memory.get(f"{name}-{digest}") is not None
         return held or (self.store is not None and self.store.has(name, digest))
 
-    def _keep(self, name: str, digest: str, made: FeatureMaps) -> None:
+    def _keep(self, name: str, digest: str, made: FeatureMaps, rounded: list[RoundedMap]) -> None:
         """Put maps into memory and into the store, as the settings say."""
         held = self._memory is not None and self._memory.put(f"{name}-{digest}", made)
         if self.store is None or (held and self._memory_first):
             return
-        # channels last, as the layers make them and pooling wants them
-        named = {f"map{s}": m.permute(1, 2, 0) for s, m in enumerate(made.maps)}
-        named["scale_factors"] = torch.from_numpy(made.scale_factors)
-        self.store.write(name, digest, named)
+        if not self._is_full():
+            self.store.write(name, digest, to_tensors(rounded, made.scale_factors))
+            self._is_full()  # then it is said
+
+    def _is_full(self) -> bool:
+        """Check whether no more maps are stored, which is said once."""
+        if self._room is None or not self._room.is_full:
+            return False
+        if not self._room_said:
+            self._room_said = True
+            used, most = self._room.used() / _GB, self._config.max_disk
+            text = "%s has %.3g GB of feature maps (features.max_disk: %g); others are recomputed"
+            facts = event("maps full", used=used, most=most)
+            LOGGER.info(text, self._room.folder, used, most, extra=facts)
+        return True
 
     def _scaled_image(self, image: AnnotatedImage, mirrored: bool) -> ScaledImage:
         pixels = self._images.read(image.path)
@@ -178,7 +211,7 @@ class MapCache:
         def prepare(item: tuple[AnnotatedImage, bool]) -> ScaledImage | None:
             image, flip = item
             there = self._is_kept(_name(image, flip), self._images.digest(image.path))
-            return None if there else self._scaled_image(image, flip)
+            return None if there or self._is_full() else self._scaled_image(image, flip)
 
         made = 0
         prepared = ordered_map(prepare, wanted, workers=workers)
@@ -186,9 +219,9 @@ class MapCache:
             prepared, total=len(wanted), label="feature maps", made=lambda one: one is not None
         )
         for (image, flip), scaled in zip(wanted, tracked, strict=True):
-            if scaled is not None:
+            if scaled is not None and not self._is_full():
                 digest = self._images.digest(image.path)
-                self._keep(_name(image, flip), digest, self.compute(scaled))
+                self._keep(_name(image, flip), digest, *self._computed(scaled))
                 made += 1
         return made
 

@@ -134,8 +134,7 @@ def _trained_by(config: Config) -> str:
     """Hash the settings that training depends on; the others may be edited in a run."""
     aside = {"data", "detect", "eval", "calibrate", "workers", "store", "checkpoint_minutes"}
     raw = config.model_dump(mode="json", exclude=aside)
-    raw["features"].pop("store")
-    raw["features"].pop("runtime")  # maps are the same within rounding
+    raw["features"] = config.features.that_matter()
     raw["proposals"].pop("path")  # what matters is what is in them
     raw["backbone"].pop("weights")  # the run has its own copy
     raw["svm"]["layer"] = config.svm_layer()
@@ -191,8 +190,7 @@ def settings_fingerprint(config: Config) -> str:
     # which images the lists name shows in the digests of the data
     places = ("root", "images", "train_ids", "test_ids")
     raw["data"] = {k: v for k, v in raw["data"].items() if k not in places}
-    raw["features"].pop("store")
-    raw["features"].pop("runtime")  # maps are the same within rounding
+    raw["features"] = config.features.that_matter()
     raw["backbone"]["weights"] = Path(raw["backbone"]["weights"]).name
     if raw["proposals"]["edge_model"] is not None:
         raw["proposals"]["edge_model"] = Path(raw["proposals"]["edge_model"]).name

@@ -136,7 +136,7 @@ def read_list(path: Path) -> list[str] | None:
 
 def _fingerprint(config: Config, train: str, test: str) -> str:
     raw = config.model_dump(mode="json", exclude=_ASIDE)
-    raw["features"].pop("store")
+    raw["features"] = config.features.that_matter()
     # which images there are, wherever they lie, is in the digests
     places = ("root", "images", "train", "test", "train_ids", "test_ids")
     raw["data"] = {key: value for key, value in raw["data"].items() if key not in places}
