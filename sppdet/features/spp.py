@@ -179,9 +179,18 @@ def _by_threads(
     """Run a loop that fills target (U, ...) for windows, with as many threads as torch uses."""
     maxima = square_maxima(feature_map, windows, levels)
     sides = np.array(levels, dtype=np.int64)
-    parts = shares(len(windows)) if len(windows) else []
-    with ThreadPoolExecutor(len(parts) or 1) as threads:  # the loops release the GIL
-        list(threads.map(lambda p: loop(maxima, windows[p], sides, *more, target[p]), parts))
+    _by_shares(len(windows), lambda p: loop(maxima, windows[p], sides, *more, target[p]))
+
+
+def _by_shares(count: int, run: Callable[[slice], None]) -> None:
+    """Run compiled loops, which release the GIL, on shares of `count` items, one for each thread."""
+    parts = shares(count) if count else []
+    if len(parts) < 2:
+        for part in parts:
+            run(part)
+        return
+    with ThreadPoolExecutor(len(parts)) as threads:
+        list(threads.map(run, parts))
 
 
 def square_maxima(
@@ -225,16 +234,12 @@ class _WindowPooling(torch.autograd.Function):
             columns = level_columns(channels, ctx.levels, n)
             gradient = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
             # each thread has its own channels, so that the order of additions is fixed
-            parts = shares(channels)
-            with ThreadPoolExecutor(len(parts)) as pool:
-                list(
-                    pool.map(
-                        lambda p, gradient=gradient: spp_loops.spread(
-                            source[:, :, p], ctx.windows, gradient[..., p], cells[:, p]
-                        ),
-                        parts,
-                    )
-                )
+            _by_shares(
+                channels,
+                lambda p, gradient=gradient: spp_loops.spread(  # type: ignore[misc]
+                    source[:, :, p], ctx.windows, gradient[..., p], cells[:, p]
+                ),
+            )
         return torch.from_numpy(result).permute(2, 0, 1).to(feature_map.dtype), None, None
 
 
