@@ -28,7 +28,8 @@ from sppdet.evaluation.curves import VocMetric
 from sppdet.evaluation.reliability import calibration_error, reliability_bins
 from sppdet.evaluation.voc import class_results, evaluate_voc
 from sppdet.randomness import rng
-from sppdet.stages.compare import Scored, read_scored
+from sppdet.stages.compare import read_scored
+from sppdet.stages.evaluate import Scored
 from sppdet.stages.model import read_calibration
 from sppdet.stages.model_files import ModelFiles, read_run_config
 

@@ -34,12 +34,13 @@ from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.parallel import compute_type
 from sppdet.training.bbox import BoxRegression
-from sppdet.training.dual import Problem, solve
+from sppdet.training.descent import Problem
+from sppdet.training.dual import solve
 from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
 from sppdet.training.finetune_windows import Pool
+from sppdet.training.liblinear import svm_objective
 from sppdet.training.pool import Pool as Examples
-from sppdet.training.svm import svm_objective
 from sppdet.training_config import BboxConfig, FinetuneConfig, HeadConfig, SvmConfig
 from sppdet.types import Boxes, ImageArray, Proposals
 
@@ -192,9 +193,11 @@ def check_box_regression(device: torch.device) -> Outcome:
         x = torch.rand(count, width) - 0.5
         boxes = made_boxes(2 * count, 400, 300)
         targets = encode_deltas(boxes[:count], boxes[:count] * 0.9 + boxes[count:] * 0.1)
-        fits = [
-            BoxRegression(x.to(w), targets, BboxConfig(ridge=10.0)).fit() for w in (CPU, device)
-        ]
+        fits = []
+        for where in (CPU, device):
+            pool = Examples(width, device=where)
+            rows = pool.add(x, [(i, 0) for i in range(count)])
+            fits.append(BoxRegression(pool, rows, targets, BboxConfig(ridge=10.0)).fit())
         a, b = (torch.from_numpy(fit.weight) for fit in fits)
         compared.add(f"{count:,} × {width:,}", b, a, 1e-3)
     return compared.outcome()

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from sppdet.parallel import ordered_map
 from sppdet.runs.environment import set_threads
-from sppdet.training.dual import LinearSvm, Problem, solve
+from sppdet.training.descent import Problem
+from sppdet.training.dual import LinearSvm, solve
+from sppdet.training.liblinear import fit_by_liblinear, svm_objective
 from sppdet.training.pool import Matrix, Pool
-from sppdet.training.svm import fit_by_liblinear, svm_objective
 from sppdet.training_config import SvmConfig
 
 LATENT = 48  # dimensions that the features really have, before noise

@@ -8,7 +8,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn import linear_model
 
+import sppdet.training.bbox as bbox_module
+import sppdet.training.pool as pool_module
 from sppdet.training.bbox import BoxRegression, Ridge, fit_whitening
+from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training_config import BboxConfig
 
 
@@ -19,6 +22,19 @@ def random_targets(count: int, seed: int = 0) -> NDArray[np.float32]:
     return mixed.astype(np.float32)
 
 
+def pool_of(x: Matrix) -> tuple[Pool, Rows]:
+    """A pool that has the examples (N, D), and their rows."""
+    pool = Pool(x.shape[1], device=torch.device("cpu"))
+    return pool, pool.add(torch.from_numpy(x), [(0, i) for i in range(len(x))])
+
+
+def solved(
+    x: Matrix, y: NDArray[np.float64], *, strength: float, scale: float = 1.0
+) -> NDArray[np.float64]:
+    pool, rows = pool_of(x)
+    return Ridge(pool, rows, scale=scale).solve(y, rows, strength=strength)
+
+
 @pytest.mark.parametrize(("count", "width"), [(20, 50), (50, 20), (30, 30), (31, 30), (1, 5)])
 @pytest.mark.parametrize("strength", [0.5, 1000.0])
 def test_ridge_is_scikit_learns(count: int, width: int, strength: float) -> None:
@@ -27,10 +43,54 @@ def test_ridge_is_scikit_learns(count: int, width: int, strength: float) -> None
     y = rng.normal(0, 1, (count, 3))
     theirs = linear_model.Ridge(alpha=strength, fit_intercept=False, solver="cholesky")
     theirs.fit(np.hstack([x.astype(np.float64), np.ones((count, 1))]), y)
-    ours = Ridge(torch.from_numpy(x)).solve(y, strength=strength)
+    ours = solved(x, y, strength=strength)
     expected = np.atleast_2d(theirs.coef_).T
     assert ours.shape == (width + 1, 3) and ours.dtype == np.float64
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("count", "width"), [(20, 50), (50, 20)])
+def test_the_scale_is_that_of_the_features(
+    count: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "BLOCK", 7 * width)
+    rng = np.random.default_rng(count)
+    x, y = rng.normal(0, 1, (count, width)).astype(np.float32), rng.normal(0, 1, (count, 3))
+    scaled = solved(x * np.float32(0.3), y, strength=2.0)
+    found = solved(x, y, strength=2.0, scale=0.3)
+    np.testing.assert_allclose(found[:-1], 0.3 * scaled[:-1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found[-1], scaled[-1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [60, 8])
+def test_examples_with_the_same_features_are_solved_as_one(width: int) -> None:
+    rng = np.random.default_rng(width)
+    x = rng.normal(0, 1, (20, width)).astype(np.float32)
+    repeated = rng.permutation(np.repeat(np.arange(20), rng.integers(1, 5, 20)))
+    targets, config = random_targets(len(repeated)), BboxConfig(ridge=3.0)
+    pool, rows = pool_of(x)
+    regression = BoxRegression(pool, rows[repeated], targets, config)
+    assert len(pool) == 20 and (len(repeated) > 40 or width == 8)
+    for left_out in ([], [3, 11], list(range(1, 20))):
+        kept = ~np.isin(repeated, left_out)
+        one_by_one = BoxRegression(*pool_of(x[repeated[kept]]), targets[kept], config).fit()
+        found = regression.fit(kept)
+        np.testing.assert_allclose(found.weight, one_by_one.weight, atol=1e-4)
+        np.testing.assert_allclose(found.bias, one_by_one.bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [30.0, 1e-3])
+def test_float32_solves_only_what_it_can(strength: float) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 1, (200, 3)) @ rng.normal(0, 1, (3, 400)) + rng.normal(0, 1e-3, (200, 400))
+    y = rng.normal(0, 1, (200, 2))
+    exact = x.astype(np.float32).astype(np.float64)
+    system = exact @ exact.T + 1 + strength * np.eye(200)
+    gram = torch.from_numpy((exact @ exact.T + 1).astype(np.float32))
+    alpha = np.linalg.solve(gram.double().numpy() + strength * np.eye(200), y)
+    assert np.linalg.cond(system) > 100
+    found = bbox_module._solve(gram, y, strength)
+    assert np.abs(found - alpha).max() < 1e-3 * np.abs(alpha).max()
 
 
 def test_whitened_covariance_is_the_identity() -> None:
@@ -65,7 +125,7 @@ def test_a_linear_relation_is_recovered(count: int, width: int) -> None:
     x = rng.normal(0, 1, (count, width)).astype(np.float32)
     truth, bias = rng.normal(0, 0.1, (width, 4)), np.array([0.05, -0.02, 0.1, 0.0])
     targets = (x @ truth + bias).astype(np.float32)
-    fitted = BoxRegression(torch.from_numpy(x), targets, BboxConfig(ridge=1e-3)).fit()
+    fitted = BoxRegression(*pool_of(x), targets, BboxConfig(ridge=1e-3)).fit()
     assert fitted.weight.dtype == fitted.bias.dtype == np.float32
     np.testing.assert_allclose(x @ fitted.weight + fitted.bias, targets, atol=2e-3)
     if count > width:
@@ -87,21 +147,21 @@ def test_regressor_against_the_whole_chain_by_scikit_learn() -> None:
         longer, (t - t.mean(axis=0)) @ matrix
     )
     expected = machine.predict(longer) @ np.linalg.inv(matrix) + t.mean(axis=0)
-    fitted = BoxRegression(torch.from_numpy(x), targets, config).fit()
+    fitted = BoxRegression(*pool_of(x), targets, config).fit()
     np.testing.assert_allclose(x @ fitted.weight + fitted.bias, expected, atol=1e-4)
 
 
 def test_a_strong_ridge_predicts_the_mean() -> None:
-    x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    x = np.random.default_rng(0).normal(0, 1, (30, 5)).astype(np.float32)
     targets = random_targets(30)
-    fitted = BoxRegression(x, targets, BboxConfig(ridge=1e9)).fit()
+    fitted = BoxRegression(*pool_of(x), targets, BboxConfig(ridge=1e9)).fit()
     assert np.abs(fitted.weight).max() < 1e-5
     np.testing.assert_allclose(fitted.bias, targets.mean(axis=0), atol=1e-5)
 
 
 def test_one_example_is_enough() -> None:
     targets = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
-    fitted = BoxRegression(torch.ones(1, 5), targets, BboxConfig()).fit()
+    fitted = BoxRegression(*pool_of(np.ones((1, 5), np.float32)), targets, BboxConfig()).fit()
     np.testing.assert_allclose(
         np.ones((1, 5), np.float32) @ fitted.weight + fitted.bias, targets, rtol=1e-5
     )
@@ -110,12 +170,12 @@ def test_one_example_is_enough() -> None:
 @pytest.mark.parametrize(("count", "width"), [(20, 50), (60, 12), (60, 30)])
 def test_fits_without_some_examples_are_those_of_the_others(count: int, width: int) -> None:
     rng = np.random.default_rng(count)
-    x = torch.from_numpy(rng.normal(0, 1, (count, width)).astype(np.float32))
+    x = rng.normal(0, 1, (count, width)).astype(np.float32)
     targets, config = random_targets(count), BboxConfig(ridge=3.0)
-    regression = BoxRegression(x, targets, config)
+    regression = BoxRegression(*pool_of(x), targets, config)
     for fraction in (0.1, 0.5, 0.9):
         kept = rng.random(count) < fraction
-        alone = BoxRegression(x[torch.from_numpy(kept)], targets[kept], config).fit()
+        alone = BoxRegression(*pool_of(x[kept]), targets[kept], config).fit()
         fitted = regression.fit(kept)
         np.testing.assert_allclose(fitted.weight, alone.weight, atol=1e-4)
         np.testing.assert_allclose(fitted.bias, alone.bias, atol=1e-4)

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.training import dual, pool
-from sppdet.training.dual import Fit, Problem, solve
+from sppdet.training.descent import Gram, Problem
+from sppdet.training.dual import Fit, solve
+from sppdet.training.liblinear import fit_by_liblinear, svm_objective
 from sppdet.training.pool import Matrix, Pool, Rows
-from sppdet.training.svm import fit_by_liblinear, fit_svm, svm_objective
+from sppdet.training.svm import fit_svm
 from sppdet.training_config import SvmConfig
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -195,14 +197,16 @@ def test_what_is_at_a_bound_has_no_products(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_gram_matrix_that_grows() -> None:
     p, n = sparse()
     held, problem = problem_of(p, n)
-    working, config = dual._WorkingSet(), SvmConfig()
+    gram = Gram(held, 100.0)
     order = np.random.default_rng(0).permutation(len(problem.rows))[:400]
-    for part in (order[:150], order[150:150], order[150:151], order[151:]):
-        working.extend(held, problem, part, config)
-    assert np.array_equal(working.at, order)
+    parts = [order[:150], order[150:150], order[149:151], np.repeat(order[140:], 2), order[:9]]
+    for part in parts:  # some are there already, or come twice
+        gram.extend(problem.rows[part])
+    assert np.array_equal(gram.rows, problem.rows[order])
     x = np.concatenate([p, n])[order].astype(np.float64)
-    assert working.gram == pytest.approx(x @ x.T + 100, rel=1e-5)
-    assert np.array_equal(working.gram, working.gram.T)
+    assert gram.matrix == pytest.approx(x @ x.T + 100, rel=1e-5)
+    assert np.array_equal(gram.matrix, gram.matrix.T)
+    assert gram.places(problem.rows[order[[7, 399, 0]]]).tolist() == [7, 399, 0]
 
 
 def test_the_sum_of_the_gaps_is_that_of_primal_and_dual() -> None:
@@ -256,7 +260,8 @@ def test_the_same_bits_wherever_the_pool_keeps_the_rows(threads: int) -> None:
     assert solutions(moved=True) == first
 
 
-def test_problems_solved_together_are_those_solved_alone() -> None:
+@pytest.mark.parametrize("alike", [None, [7, 7, 7], [1, 0, 1]])
+def test_problems_solved_together_are_those_solved_alone(alike: list[int] | None) -> None:
     x = np.concatenate(sparse())
     held = Pool(x.shape[1], device=CPU)
     rows = held.add(torch.from_numpy(x), [(0, i) for i in range(len(x))])
@@ -268,7 +273,7 @@ def test_problems_solved_together_are_those_solved_alone() -> None:
         return [Problem.of(r[s], r[~s]) for r, s in parts]
 
     config = SvmConfig(tolerance=1e-5)
-    together = solve(held, problems(), config, seed=0)
+    together = solve(held, problems(), config, seed=0, alike=alike)
     for fit, problem in zip(together, problems(), strict=True):
         (alone,) = solve(held, [problem], config, seed=0)
         assert fit.svm.converged and alone.svm.converged
@@ -321,23 +326,31 @@ def test_an_example_is_held_once() -> None:
     assert len(held.add(x[:0], [])) == 0 and len(held) == 4
 
 
-def test_memory_is_that_of_what_is_held() -> None:
-    held = Pool(2, device=CPU)
+def test_memory_is_that_of_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CHUNK", 20)
+    held = Pool(2, device=CPU, dtype=torch.float16)
     for image in range(50):
         rows = held.add(torch.rand(40, 2), [(image, i) for i in range(40)])
         held.keep(rows)
     assert len(held) == 40
-    assert held._features.shape[0] <= 2 * 40 * 1.25
+    assert [(c.shape, c.dtype) for c in held._chunks] == [((10, 2), torch.float16)] * 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("chunk", [1, 650, pool.CHUNK])
 @pytest.mark.parametrize("block", [1, 700, pool.BLOCK])
-def test_sums(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums(block: int, chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "BLOCK", block)
+    monkeypatch.setattr(pool, "CHUNK", chunk)
     rng = np.random.default_rng(0)
-    x = np.maximum(rng.normal(0, 2, (9, 300)), 0).astype(np.float32)
-    held = Pool(300, device=CPU)
+    x = np.maximum(rng.normal(0, 2, (9, 300)), 0).astype(np.float16).astype(np.float32)
+    held = Pool(300, device=CPU, dtype=dtype)
+    before = held.add(torch.rand(4, 300), [(1, i) for i in range(4)])
+    held.keep(before[1:3])  # the rows go where there is room
     rows = held.add(torch.from_numpy(x), [(0, i) for i in range(9)])
     some = np.array([7, 2, 4])
+    assert torch.equal(held.features(rows), torch.from_numpy(x))
+    assert torch.equal(held.features(rows[some]), torch.from_numpy(x[some]))
     exact = x.astype(np.float64)
     for known in range(3):
         found = held.products(rows[some], known=known)

@@ -116,3 +116,20 @@ def test_the_users_own_variables_stand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_installed_command_is_the_module() -> None:
     text = (Path(sppdet.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'sppdet = "sppdet.__main__:main"' in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    code = """
+from pathlib import Path
+from sppdet.runs.environment import release_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+blocks = [bytearray(60_000) for _ in range(3000)]
+last = bytearray(60_000)  # holds the end of the heap
+del blocks
+before = resident()
+release_memory()
+print((before - resident()) // 10**8)
+"""
+    assert said_by(code) == "1"

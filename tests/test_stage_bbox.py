@@ -135,7 +135,7 @@ def test_proposals_between_objects_regress_to_the_nearest_one(
     scene.labels[:], scene.difficult[:] = [1, 1, 2], [False, False, False]
     scene.proposals[:] = [(24.0 + d, 30.0, 64.0 + d, 70.0) for d in range(0, 20, 2)]
     world = make_world(tmp_path, tiny, given)
-    config = BboxConfig(ridge=1e-3, min_iou=0.3)
+    config = BboxConfig(ridge=0.1, min_iou=0.3)
     found = train(world, config)
     examples = slow_examples(world, 1, 0.3)
     assert {target for *_, target in examples} == set(scene.boxes[:2])

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.svm import SVC
 
+import sppdet.training.svm as svm_module
 from sppdet.errors import TrainingError
 from sppdet.runs.artifacts import read_tensors, write_tensors
 from sppdet.training.dual import LinearSvm
+from sppdet.training.liblinear import svm_objective
 from sppdet.training.pool import Matrix
 from sppdet.training.svm import (
     Candidates,
@@ -22,7 +24,6 @@ from sppdet.training.svm import (
     cached_images,
     cached_negatives,
     fit_svm,
-    svm_objective,
 )
 from sppdet.training_config import SvmConfig
 
@@ -174,7 +175,7 @@ class Stream:
         self.negative = [rng.random((windows, 2)) < 0.9 for _ in range(images)]
 
     def candidates(self, image: int) -> Candidates:
-        return Candidates(image, self.features[image], self.negative[image])
+        return Candidates.of(image, self.features[image], self.negative[image])
 
     def miner(
         self, config: SvmConfig = MINING, seen: list[tuple[int, int, int]] | None = None
@@ -193,8 +194,11 @@ def refs_of(miner: Miner, k: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in miner.state()[f"refs{k}"].tolist()]
 
 
+@pytest.mark.parametrize("together", [1, 4, 64])
 @pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
-def test_images_are_left_out_after_mining(config: SvmConfig) -> None:
+def test_images_are_left_out_after_mining(
+    config: SvmConfig, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = Stream()
     miner = stream.miner(config)
     for image in range(40):
@@ -204,19 +208,27 @@ def test_images_are_left_out_after_mining(config: SvmConfig) -> None:
     rng = np.random.default_rng(1)
     out = rng.random(40) < 0.3
     positives_out = [rng.random(len(p)) < 0.3 for p in stream.positives]
-    weights, biases = miner.leave_out(out, positives_out)
-    for k in range(2):
-        kept = [ref for ref in refs_of(miner, k) if not out[ref[0]]]
-        assert 0 < len(kept) < len(refs_of(miner, k))
-        negatives = np.stack([stream.features[image][row].numpy() for image, row in kept])
-        svm = fit_svm(stream.positives[k][~positives_out[k]], negatives, BY_LIBLINEAR, seed=3)
-        assert weights[k].numpy() == pytest.approx(svm.weight, abs=2e-3)
-        assert biases[k].item() == pytest.approx(svm.bias, abs=2e-3)
-        assert np.abs(weights[k].numpy() - miner.weights[k].numpy()).max() > 0.01
+    everything = [np.ones(len(p), dtype=bool) for p in stream.positives]
+    nothing = np.zeros(40, dtype=bool)
+    monkeypatch.setattr(svm_module, "_TOGETHER", together)
+    parts = [
+        (out, positives_out),
+        (~out, positives_out),
+        (nothing, [everything[0], ~everything[1]]),
+    ]
+    first, second, third = miner.leave_out(parts)
+    for (weights, biases), left_out in ((first, out), (second, ~out)):
+        for k in range(2):
+            kept = [ref for ref in refs_of(miner, k) if not left_out[ref[0]]]
+            assert 0 < len(kept) < len(refs_of(miner, k))
+            negatives = np.stack([stream.features[image][row].numpy() for image, row in kept])
+            svm = fit_svm(stream.positives[k][~positives_out[k]], negatives, BY_LIBLINEAR, seed=3)
+            assert weights[k].numpy() == pytest.approx(svm.weight, abs=2e-3)
+            assert biases[k].item() == pytest.approx(svm.bias, abs=2e-3)
+            assert np.abs(weights[k].numpy() - miner.weights[k].numpy()).max() > 0.01
     after = miner.state()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    everything = [np.ones(len(p), dtype=bool) for p in stream.positives]
-    weights, biases = miner.leave_out(np.zeros(40, dtype=bool), [everything[0], ~everything[1]])
+    weights, biases = third
     assert not weights[0].any() and biases[0] < -1e5  # nothing can be learned
     assert torch.allclose(weights[1], miner.weights[1], atol=2e-3)
 
@@ -349,7 +361,7 @@ def test_the_threshold_is_strict() -> None:
     miner.weights[:, 0] = 1.0
     x = torch.zeros(3, 6)
     x[:, 0] = torch.tensor([-1.0, -0.5, 0.0])
-    see(miner, Candidates(0, x, np.ones((3, 2), np.bool_)))
+    see(miner, Candidates.of(0, x, np.ones((3, 2), np.bool_)))
     assert refs_of(miner, 0) == [(0, 2)]
 
 
@@ -367,7 +379,9 @@ def test_the_pool_has_each_window_once_and_only_what_a_class_has() -> None:
 
 def restored(stream: Stream, config: SvmConfig, state: dict[str, torch.Tensor]) -> Miner:
     miner = stream.miner(config)
-    again = (cached_negatives(state, stream.candidates(i)) for i in cached_images(state))
+    again = (
+        cached_negatives(state, stream.candidates(i), torch.float32) for i in cached_images(state)
+    )
     miner.restore(state, again)
     return miner
 
@@ -404,7 +418,7 @@ def test_a_trained_class_whose_cache_was_emptied_is_restored() -> None:
     config = SvmConfig(C=1, retrain_after=2, evict_threshold=50, bias=1)
     miner = Miner(positives, ("a",), config, seed=0, device=torch.device("cpu"))
     x = torch.full((2, 2), -5.0)
-    see(miner, Candidates(0, x, np.ones((2, 1), np.bool_)))
+    see(miner, Candidates.of(0, x, np.ones((2, 1), np.bool_)))
     assert refs_of(miner, 0) == [] and miner.weights.any()
     weights = miner.weights.clone()
     miner.finish()
@@ -424,6 +438,6 @@ def test_a_class_without_a_positive_is_named() -> None:
 def test_no_negatives() -> None:
     stream = Stream()
     miner = stream.miner()
-    see(miner, Candidates(0, torch.zeros(4, 6), np.zeros((4, 2), np.bool_)))
+    see(miner, Candidates.of(0, torch.zeros(4, 6), np.zeros((4, 2), np.bool_)))
     with pytest.raises(TrainingError, match="no negatives"):
         miner.finish()

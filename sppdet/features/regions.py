@@ -145,6 +145,10 @@ class FeatureExtractor:
         """Pool windows (U, 5); returns pool5 features (U, D)."""
         return pool_windows(maps, cells, self.levels)
 
+    def held_in(self, layer: Layer) -> torch.dtype:
+        """Return the type that holds a layer's features without loss; pooled maps are float16."""
+        return torch.float16 if layer == "pool5" or self.head is None else torch.float32
+
     @torch.inference_mode()
     def products(
         self,

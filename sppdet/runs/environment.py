@@ -5,6 +5,8 @@ The command line and the benchmarks set it; so may a program of the user's own.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from typing import Literal
 
@@ -33,6 +35,12 @@ def set_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     cv2.setNumThreads(1)
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, which glibc keeps for later; elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def worker_count(workers: Literal["auto"] | int) -> int:

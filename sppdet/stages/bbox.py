@@ -23,6 +23,7 @@ from sppdet.stages.crossfit import save_fold_models
 from sppdet.stages.model import save_regressors
 from sppdet.stages.training_data import TrainingData, feature_scale
 from sppdet.training.bbox import BoxRegression, BoxRegressor
+from sppdet.training.pool import Pool, Rows
 from sppdet.training.processes import Tensors
 from sppdet.training_config import BboxConfig, Layer, SvmConfig
 from sppdet.types import Boxes
@@ -195,46 +196,40 @@ def _fitted(
     if not found:
         return {"facts": torch.zeros(2, dtype=torch.float64)}
     examples = _limit(found, config, rng=rng(data.seed, "box regression examples", k))
-    x = _features(data, data.dataset.class_names[k], examples, config, scale, width)
+    pool, rows = _features(data, data.dataset.class_names[k], examples, config, width)
     targets = np.concatenate([encode_deltas(e.boxes, e.targets) for e in examples])
     images = np.repeat([e.position for e in examples], [len(e.boxes) for e in examples])
-    regression = BoxRegression(x, targets, config)
-    kept = [np.ones(len(x), np.bool_), *(~mask[images] for mask in left_out)]
+    regression = BoxRegression(pool, rows, targets, config, scale=scale)
+    kept = [np.ones(len(rows), np.bool_), *(~mask[images] for mask in left_out)]
     label = f"bbox, {data.dataset.class_names[k]}, without each fold"
     # without an example the boxes stay as proposed
     regressor, *without = [
-        regression.fit(rows) if rows.any() else BoxRegressor.none(width)
-        for rows in track(kept, total=len(kept), label=label)
+        regression.fit(some) if some.any() else BoxRegressor.none(width)
+        for some in track(kept, total=len(kept), label=label)
     ]
-    predicted = (x @ torch.from_numpy(regressor.weight).to(x.device)).cpu().numpy() + regressor.bias
+    weight = torch.from_numpy(regressor.weight.T).to(pool.device)
+    predicted = pool.scores(rows, weight) + regressor.bias
     left = float(np.square(predicted - targets).mean() / np.square(targets).mean())
     made = {
-        "weights": torch.stack([torch.from_numpy(r.weight) for r in (regressor, *without)]) * scale,
+        "weights": torch.stack([torch.from_numpy(r.weight) for r in (regressor, *without)]),
         "biases": torch.stack([torch.from_numpy(r.bias) for r in (regressor, *without)]),
-        "facts": torch.tensor([len(x), left], dtype=torch.float64),
+        "facts": torch.tensor([len(rows), left], dtype=torch.float64),
     }
     write_tensors(path, made, made_by=made_by)
     return made
 
 
 def _features(
-    data: TrainingData,
-    name: str,
-    examples: list[_Examples],
-    config: BboxConfig,
-    scale: float,
-    width: int,
-) -> torch.Tensor:
-    """Compute the scaled features (N, width) of the examples."""
+    data: TrainingData, name: str, examples: list[_Examples], config: BboxConfig, width: int
+) -> tuple[Pool, Rows]:
+    """Compute the features of the examples, a pool's rows (N,); examples on one window have the same."""
     samples = track(
         data.samples([e.position for e in examples]), total=len(examples), label=f"bbox, {name}"
     )
-    count, device = sum(len(e.boxes) for e in examples), data.maps.device
-    x = torch.empty((count, width), device=device)  # filled in place: it may take half the memory
-    start = 0
+    pool = Pool(width, device=data.maps.device, dtype=data.extractor.held_in(config.layer))
+    rows = []
     for example, sample in zip(examples, samples, strict=True):
         features = data.extractor(sample.maps, example.boxes, config.layer)
-        rows = features.values[torch.from_numpy(features.index).to(device)]
-        torch.mul(rows, scale, out=x[start : start + len(rows)])
-        start += len(rows)
-    return x
+        keys = [(example.position, i) for i in range(len(features.values))]
+        rows.append(pool.add(features.values, keys)[features.index])
+    return pool, np.concatenate(rows)

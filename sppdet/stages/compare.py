@@ -23,7 +23,7 @@ from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, RESULT, consoles, event
 from sppdet.runs.weights import class_names_in
 from sppdet.stages.crossval_files import CrossvalFiles
-from sppdet.stages.evaluate import Metric, compute_metric, watch_draws
+from sppdet.stages.evaluate import Metric, Scored, compute_metric, watch_draws
 from sppdet.stages.model_files import ModelFiles, read_run_config
 from sppdet.stages.report import (
     LEVEL_TITLE,
@@ -35,21 +35,10 @@ from sppdet.stages.report import (
     print_note_on_few,
     range_percent,
 )
-from sppdet.types import AnnotatedImage, Dataset, Detections, EvalResult
+from sppdet.types import AnnotatedImage, Dataset, EvalResult
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The detections that a run has kept of a set, and the set as it is now."""
-
-    run: Path
-    dataset: Dataset
-    images: ImageCache
-    detections: dict[str, Detections]
-    metric: Metric  # of the run's settings
 
 
 @dataclass(frozen=True)

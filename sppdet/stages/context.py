@@ -21,6 +21,7 @@ from sppdet.stages.training_data import TrainingData
 from sppdet.types import Dataset, EvalResult
 
 if TYPE_CHECKING:
+    from sppdet.stages.evaluate import Scored
     from sppdet.stages.presets import Choice
 
 Stage = Literal[
@@ -53,6 +54,7 @@ class Context:
     plan: TrainingPlan = field(init=False)
     # by the evaluate stage
     result: EvalResult | None = field(init=False, default=None)
+    scored: Scored | None = field(init=False, default=None)
 
     @property
     def files(self) -> ModelFiles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -56,6 +56,17 @@ T = TypeVar("T")
 Metric = Literal["voc07", "voc10", "coco"]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The detections that a run has kept of a set, and the set as it is now."""
+
+    run: Path
+    dataset: Dataset
+    images: ImageCache
+    detections: dict[str, Detections]
+    metric: Metric  # of the run's settings
+
+
 def evaluate_run(
     run: Path,
     split: str,
@@ -71,17 +82,17 @@ def evaluate_run(
     with joined_ranks(choose_device(device)) as ranks:
         read_run_config(run)  # before anything is logged into a folder that is no run
         with log_file(run, ranks), timed(run, "evaluate", write=ranks.is_first) as timing:
-            result, timing.cached = evaluate_split(run, split, metric=metric, ranks=ranks)
+            result, _, timing.cached = evaluate_split(run, split, metric=metric, ranks=ranks)
         return result
 
 
 def evaluate_split(
     run: Path, split: str, *, metric: Metric | None = None, ranks: Ranks
-) -> tuple[EvalResult, bool]:
+) -> tuple[EvalResult, Scored, bool]:
     """Evaluate as `evaluate_run` does, among processes that have joined.
 
     Returns:
-        The result, and whether all detections were there already.
+        The result, what was scored, and whether all detections were there already.
     """
     config = read_run_config(run)
     folder = run / "eval" / safe_id(split)
@@ -114,13 +125,14 @@ def evaluate_split(
             points=points,
         )
     LOGGER.info("reports are in %s", folder)
-    return result, new == 0
+    return result, Scored(run, dataset, images, detections, config.eval.metric), new == 0
 
 
 def evaluate(context: Context) -> bool:
     """Evaluate the test set; returns False if all detections were there already."""
-    result, cached = evaluate_split(context.run, "test", ranks=context.ranks)
-    context.result = result
+    context.result, context.scored, cached = evaluate_split(
+        context.run, "test", ranks=context.ranks
+    )
     log_skipped((context.training_set, context.test_set))
     return not cached
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sppdet.config import Config
 from sppdet.runs.distributed import joined_ranks
+from sppdet.runs.environment import release_memory
 from sppdet.runs.lock import open_run
 from sppdet.runs.log import LOGGER, RESULT, EventCallback, event, events_passed, timed
 from sppdet.stages.announce import title
@@ -93,10 +94,11 @@ def train(
                 timing.cached = not function(context)
                 if stage == "data" and ranks.is_first:
                     announce(context)
+            release_memory()
             if stage == until:
                 break
-        if context.result is not None and ranks.is_first:
-            report_after_training(run, context.training_set)
+        if context.scored is not None and ranks.is_first:
+            report_after_training(context.scored, context.training_set)
         if until == "evaluate" and context.test_set is None:
             LOGGER.log(RESULT, "no test set, so there is no metric (data.test names one)")
         LOGGER.log(RESULT, "the run is in %s", run)

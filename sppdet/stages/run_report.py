@@ -27,7 +27,8 @@ from sppdet.runs.artifacts import write_text
 from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER
 from sppdet.runs.places import check_own_page
-from sppdet.stages.compare import Scored, read_scored
+from sppdet.stages.compare import read_scored
+from sppdet.stages.evaluate import Scored
 from sppdet.stages.model import read_calibration
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.report import FEW_OBJECTS, LEVEL_TITLE
@@ -49,12 +50,18 @@ class _Calibrated:
 
 
 def write_report(
-    run: Path, split: str = "test", *, out: Path | None = None, training_set: Dataset | None = None
+    run: Path,
+    split: str = "test",
+    *,
+    out: Path | None = None,
+    scored: Scored | None = None,
+    training_set: Dataset | None = None,
 ) -> Path:
     """Write the report of a run that was evaluated on a split; nothing is detected again.
 
     Args:
         out: the page; None: `report.html` in the run, with the name of a split other than test.
+        scored: what the evaluation has scored; None reads it.
         training_set: None reads it, where it is still there.
 
     Returns:
@@ -67,15 +74,15 @@ def write_report(
     config = read_run_config(run)
     path = out or run / (NAME if split == "test" else f"report_{safe_id(split)}.html")
     check_own_page(path)
-    scored = read_scored(run, split)
+    scored = scored or read_scored(run, split)
     write_text(path, render("report.html", _content(run, split, config, scored, training_set)))
     return path
 
 
-def report_after_training(run: Path, training_set: Dataset) -> None:
+def report_after_training(scored: Scored, training_set: Dataset) -> None:
     """Write the report at the end of a training; a failure is a warning and ends nothing."""
     try:
-        path = write_report(run, training_set=training_set)
+        path = write_report(scored.run, scored=scored, training_set=training_set)
     except Exception as error:  # the training itself is complete
         LOGGER.warning("the report isn't written: %s", error)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from sppdet.stages.crossfit import save_fold_models
 from sppdet.stages.model import save_classifiers
 from sppdet.stages.training_data import Sample, TrainingData, feature_scale
 from sppdet.training.dual import LinearSvm
-from sppdet.training.pool import Matrix
 from sppdet.training.processes import Tensors
 from sppdet.training.sampling import negatives_of_class, thin_out
 from sppdet.training.svm import Candidates, Miner, cached_images, cached_negatives
@@ -66,7 +65,9 @@ def train_svms(
         made_by: fingerprint under which an unfinished stage's checkpoint is kept and found.
     """
     scale = feature_scale(data, layer, config)
-    positives, images = _positives(data, layer, scale)
+    # scaling features by s is scaling C by s² and the constant by 1 / s; so they stay what they are
+    raw = config.model_copy(update={"C": config.C * scale**2, "bias": config.bias / scale})
+    positives, images = _positives(data, layer)
     names = data.dataset.class_names
     counts = ", ".join(f"{name} {len(x)}" for name, x in zip(names, positives, strict=True))
     text = f"svm: {layer} features × {scale:.4g}; positives: {counts}"
@@ -74,8 +75,9 @@ def train_svms(
 
     def report(k: int, svm: LinearSvm, cached: int, evicted: int) -> None:
         remark = "" if svm.converged else "; stopped at svm.max_iterations"
-        text = f"svm: {names[k]}: objective {svm.objective:.6g} with {cached} negatives, "
-        facts = {"objective": svm.objective, "negatives": cached, "evicted": evicted}
+        objective = svm.objective / scale**2  # of scaled features
+        text = f"svm: {names[k]}: objective {objective:.6g} with {cached} negatives, "
+        facts = {"objective": objective, "negatives": cached, "evicted": evicted}
         extra = event("svm trained", class_name=names[k], **facts)
         level = logging.DEBUG if svm.converged else logging.INFO  # several lines a class
         LOGGER.log(level, "%s", f"{text}{evicted} evicted{remark}", extra=extra)
@@ -83,25 +85,28 @@ def train_svms(
     miner = Miner(
         positives,
         names,
-        config,
+        raw,
         seed=data.seed,
         ranks=data.ranks,
         device=data.maps.device,
+        dtype=data.extractor.held_in(layer),
         report=report,
     )
-    _mine(data, miner, layer, config, scale, made_by=made_by)
+    del positives  # the miner has them
+    _mine(data, miner, layer, config, made_by=made_by)
     counts = ", ".join(f"{name} {count}" for name, count in zip(names, miner.cached(), strict=True))
     LOGGER.info("svm: hard negatives: %s", counts)
-    found = [(miner.weights, miner.biases)]
-    masks = track(left_out, total=len(left_out), label="svm, without each fold")
-    found += [miner.leave_out(mask, [mask[of] for of in images]) for mask in masks]
-    # the scale goes into the weights, so that detection takes the features as they come
-    return [Classifiers(layer, weights * scale, biases) for weights, biases in found]
+    parts = [(mask, [mask[of] for of in images]) for mask in left_out]
+    without = track(miner.leave_out(parts), total=len(parts), label="svm, without each fold")
+    return [
+        Classifiers(layer, weights, biases)
+        for weights, biases in [(miner.weights, miner.biases), *without]
+    ]
 
 
 def _positives(
-    data: TrainingData, layer: Layer, scale: float
-) -> tuple[list[Matrix], list[NDArray[np.int64]]]:
+    data: TrainingData, layer: Layer
+) -> tuple[list[NDArray[Any]], list[NDArray[np.int64]]]:
     """Compute for each class the features (P, D) of its ground-truth boxes, difficult ones left out.
 
     The second list has the positions (P,) of their images.
@@ -116,12 +121,12 @@ def _positives(
         labels = torch.from_numpy(sample.image.gt_labels[keep])
         position = torch.full_like(labels, sample.position)
         return {
-            "values": (features.values * scale)[rows],
+            "values": features.values[rows].to(data.extractor.held_in(layer)),
             "labels": labels,
             "position": position,
         }
 
-    found: list[list[Matrix]] = [[] for _ in data.dataset.class_names]
+    found: list[list[NDArray[Any]]] = [[] for _ in data.dataset.class_names]
     positions: list[list[int]] = [[] for _ in data.dataset.class_names]
     for made in data.gather(with_objects, of_objects, lambda made: made, label="svm, objects"):
         values = made["values"].cpu().numpy()
@@ -139,12 +144,11 @@ def _mine(
     miner: Miner,
     layer: Layer,
     config: SvmConfig,
-    scale: float,
     *,
     made_by: str,
 ) -> None:
     def candidates(sample: Sample) -> Candidates:
-        return _candidates(data, sample, layer, config, scale)
+        return _candidates(data, sample, layer, config)
 
     count = len(data.dataset) * config.passes
     path = data.state_path("svm")
@@ -156,7 +160,7 @@ def _mine(
         again = data.gather(
             cached_images(state),
             candidates,
-            partial(cached_negatives, state),
+            lambda made: cached_negatives(state, made, miner.pool.dtype),
             label="svm, hard negatives of before",
         )
         miner.restore(state, again)
@@ -173,12 +177,11 @@ def _mine(
     miner.finish()
 
 
-def _candidates(
-    data: TrainingData, sample: Sample, layer: Layer, config: SvmConfig, scale: float
-) -> Candidates:
+def _candidates(data: TrainingData, sample: Sample, layer: Layer, config: SvmConfig) -> Candidates:
     """Select an image's negatives of all classes; windows that coincide count once.
 
-    A window is a negative of a class if all its proposals are.
+    A window is a negative of a class if all its proposals are. One process on a CPU scores them without
+    storing vectors, and then pools those that are hard.
     """
     boxes, image = sample.proposals.boxes, sample.image
     classes = len(data.dataset.class_names)
@@ -191,6 +194,15 @@ def _candidates(
         negative[windows.index[thinned], k] = True
         negative[windows.index[~far], k] = False
     rows = np.flatnonzero(negative.any(axis=1))
-    pooled = data.extractor.pool(sample.maps, windows.cells[rows])
-    features = data.extractor.layer(pooled, layer) * scale
-    return Candidates(sample.position, features, negative[rows])
+    cells = windows.cells[rows]
+
+    def features(part: NDArray[np.int64]) -> torch.Tensor:
+        return data.extractor.layer(data.extractor.pool(sample.maps, cells[part]), layer)
+
+    if data.ranks.count > 1 or data.maps.device.type != "cpu":
+        return Candidates.of(sample.position, features(np.arange(len(cells))), negative[rows])
+
+    def products(weights: torch.Tensor) -> torch.Tensor:
+        return data.extractor.products(sample.maps, cells, layer, weights)
+
+    return Candidates(sample.position, products, features, negative[rows])

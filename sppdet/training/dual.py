@@ -16,20 +16,16 @@ same number of threads, wherever the pool stores their rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from sppdet.compiled import compiled
-from sppdet.parallel import ordered_map
-from sppdet.randomness import rng
+from sppdet.training.descent import Descent, Gram, Problem, Vector, descend_all, limits_of
 from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training_config import SvmConfig
 
-Vector = NDArray[np.float64]
 SWEEPS = 2  # over all examples of a problem without duals
 SWEEP_ROWS = 512  # maximum number of examples per block
 SWEEP_PASSES = 3  # over each block
@@ -50,31 +46,6 @@ class LinearSvm:
     converged: bool = True
 
 
-@dataclass
-class Problem:
-    """The examples and the duals of one class."""
-
-    rows: Rows  # (n,) of the pool
-    signs: Vector  # (n,) 1 or −1
-    duals: Vector  # (n,) αᵢ / C, zero for new examples
-
-    @classmethod
-    def of(cls, positives: Rows, negatives: Rows) -> Problem:
-        """Build a problem from rows, with zero duals."""
-        signs = np.repeat([1.0, -1.0], [len(positives), len(negatives)])
-        return cls(np.concatenate([positives, negatives]), signs, np.zeros(len(signs)))
-
-    def add_negatives(self, rows: Rows) -> None:
-        """Append negatives, with zero duals."""
-        self.rows = np.concatenate([self.rows, rows])
-        self.signs = np.concatenate([self.signs, np.full(len(rows), -1.0)])
-        self.duals = np.concatenate([self.duals, np.zeros(len(rows))])
-
-    def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Drop all examples outside the mask `kept` (n,)."""
-        self.rows, self.signs, self.duals = self.rows[kept], self.signs[kept], self.duals[kept]
-
-
 @dataclass(frozen=True)
 class Fit:
     """Solution of a problem."""
@@ -83,7 +54,14 @@ class Fit:
     scores: Vector  # (n,) of the problem's examples
 
 
-def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: int) -> list[Fit]:
+def solve(
+    pool: Pool,
+    problems: Sequence[Problem],
+    config: SvmConfig,
+    *,
+    seed: int,
+    alike: Sequence[int] | None = None,
+) -> list[Fit]:
     """Solve problems on the rows of one pool, starting from their duals and updating them.
 
     Stops at a duality gap <= `tolerance` × the objective, or after `max_iterations` passes over the
@@ -92,17 +70,22 @@ def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: i
 
     Args:
         seed: seed of the order in which coordinates are visited.
+        alike: a number for each problem; those with the same one, whose solutions differ little, share
+            their products. By default each problem has its own. Where it is less work, all share them.
     """
     fits: dict[int, Fit] = {}
     best: list[_State | None] = [None] * len(problems)
     left = [config.max_iterations] * len(problems)  # passes
-    working = [_WorkingSet() for _ in problems]
+    working = [np.zeros(0, dtype=np.int64) for _ in problems]  # positions in the problem's rows
+    group = list(range(len(problems)) if alike is None else alike)
+    grams: dict[int, Gram] = {}
     cold = [p for p in problems if not p.duals.any()]
     if cold:
         _sweep(pool, cold, config, seed=seed)
     while len(fits) < len(problems):
         unsolved = [i for i in range(len(problems)) if i not in fits]
-        active, descents = [], []
+        active: list[int] = []
+        targets: dict[int, tuple[Vector, float]] = {}  # scores, and the gap to stop at
         states = _evaluate(pool, [problems[i] for i in unsolved], config)
         for i, state in zip(unsolved, states, strict=True):
             converged = state.gap <= config.tolerance * state.objective
@@ -115,17 +98,33 @@ def solve(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: i
                 fits[i] = Fit(
                     LinearSvm(weight, final.bias, final.objective, converged), final.scores
                 )
-                working[i] = _WorkingSet()  # frees the memory
+                best[i] = None  # frees the memory
                 continue
             new = _joining(problems[i], working[i], state.scores, config)
-            working[i].extend(pool, problems[i], new, config)
+            working[i] = np.concatenate([working[i], new])
             gap = max(MIN_INNER_GAP * config.tolerance * state.objective, INNER_GAP * state.gap)
-            passes = min(left[i], ROUND_PASSES)
-            descents.append(working[i].descent(problems[i], state.scores, config, passes, gap))
+            targets[i] = state.scores, gap
             active.append(i)
-        spent = _descend_all(descents, config, seed=seed)
+        rows = {i: problems[i].rows[working[i]] for i in active}
+        if not grams and _overlap(rows, group):
+            group = [0] * len(problems)
+        grams = {
+            g: grams[g] if g in grams else Gram(pool, config.bias**2)
+            for g in sorted({group[i] for i in active})
+        }
+        for g, gram in grams.items():
+            gram.extend(np.concatenate([rows[i] for i in active if group[i] == g]))
+        descents = [
+            Descent.of(
+                *(grams[group[i]], problems[i], working[i], targets[i][0], config),
+                passes=min(left[i], ROUND_PASSES),
+                gap=targets[i][1],
+            )
+            for i in active
+        ]
+        spent = descend_all(descents, config, seed=seed)
         for i, descent, passes in zip(active, descents, spent, strict=True):
-            problems[i].duals[working[i].at] = descent.duals
+            problems[i].duals[working[i]] = descent.duals
             left[i] -= passes
     return [fits[i] for i in range(len(problems))]
 
@@ -138,7 +137,7 @@ def _sweep(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: 
     duals = np.zeros(signs.shape)
     for k, p in enumerate(problems):
         signs[k, places[k]] = p.signs
-        limits[k, places[k]] = _limits(p, config)
+        limits[k, places[k]] = limits_of(p, config)
     count = -(-len(rows) // SWEEP_ROWS)
     blocks = [np.arange(b, len(rows), count) for b in range(count)]  # interleaved: mixed classes
     grams = [pool.products(rows[at], known=0) + np.float32(config.bias**2) for at in blocks]
@@ -148,10 +147,12 @@ def _sweep(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: 
         features = pool.view(rows[at])
         scores = (weights @ features.T).cpu().numpy() + config.bias * values
         descents = [
-            _Descent(gram, signs[k, at], limits[k, at], duals[k, at], scores[k], SWEEP_PASSES, 0.0)
+            Descent(
+                gram, None, signs[k, at], limits[k, at], duals[k, at], scores[k], SWEEP_PASSES, 0.0
+            )
             for k in range(len(problems))
         ]
-        _descend_all(descents, config, seed=seed)
+        descend_all(descents, config, seed=seed)
         after = np.stack([d.duals for d in descents])
         change = config.C * signs[:, at] * (after - duals[:, at])
         weights.addmm_(torch.from_numpy(change).to(weights), features)
@@ -162,36 +163,6 @@ def _sweep(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: 
 
 
 # -- one round -------------------------------------------------------------------------------------
-
-
-@dataclass
-class _WorkingSet:
-    """Working set of a problem, with its Gram matrix."""
-
-    at: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """(m,) positions in the problem's `rows`."""
-    gram: Matrix = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
-    """(m, m) products, including the constant feature."""
-
-    def extend(self, pool: Pool, problem: Problem, new: Rows, config: SvmConfig) -> None:
-        """Add examples (positions); only their products are computed."""
-        if len(new) == 0:
-            return
-        old = len(self.at)
-        self.at = np.concatenate([self.at, new])
-        stripe = pool.products(problem.rows[self.at], known=old) + np.float32(config.bias**2)
-        known, self.gram = self.gram, np.empty((len(self.at), len(self.at)), dtype=np.float32)
-        self.gram[:old, :old] = known
-        self.gram[old:] = stripe
-        self.gram[:old, old:] = stripe[:, :old].T
-
-    def descent(
-        self, problem: Problem, scores: Vector, config: SvmConfig, passes: int, gap: float
-    ) -> _Descent:
-        """Build the descent on this set from the scores (n,) of all examples."""
-        signs, limits = problem.signs[self.at], _limits(problem, config)[self.at]
-        duals = problem.duals[self.at]
-        return _Descent(self.gram, signs, limits, duals, scores[self.at], passes, gap)
 
 
 @dataclass(frozen=True)
@@ -222,11 +193,21 @@ def _evaluate(pool: Pool, problems: Sequence[Problem], config: SvmConfig) -> lis
         # float64, since the descent adds thousands of small changes
         own = scores[places[k], k].astype(np.float64) + config.bias * value
         margins = p.signs * own
-        losses = _limits(p, config) * np.maximum(0.0, 1.0 - margins)
+        losses = limits_of(p, config) * np.maximum(0.0, 1.0 - margins)
         objective = 0.5 * (norms[k] + value**2) + config.C * float(losses.sum())
         gap = config.C * float((losses - p.duals * (1.0 - margins)).sum())
         states.append(_State(weights[k], config.bias * value, own, objective, gap))
     return states
+
+
+def _overlap(rows: Mapping[int, Rows], group: Sequence[int]) -> bool:
+    """Check whether the products of all rows are fewer than those of every group's rows."""
+    own: dict[int, list[Rows]] = {}
+    for i, part in rows.items():
+        own.setdefault(group[i], []).append(part)
+    counts = [len(np.unique(np.concatenate(parts))) for parts in own.values()]
+    together = len(np.unique(np.concatenate([*rows.values()]))) if rows else 0
+    return together**2 < sum(count**2 for count in counts)
 
 
 def _union(parts: Sequence[Rows]) -> tuple[Rows, list[Rows]]:
@@ -237,91 +218,18 @@ def _union(parts: Sequence[Rows]) -> tuple[Rows, list[Rows]]:
     return joined[np.sort(first)], np.split(places, np.cumsum([len(p) for p in parts[:-1]]))
 
 
-def _limits(problem: Problem, config: SvmConfig) -> Vector:
-    """Return the upper bounds (n,) of the duals."""
-    return np.where(problem.signs > 0, config.positive_weight, 1.0)
-
-
-def _joining(problem: Problem, working: _WorkingSet, scores: Vector, config: SvmConfig) -> Rows:
+def _joining(problem: Problem, working: Rows, scores: Vector, config: SvmConfig) -> Rows:
     """Choose examples to join the working set; returns their positions, ascending.
 
     The worst ones at the wrong bound and, in the first round, all between their bounds.
     """
     slopes = 1.0 - problem.signs * scores  # a dual should grow if > 0
-    below, above = problem.duals < _limits(problem, config), problem.duals > 0
-    between = np.flatnonzero(below & above) if len(working.at) == 0 else working.at[:0]
+    below, above = problem.duals < limits_of(problem, config), problem.duals > 0
+    between = np.flatnonzero(below & above) if len(working) == 0 else working[:0]
     wrong = np.maximum(np.where(below, slopes, 0.0), np.where(above, -slopes, 0.0))
-    wrong[working.at] = 0.0
+    wrong[working] = 0.0
     wrong[between] = 0.0
     worst = np.argsort(-wrong, kind="stable")
-    limit = max(MIN_GROWTH, int(GROWTH * (len(working.at) + len(between))))
+    limit = max(MIN_GROWTH, int(GROWTH * (len(working) + len(between))))
     chosen = worst[: min(int((wrong > 0).sum()), limit)]
     return np.sort(np.concatenate([between, chosen]))  # an order independent of rounding
-
-
-# -- descent on a Gram matrix ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Descent:
-    """Arguments of a coordinate descent on some examples, with all other duals fixed."""
-
-    gram: Matrix  # (m, m)
-    signs: Vector  # (m,), as all below
-    limits: Vector
-    duals: Vector  # changed
-    scores: Vector  # changed
-    passes: int  # maximum
-    gap: float  # of these examples, at which to stop
-
-
-def _descend_all(descents: Sequence[_Descent], config: SvmConfig, *, seed: int) -> list[int]:
-    """Run descents in parallel; returns the passes of each."""
-
-    def descend(d: _Descent) -> int:
-        passes: int = _descend(
-            *(d.gram, d.signs, d.limits, config.C, d.duals, d.scores),
-            rng(seed, "order of coordinates"),
-            d.passes,
-            d.gap,
-        )
-        return passes
-
-    return list(ordered_map(descend, descents, workers=torch.get_num_threads()))
-
-
-@compiled
-def _descend(
-    gram: Matrix,
-    signs: Vector,
-    limits: Vector,
-    C: float,
-    duals: Vector,
-    scores: Vector,
-    rng: np.random.Generator,
-    passes: int,
-    gap: float,
-) -> int:
-    """Run coordinate descent in random order until the gap is <= `gap`; updates duals and scores.
-
-    Returns:
-        the number of passes.
-    """
-    count = len(signs)
-    for done in range(passes):
-        current_gap = 0.0
-        for i in range(count):
-            slope = 1.0 - signs[i] * scores[i]
-            current_gap += C * (limits[i] * max(0.0, slope) - duals[i] * slope)
-        if current_gap <= gap:
-            return done
-        for i in rng.permutation(count):
-            slope = 1.0 - signs[i] * scores[i]
-            value = min(max(duals[i] + slope / (C * gram[i, i]), 0.0), limits[i])
-            step = C * signs[i] * (value - duals[i])
-            if step != 0.0:
-                duals[i] = value
-                products = gram[i]
-                for j in range(count):
-                    scores[j] += step * products[j]
-    return passes

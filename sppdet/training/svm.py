@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,14 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.errors import TrainingError
-from sppdet.randomness import rng
-from sppdet.training.dual import Fit, LinearSvm, Problem, solve
+from sppdet.training.descent import Problem
+from sppdet.training.dual import Fit, LinearSvm, solve
+from sppdet.training.liblinear import fit_by_liblinear
 from sppdet.training.pool import Matrix, Pool, Rows
 from sppdet.training.processes import OneProcess, Processes, Tensors
 from sppdet.training_config import SvmConfig
 
 _NEVER = -1e6  # a score below every threshold
-VERSION = 6  # raise it when the same settings give other weights
+_BLOCK = 256  # windows whose features are there at once
+_TOGETHER = 128  # SVMs without some images that are solved together
+VERSION = 7  # raise it when the same settings give other weights
 
 
 def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int) -> LinearSvm:
@@ -38,10 +40,17 @@ def fit_svm(positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: in
     return fit_all(pool, [problem], config, seed=seed)[0].svm
 
 
-def fit_all(pool: Pool, problems: Sequence[Problem], config: SvmConfig, *, seed: int) -> list[Fit]:
-    """Fit the SVMs of several classes; the dual solver starts from the problems' duals."""
+def fit_all(
+    pool: Pool,
+    problems: Sequence[Problem],
+    config: SvmConfig,
+    *,
+    seed: int,
+    alike: Sequence[int] | None = None,
+) -> list[Fit]:
+    """Fit several SVMs; the dual solver starts from the problems' duals, see `solve`."""
     if config.solver == "dual":
-        return solve(pool, problems, config, seed=seed)
+        return solve(pool, problems, config, seed=seed, alike=alike)
     return [_fit_by_liblinear(pool, problem, config, seed=seed) for problem in problems]
 
 
@@ -49,46 +58,6 @@ def _fit_by_liblinear(pool: Pool, problem: Problem, config: SvmConfig, *, seed: 
     x = pool.features(problem.rows).cpu().numpy()
     svm = fit_by_liblinear(x[problem.signs > 0], x[problem.signs < 0], config, seed=seed)
     return Fit(svm, (x @ svm.weight + np.float32(svm.bias)).astype(np.float64))
-
-
-def fit_by_liblinear(
-    positives: Matrix, negatives: Matrix, config: SvmConfig, *, seed: int
-) -> LinearSvm:
-    """Fit like `fit_svm`, by liblinear (`-s 3 -c C -w1 w -B bias`)."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.svm import LinearSVC
-
-    x = np.concatenate([positives, negatives])
-    y = np.repeat([1, -1], [len(positives), len(negatives)])
-    machine = LinearSVC(
-        loss="hinge",
-        dual=True,
-        C=config.C,
-        class_weight={1: config.positive_weight, -1: 1.0},
-        intercept_scaling=config.bias,
-        tol=config.tolerance,
-        max_iter=config.max_iterations,
-        random_state=int(rng(seed, "liblinear's coordinates").integers(2**31)),
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        machine.fit(x, y)
-    converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-    weight = machine.coef_[0].astype(np.float32)
-    bias = float(machine.intercept_[0])
-    value = svm_objective(weight, bias, positives, negatives, config)
-    return LinearSvm(weight, bias, value, converged)
-
-
-def svm_objective(
-    weight: Matrix, bias: float, positives: Matrix, negatives: Matrix, config: SvmConfig
-) -> float:
-    """Compute the value that `fit_svm` minimises."""
-    hinge_positive = np.maximum(0.0, 1.0 - (positives @ weight + bias)).sum(dtype=np.float64)
-    hinge_negative = np.maximum(0.0, 1.0 + (negatives @ weight + bias)).sum(dtype=np.float64)
-    norm = float(np.dot(weight.astype(np.float64), weight)) + (bias / config.bias) ** 2
-    loss = config.positive_weight * float(hinge_positive) + float(hinge_negative)
-    return 0.5 * norm + config.C * loss
 
 
 @dataclass
@@ -116,13 +85,28 @@ class _Cache:
         self.added, self.trained = 0, True
 
 
+LeftOut = tuple[NDArray[np.bool_], Sequence[NDArray[np.bool_]]]
+"""Masks of images (I,) and, per class, of its positives (P,), that are left out."""
+
+
 @dataclass(frozen=True)
 class Candidates:
-    """Negatives of one image: features of distinct windows and the classes they are negatives of."""
+    """Negatives of one image: distinct windows and the classes they are negatives of."""
 
     image: int  # position in the data set
-    features: torch.Tensor  # (U, D) scaled, on any device
+    products: Callable[[torch.Tensor], torch.Tensor]  # of all windows with weights (K, D): (U, K)
+    features: Callable[[Rows], torch.Tensor]  # of some of the U windows: (u, D), on any device
     negative: NDArray[np.bool_]  # (U, K)
+
+    @classmethod
+    def of(cls, image: int, features: torch.Tensor, negative: NDArray[np.bool_]) -> Candidates:
+        """Make candidates whose features (U, D) are all there."""
+        return cls(
+            image,
+            lambda weights: features @ weights.T,
+            lambda rows: features[torch.from_numpy(rows).to(features.device)],
+            negative,
+        )
 
 
 class Miner:
@@ -133,7 +117,8 @@ class Miner:
     duals only, so that a checkpoint holds all that the next one needs.
 
     Args:
-        positives: per class (P, D) scaled features.
+        positives: per class (P, D) features.
+        dtype: of the features that are held.
         ranks: processes that get the same negatives and divide the classes among them.
         report: called with (class index, SVM, cache size, evicted) at each retraining.
 
@@ -149,6 +134,7 @@ class Miner:
         *,
         seed: int,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
         ranks: Processes | None = None,
         report: Callable[[int, LinearSvm, int, int], None] = lambda *_: None,
     ) -> None:
@@ -163,7 +149,7 @@ class Miner:
         width = positives[0].shape[1]
         self.weights = torch.zeros((len(positives), width), device=device)
         self.biases = torch.zeros(len(positives), device=device)
-        self.pool = Pool(width, device=device)
+        self.pool = Pool(width, device=device, dtype=dtype)
         self._caches = []
         for k, examples in enumerate(positives):
             keys = [(-1 - k, i) for i in range(len(examples))]  # images count from 0
@@ -176,12 +162,13 @@ class Miner:
         A negative is hard if its score > `hard_threshold`; untrained SVMs score 0, so that at
         first every negative is hard.
         """
-        scores = (candidates.features @ self.weights.T + self.biases).cpu().numpy()
-        hard = candidates.negative & (scores > self._config.hard_threshold)
+        unknown = candidates.negative.copy()
         for k, cache in enumerate(self._caches):
-            known = cache.refs[cache.refs[:, 0] == candidates.image, 1]
-            hard[known, k] = False
-        return _select(candidates, hard)
+            unknown[cache.refs[cache.refs[:, 0] == candidates.image, 1], k] = False
+
+        scores = (candidates.products(self.weights) + self.biases).cpu().numpy()
+        hard = unknown & (scores > self._config.hard_threshold)
+        return _select(candidates, hard, self.pool.dtype)
 
     def add(self, hard: Tensors) -> None:
         """Add an image's hard negatives to the caches; retrain the classes that are due."""
@@ -200,33 +187,35 @@ class Miner:
         """Count the negatives in the classes' caches."""
         return [len(cache.refs) for cache in self._caches]
 
-    def leave_out(
-        self, images: NDArray[np.bool_], positives: Sequence[NDArray[np.bool_]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def leave_out(self, parts: Sequence[LeftOut]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Solve all classes again without the examples of some images, once mining is finished.
 
         The negatives are those of the other images that are hard for the SVMs of all images, so that
-        no image is mined again; starting from these SVMs' duals, few steps are left.
+        no image is mined again; starting from these SVMs' duals, few steps are left. Several parts are
+        solved together, since a pass over the features serves all, and share products.
 
-        Args:
-            images: (I,) mask of the images to leave out. positives: per class (P,), likewise.
-
-        Returns:
-            weights (K, D) and biases (K,); a class without positives or negatives left is never found.
+        Yields:
+            for each part weights (K, D) and biases (K,); a class without positives or negatives left is
+            never found.
         """
-        solvable, problems = [], []
-        for k, (cache, out) in enumerate(zip(self._caches, positives, strict=True)):
-            problem = replace(cache.problem)
-            problem.keep(~np.concatenate([out, images[cache.refs[:, 0]]]))
-            if (problem.signs > 0).any() and (problem.signs < 0).any():
-                solvable.append(k)
-                problems.append(problem)
-        weights = torch.zeros_like(self.weights)
-        biases = torch.full_like(self.biases, _NEVER)
-        for k, fit in zip(solvable, self._fits(solvable, problems), strict=True):
-            weights[k] = torch.from_numpy(fit.svm.weight).to(weights.device)
-            biases[k] = fit.svm.bias
-        return weights, biases
+        size = max(1, _TOGETHER // len(self._caches))
+        for start in range(0, len(parts), size):
+            together = parts[start : start + size]
+            which, problems = [], []
+            for part, (images, positives) in enumerate(together):
+                for k, (cache, out) in enumerate(zip(self._caches, positives, strict=True)):
+                    problem = replace(cache.problem)
+                    problem.keep(~np.concatenate([out, images[cache.refs[:, 0]]]))
+                    if (problem.signs > 0).any() and (problem.signs < 0).any():
+                        which.append((part, k))
+                        problems.append(problem)
+            weights = self.weights.new_zeros((len(together), *self.weights.shape))
+            biases = torch.full_like(weights[:, :, 0], _NEVER)
+            fits = self._fits([k for _, k in which], problems)
+            for (part, k), fit in zip(which, fits, strict=True):
+                weights[part, k] = torch.from_numpy(fit.svm.weight).to(weights.device)
+                biases[part, k] = fit.svm.bias
+            yield from zip(weights, biases, strict=True)
 
     def _store(self, hard: Tensors) -> list[tuple[Rows, NDArray[np.int64]]]:
         """Add negatives to the pool; returns per class their rows in the pool and in the image."""
@@ -255,15 +244,16 @@ class Miner:
         self.pool.keep(np.concatenate([c.problem.rows for c in self._caches]))
 
     def _fits(self, classes: Sequence[int], problems: Sequence[Problem]) -> list[Fit]:
-        """Solve classes; each process always solves the same ones, and all get all solutions."""
+        """Solve problems of classes; a process always solves the same classes; all get the solutions."""
         ranks = self._ranks
-        of_class = dict(zip(classes, problems, strict=True))
-        own = [k for k in classes if k % ranks.count == ranks.rank]
-        fitted = fit_all(self.pool, [of_class[k] for k in own], self._config, seed=self._seed)
+        own = [i for i, k in enumerate(classes) if k % ranks.count == ranks.rank]
+        given = [problems[i] for i in own]
+        alike = [classes[i] for i in own]
+        fitted = fit_all(self.pool, given, self._config, seed=self._seed, alike=alike)
         solved = dict(zip(own, fitted, strict=True))
         fits = []
-        for k, problem in of_class.items():
-            mine = _as_tensors(solved[k], problem) if k in solved else None
+        for i, (k, problem) in enumerate(zip(classes, problems, strict=True)):
+            mine = _as_tensors(solved[i], problem) if i in solved else None
             tensors = ranks.broadcast(mine, owner=k % ranks.count)
             problem.duals = tensors["duals"].numpy(force=True)
             fits.append(_from_tensors(tensors))
@@ -314,13 +304,13 @@ def _kept(scores: NDArray[np.float64], config: SvmConfig) -> NDArray[np.bool_]:
     return kept
 
 
-def cached_negatives(state: Tensors, candidates: Candidates) -> Tensors:
+def cached_negatives(state: Tensors, candidates: Candidates, dtype: torch.dtype) -> Tensors:
     """Select the image's negatives that a `Miner`'s checkpoint refers to, for `Miner.restore`."""
     of_class = np.zeros_like(candidates.negative)
     for k in range(of_class.shape[1]):
         refs = state[f"refs{k}"].numpy()
         of_class[refs[refs[:, 0] == candidates.image, 1], k] = True
-    return _select(candidates, of_class)
+    return _select(candidates, of_class, dtype)
 
 
 def cached_images(state: Tensors) -> list[int]:
@@ -330,15 +320,16 @@ def cached_images(state: Tensors) -> list[int]:
     return images
 
 
-def _select(candidates: Candidates, of_class: NDArray[np.bool_]) -> Tensors:
-    """Select the candidates of any class, with their classes; `of_class` (U, K)."""
-    rows = np.flatnonzero(of_class.any(axis=1))
-    chosen = torch.from_numpy(rows)
+def _select(candidates: Candidates, chosen: NDArray[np.bool_], dtype: torch.dtype) -> Tensors:
+    """Select the candidates that any class has chosen (U, K), with their features, block by block."""
+    rows = np.flatnonzero(chosen.any(axis=1))
+    starts = range(0, max(1, len(rows)), _BLOCK)
+    blocks = [candidates.features(rows[start : start + _BLOCK]).to(dtype) for start in starts]
     return {
         "image": torch.tensor(candidates.image),
-        "rows": chosen,  # (n,) ascending
-        "features": candidates.features[chosen.to(candidates.features.device)],
-        "of": torch.from_numpy(of_class[rows]),  # (n, K)
+        "rows": torch.from_numpy(rows),  # (n,) ascending
+        "features": torch.cat(blocks),
+        "of": torch.from_numpy(chosen[rows]),  # (n, K)
     }
 
 
