@@ -342,6 +342,7 @@ def test_memory_is_that_of_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sums(block: int, chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "BLOCK", block)
     monkeypatch.setattr(pool, "CHUNK", chunk)
+    monkeypatch.setattr(pool, "PANEL", 2)
     rng = np.random.default_rng(0)
     x = np.maximum(rng.normal(0, 2, (9, 300)), 0).astype(np.float16).astype(np.float32)
     held = Pool(300, device=CPU, dtype=dtype)
@@ -355,6 +356,7 @@ def test_sums(block: int, chunk: int, dtype: torch.dtype, monkeypatch: pytest.Mo
     for known in range(3):
         found = held.products(rows[some], known=known)
         assert found == pytest.approx(exact[some[known:]] @ exact[some].T, rel=1e-5)
+        assert held.products(rows, known=known) == pytest.approx(exact[known:] @ exact.T, rel=1e-5)
     weights = rng.normal(0, [[0.1], [3.0]], (2, 300)).astype(np.float32)
     scores = held.scores(rows[some], torch.from_numpy(weights))
     assert scores == pytest.approx(exact[some] @ weights.T.astype(np.float64), rel=1e-4)

@@ -233,8 +233,11 @@ def test_images_are_left_out_after_mining(
     assert torch.allclose(weights[1], miner.weights[1], atol=2e-3)
 
 
-@pytest.mark.parametrize("config", [MINING, BY_LIBLINEAR])
-def test_mining_against_a_slow_loop(config: SvmConfig) -> None:
+@pytest.mark.parametrize(("config", "block"), [(MINING, 256), (MINING, 5), (BY_LIBLINEAR, 5)])
+def test_mining_against_a_slow_loop(
+    config: SvmConfig, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svm_module, "_BLOCK", block)
     stream, seen = Stream(), list[tuple[int, int, int]]()
     miner = stream.miner(config, seen=seen)
     caches: list[list[tuple[int, int]]] = [[], []]
