@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.compiled import compiled, compiled_sum
+from sppdet.compiled import compiled, compiled_part, compiled_part_sum
 from sppdet.proposals.regions import COLOUR_BINS, TEXTURE_BINS, Regions
 
 MEASURES = "ctsf"  # colour, texture, size, fill
@@ -35,66 +35,76 @@ def group(regions: Regions, grouping: str, pixels: int) -> Hierarchy:
         grouping: letters of `MEASURES`, with equal weights.
         pixels: number of pixels of the image.
     """
-    count = len(regions.sizes)
+    count, links = len(regions.sizes), 2 * len(regions.pairs)
+    total = 2 * count - 1
     weights = np.array([(letter in grouping) / len(grouping) for letter in MEASURES], np.float32)
-    boxes = np.empty((2 * count - 1, 4), np.int32)
-    boxes[:count] = regions.boxes
-    size = np.zeros(2 * count - 1, np.int64)
-    size[:count] = regions.sizes
-    parts = np.empty((count - 1, 2), np.int32)
+    boxes, size = np.empty((total, 4), np.int32), np.empty(total, np.int64)
+    boxes[:count], size[:count] = regions.boxes, regions.sizes
     # merged in place; histograms without weight are dropped
-    colours = regions.colours[:, : None if "c" in grouping else 0].copy()
-    textures = regions.textures[:, : None if "t" in grouping else 0].copy()
-    _merge_all(boxes, size, colours, textures, regions.pairs, weights, pixels, parts)
+    colours, width = regions.colours.shape[1], regions.histograms.shape[1]
+    begin, end = 0 if "c" in grouping else colours, width if "t" in grouping else colours
+    histograms = regions.histograms[:, begin:end].copy()
+    spans = np.array([0, colours - begin, end - begin], np.uint64)
+    # every channel's histogram sums to the size
+    bins = COLOUR_BINS / colours, TEXTURE_BINS / (width - colours)
+    weights[:2] *= np.array(bins, np.float32)
+    ends = np.empty((links, 2), np.int32)
+    ends[::2], ends[1::2] = regions.pairs, regions.pairs[:, ::-1]
+    parent, row = np.arange(total, dtype=np.int32), np.arange(total, dtype=np.int32)
+    head, tail, met_by = (np.full(total, -1, np.int32) for _ in range(3))
+    follower, current = np.full(links, -1, np.int32), np.full(links, -1, np.int32)
+    met = np.zeros(max(links // 2, count), np.int32)
+    met[: links // 2] = np.arange(0, links, 2)
+    heap = np.full(4 * links + count + 64, -1, np.int64)
+    value = np.empty(1, np.float32)
+    bits = value.view(np.int32)  # bits of non-negative floats sort like the floats
+    parts = np.empty((count - 1, 2), np.int32)
+    at, length = count - 1, 0
+    while at < total:
+        at = _merge(
+            *(boxes, size, histograms, spans, weights, pixels, ends, parent, row, head, tail),
+            *(met_by, follower, current, met, heap, value, bits, parts, length, at),
+        )
+        if at < total:
+            length = _drop_stale(heap, current, ends, parent)
     return Hierarchy(boxes, parts)
 
 
-@compiled_sum
+def _drop_stale(
+    heap: NDArray[np.int64],
+    current: NDArray[np.int32],
+    ends: NDArray[np.int32],
+    parent: NDArray[np.int32],
+) -> int:
+    """Drop the heap's stale entries; returns the number left, at most one per link."""
+    keys = np.unique(heap[heap >= 0])[::-1]  # descending numbers are a heap
+    link = keys & LOW_BITS
+    is_latest = (parent[ends[link]] == ends[link]).all(axis=1)
+    kept = keys[is_latest & (current[link] == keys >> 32)]
+    heap[: len(kept)] = kept
+    heap[len(kept) :] = -1
+    return len(kept)
+
+
+@compiled_part_sum
 def _intersection(
-    a: NDArray[np.float32], b: NDArray[np.float32], scale_a: np.float32, scale_b: np.float32
-) -> float:
+    histograms: NDArray[np.float32],
+    row_a: np.uint64,
+    row_b: np.uint64,
+    begin: np.uint64,
+    end: np.uint64,
+    scale_a: np.float32,
+    scale_b: np.float32,
+) -> np.float32:
     """Compute the intersection of two histograms, each times its scale."""
-    total = np.float32(0)
-    for i in range(a.shape[0]):
-        x, y = a[i] * scale_a, b[i] * scale_b
+    total: np.float32 = np.float32(0)
+    for i in range(begin, end):
+        x, y = histograms[row_a, i] * scale_a, histograms[row_b, i] * scale_b
         total += x if x < y else y
-    return float(total)
+    return total
 
 
-@compiled
-def _similarity(
-    colours: NDArray[np.float32],
-    textures: NDArray[np.float32],
-    rows: tuple[int, int],
-    sizes: tuple[int, int],
-    gaps: int,
-    weights: NDArray[np.float32],
-    pixels: int,
-) -> float:
-    """Compute the similarity of two regions, whose histograms are in `rows`; in [0, 1]."""
-    p, q = np.float32(1 / sizes[0]), np.float32(1 / sizes[1])
-    both = sizes[0] + sizes[1]
-    total = weights[2] * np.float32(1 - both / pixels)
-    total += weights[3] * np.float32(1 - gaps / pixels)
-    if colours.shape[1]:
-        # every channel's histogram sums to the size
-        share = weights[0] * np.float32(COLOUR_BINS / colours.shape[1])
-        total += share * np.float32(_intersection(colours[rows[0]], colours[rows[1]], p, q))
-    if textures.shape[1]:
-        share = weights[1] * np.float32(TEXTURE_BINS / textures.shape[1])
-        total += share * np.float32(_intersection(textures[rows[0]], textures[rows[1]], p, q))
-    return float(max(total, np.float32(0)))
-
-
-@compiled
-def _gaps(a: NDArray[np.int32], b: NDArray[np.int32], size: int) -> int:
-    """Count the pixels of the bounding box of boxes a and b outside their regions of `size` pixels."""
-    width = max(a[2], b[2]) - min(a[0], b[0])
-    height = max(a[3], b[3]) - min(a[1], b[1])
-    return int(width * height - size)
-
-
-@compiled
+@compiled_part
 def _latest(parent: NDArray[np.int32], region: int) -> int:
     """Find the current region that contains `region`; compresses the path."""
     while parent[region] != region:
@@ -103,11 +113,11 @@ def _latest(parent: NDArray[np.int32], region: int) -> int:
     return region
 
 
-@compiled
-def _sink(heap: NDArray[np.int64], length: int, at: int) -> None:
-    """Restore the max-heap if heap[at] may be too small."""
-    key = heap[at]
-    child = 2 * at + 1
+@compiled_part
+def _sink(heap: NDArray[np.int64], length: int) -> None:
+    """Move heap[length] to the top of the max-heap of `length` entries, and restore the order."""
+    key = heap[length]
+    at, child = 0, 1
     while child < length:
         if child + 1 < length and heap[child + 1] > heap[child]:
             child += 1
@@ -119,10 +129,9 @@ def _sink(heap: NDArray[np.int64], length: int, at: int) -> None:
     heap[at] = key
 
 
-@compiled
-def _rise(heap: NDArray[np.int64], at: int) -> None:
-    """Restore the max-heap if heap[at] may be too large."""
-    key = heap[at]
+@compiled_part
+def _rise(heap: NDArray[np.int64], key: int, at: int) -> None:
+    """Add an entry to the max-heap of `at` entries."""
     while at > 0:
         above = (at - 1) >> 1
         if heap[above] >= key:
@@ -132,128 +141,113 @@ def _rise(heap: NDArray[np.int64], at: int) -> None:
     heap[at] = key
 
 
-@compiled
-def _is_fresh(
-    key: int, current: NDArray[np.int32], ends: NDArray[np.int32], parent: NDArray[np.int32]
-) -> bool:
-    """Check that a heap entry is of two current regions with their current similarity."""
-    link = key & LOW_BITS
-    a, b = ends[link]
-    return bool(current[link] == key >> 32 and parent[a] == a and parent[b] == b)
+@compiled_part
+def _outermost(boxes: NDArray[np.int32], a: int, b: int, side: int) -> np.int32:
+    """Find a side of the bounding box of two boxes."""
+    p, q = boxes[a, side], boxes[b, side]
+    found: np.int32 = p if (p < q) == (side < 2) else q
+    return found
 
 
 @compiled
-def _merge_all(
+def _merge(
     boxes: NDArray[np.int32],
     size: NDArray[np.int64],
-    colours: NDArray[np.float32],
-    textures: NDArray[np.float32],
-    pairs: NDArray[np.int32],
+    histograms: NDArray[np.float32],
+    spans: NDArray[np.uint64],
     weights: NDArray[np.float32],
     pixels: int,
+    ends: NDArray[np.int32],
+    parent: NDArray[np.int32],
+    row: NDArray[np.int32],
+    head: NDArray[np.int32],
+    tail: NDArray[np.int32],
+    met_by: NDArray[np.int32],
+    follower: NDArray[np.int32],
+    current: NDArray[np.int32],
+    met: NDArray[np.int32],
+    heap: NDArray[np.int64],
+    value: NDArray[np.float32],
+    bits: NDArray[np.int32],
     parts: NDArray[np.int32],
-) -> None:
-    """Fill boxes[R:], size[R:] and parts; the histograms are overwritten.
+    length: int,
+    start: int,
+) -> int:
+    """Fill boxes[R:], size[R:] and parts from region `start` on; the histograms are overwritten.
 
     Pair e of regions is two links, 2e from the first and 2e + 1 from the second, each in the list of
     its region. A merged region takes over both lists; the target of a link is resolved when the list
     is traversed. A heap entry has the bits of a similarity above the number of its link; it is stale
     once one of its regions is merged or the link has another similarity.
     """
-    total = boxes.shape[0]
+    total: int = boxes.shape[0]
     count = (total + 1) // 2
-    parent = np.arange(total).astype(np.int32)
-    row = np.arange(total).astype(
-        np.int32
-    )  # of the histograms; a merged region reuses that of its first part
-    head, tail = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
-    met_by = np.full(total, -1, np.int32)
-    links = 2 * pairs.shape[0]
-    follower = np.full(links, -1, np.int32)
-    ends = np.empty((links, 2), np.int32)  # the link's own region and the other
-    current = np.full(links, -1, np.int32)  # bits of the similarity, -1 for none
-    heap = np.empty(4 * links + 64, np.int64)
-    length = 0
-    value = np.empty(1, np.float32)
-    bits = value.view(np.int32)  # bits of non-negative floats sort like the floats
-    for e in range(pairs.shape[0]):
-        a, b = pairs[e]
-        for link, own, other in ((2 * e, a, b), (2 * e + 1, b, a)):
-            ends[link, 0], ends[link, 1] = own, other
-            if head[own] < 0:
+    meetings = 0
+    for new in range(start, total):
+        if new < count:
+            meetings = ends.shape[0] >> 1
+            for link in range(ends.shape[0] - 1, -1, -1):
+                own = ends[link, 0]
+                follower[link] = head[own]
                 head[own] = link
-            else:
-                follower[tail[own]] = link
-            tail[own] = link
-        gaps = _gaps(boxes[a], boxes[b], size[a] + size[b])
-        value[0] = _similarity(colours, textures, (a, b), (size[a], size[b]), gaps, weights, pixels)
-        current[2 * e] = bits[0]
-        heap[length] = np.int64(bits[0]) << 32 | np.int64(2 * e)
-        _rise(heap, length)
-        length += 1
-    for new in range(count, total):
-        key = heap[0]
-        while True:
-            length -= 1
-            heap[0] = heap[length]
-            _sink(heap, length, 0)
-            if _is_fresh(key, current, ends, parent):
-                break
-            key = heap[0]
-        a, b = ends[key & LOW_BITS]
-        parts[new - count, 0], parts[new - count, 1] = a, b
-        parent[a] = parent[b] = new
-        size[new] = size[a] + size[b]
-        box = boxes[new]
-        box[0], box[1] = min(boxes[a, 0], boxes[b, 0]), min(boxes[a, 1], boxes[b, 1])
-        box[2], box[3] = max(boxes[a, 2], boxes[b, 2]), max(boxes[a, 3], boxes[b, 3])
-        row[new] = row[a]
-        into, other_row = row[a], row[b]
-        for i in range(colours.shape[1]):
-            colours[into, i] += colours[other_row, i]
-        for i in range(textures.shape[1]):
-            textures[into, i] += textures[other_row, i]
-        follower[tail[a]] = head[b]
-        link, before = head[a], -1
-        while link >= 0:
-            other = _latest(parent, ends[link, 1])
-            current[link] = current[link ^ 1] = -1
-            if other != new and met_by[other] != new:
-                met_by[other] = new
-                ends[link, 0], ends[link, 1] = new, other
-                gaps = _gaps(box, boxes[other], size[new] + size[other])
-                rows, sizes = (row[new], row[other]), (size[new], size[other])
-                value[0] = _similarity(colours, textures, rows, sizes, gaps, weights, pixels)
-                current[link] = bits[0]
-                if length == heap.shape[0]:
-                    length = _drop_stale(heap, current, ends, parent)
-                heap[length] = np.int64(bits[0]) << 32 | np.int64(link)
-                _rise(heap, length)
-                length += 1
-                if before < 0:
-                    head[new] = link
-                else:
-                    follower[before] = link
-                before = link
-            link = follower[link]
-        if before >= 0:
-            follower[before] = -1
-        tail[new] = before
-
-
-@compiled
-def _drop_stale(
-    heap: NDArray[np.int64],
-    current: NDArray[np.int32],
-    ends: NDArray[np.int32],
-    parent: NDArray[np.int32],
-) -> int:
-    """Drop the heap's stale entries; returns the number left, at most one per pair."""
-    kept = 0
-    for at in range(heap.shape[0]):
-        if _is_fresh(heap[at], current, ends, parent):
-            heap[kept] = heap[at]
-            kept += 1
-    for at in range(kept // 2 - 1, -1, -1):
-        _sink(heap, kept, at)
-    return kept
+                if tail[own] < 0:
+                    tail[own] = link
+        else:
+            if length + count > heap.shape[0]:
+                return new
+            a = b = link = 0
+            fresh = False
+            while not fresh:
+                key = heap[0]
+                length -= 1
+                _sink(heap, length)
+                link = key & LOW_BITS
+                a, b = ends[link, 0], ends[link, 1]
+                fresh = current[link] == key >> 32 and parent[a] == a and parent[b] == b
+            parts[new - count, 0], parts[new - count, 1] = a, b
+            parent[a] = parent[b] = new
+            size[new] = size[a] + size[b]
+            for d in range(4):
+                boxes[new, d] = _outermost(boxes, a, b, d)
+            into, other_row = row[a], row[b]
+            row[new] = into
+            for i in range(histograms.shape[1]):
+                histograms[into, i] += histograms[other_row, i]
+            follower[tail[a]] = head[b]
+            link, before = head[a], -1
+            meetings = 0
+            while link >= 0:
+                other = _latest(parent, ends[link, 1])
+                current[link] = current[link ^ 1] = -1
+                if other != new and met_by[other] != new:
+                    met_by[other] = new
+                    ends[link, 0], ends[link, 1] = new, other
+                    met[meetings] = link
+                    meetings += 1
+                    if before < 0:
+                        head[new] = link
+                    else:
+                        follower[before] = link
+                    before = link
+                link = follower[link]
+            if before >= 0:
+                follower[before] = -1
+            tail[new] = before
+        for at in range(meetings):
+            link = met[at]
+            a, b = ends[link, 0], ends[link, 1]
+            both, box = size[a] + size[b], 1
+            for d in range(2):
+                box *= _outermost(boxes, a, b, d + 2) - _outermost(boxes, a, b, d)
+            similarity = weights[2] * np.float32(1 - both / pixels)
+            similarity += weights[3] * np.float32(1 - (box - both) / pixels)
+            p, q = np.float32(1 / size[a]), np.float32(1 / size[b])
+            for i in range(2):
+                similarity += weights[i] * _intersection(
+                    histograms, np.uint64(row[a]), np.uint64(row[b]), spans[i], spans[i + 1], p, q
+                )
+            value[0] = similarity
+            current[link] = bits[0]
+            _rise(heap, np.int64(bits[0]) << 32 | np.int64(link), length)
+            length += 1
+    return total

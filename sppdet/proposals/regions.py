@@ -14,14 +14,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.compiled import compiled
+from sppdet.compiled import ONE, ZERO, compiled
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
 AXES = 4  # of derivatives, two directions each
 TEXTURE_STEP = 408  # width of a bin: Scharr's derivatives reach 16 · 255
 DIAGONAL_STEP = 577  # √2 times that, for the sum of both
-SIGNED_BINS = 2 * TEXTURE_BINS - 1  # the directions of an axis share their lowest bin
+DIRECTIONS = 2 * AXES
+LAST = np.int32(TEXTURE_BINS - 1)
+PRIMES = np.uint64(73856093), np.uint64(19349663)  # of the hash of a pair
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,23 @@ class Regions:
 
     sizes: NDArray[np.int32]  # (R,) pixels
     boxes: NDArray[np.int32]  # (R, 4) xyxy, half-open
-    colours: NDArray[np.float32]  # (R, C * 25)
-    textures: NDArray[np.float32]  # (R, C * 80)
+    histograms: NDArray[np.float32]  # (R, C * 25 + C * 80): of all colours, then of all textures
     pairs: NDArray[np.int32]  # (E, 2) distinct 4-connected neighbours, first < second
+
+    @property
+    def colours(self) -> NDArray[np.float32]:
+        """(R, C * 25)."""
+        return self.histograms[:, : self._channels * COLOUR_BINS]
+
+    @property
+    def textures(self) -> NDArray[np.float32]:
+        """(R, C * 80)."""
+        return self.histograms[:, self._channels * COLOUR_BINS :]
+
+    @property
+    def _channels(self) -> int:
+        width: int = self.histograms.shape[1]
+        return width // (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)
 
 
 def pixel_bins(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -46,16 +62,16 @@ def pixel_bins(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         planes: (C, H, W).
 
     Returns:
-        (C, 5, H, W) uint8: the bin of the colour, 0..24, and of four signed derivatives, 0..18,
-        where 9 is the lowest of both directions.
+        (C, 5, H, W) uint8: the bin of the colour, 0..24, and of four derivatives: 0..9 if it is
+        positive, 10..19 if it is negative.
     """
-    bins = np.empty((planes.shape[0], 1 + AXES, *planes.shape[1:]), np.uint8)
+    bins = np.empty((planes.shape[0], 1 + AXES, planes[0].size), np.uint8)
     for plane, out in zip(planes, bins, strict=True):
         # 16 bits suffice: Scharr's weights sum to 16
-        across = cv2.Scharr(plane, cv2.CV_16S, 1, 0).reshape(plane.shape)
-        down = cv2.Scharr(plane, cv2.CV_16S, 0, 1).reshape(plane.shape)
-        _bin(plane, across, down, out)
-    return bins
+        across = cv2.Scharr(plane, cv2.CV_16S, 1, 0)
+        down = cv2.Scharr(plane, cv2.CV_16S, 0, 1)
+        _bin(plane.reshape(-1), across.reshape(-1), down.reshape(-1), out)
+    return bins.reshape(planes.shape[0], 1 + AXES, *planes.shape[1:])
 
 
 def describe_regions(labels: NDArray[np.uint32], count: int, bins: NDArray[np.uint8]) -> Regions:
@@ -69,14 +85,17 @@ def describe_regions(labels: NDArray[np.uint32], count: int, bins: NDArray[np.ui
     channels = bins.shape[0]
     sizes = np.zeros(count, np.int32)
     boxes = np.empty((count, 4), np.int32)
+    boxes[:] = width, height, 0, 0
     pairs = np.empty((3 * count, 2), np.int32)  # a planar graph has fewer
-    found = _outline(labels, sizes, boxes, pairs)
-    counts = np.zeros((count, channels, COLOUR_BINS + AXES * SIGNED_BINS), np.uint32)
-    _count(labels.reshape(-1), bins.reshape(channels * (1 + AXES), height * width), counts)
-    colours = np.empty((count, channels * COLOUR_BINS), np.float32)
-    textures = np.empty((count, channels * AXES * 2 * TEXTURE_BINS), np.float32)
-    _unfold(counts, sizes, colours, textures)
-    return Regions(sizes, boxes, colours, textures, pairs[:found].copy())
+    table = np.full(1 << (max(12 * count, 64) - 1).bit_length(), -1, np.int32)
+    found: int = _outline(labels, sizes, boxes, pairs, table)
+    colours = channels * COLOUR_BINS
+    counts = np.zeros((count, colours + channels * DIRECTIONS * TEXTURE_BINS), np.uint32)
+    _count(labels.reshape(-1), bins.reshape(channels, 1 + AXES, -1), counts)
+    # pixels in none of a direction's upper bins are in its lowest
+    upper = counts[:, colours:].reshape(count, -1, TEXTURE_BINS)
+    upper[:, :, 0] = sizes[:, None] - sum(upper[:, :, b] for b in range(1, TEXTURE_BINS))
+    return Regions(sizes, boxes, counts.astype(np.float32), pairs[:found].copy())
 
 
 @compiled
@@ -86,21 +105,19 @@ def _bin(
     down: NDArray[np.int16],
     out: NDArray[np.uint8],
 ) -> None:
-    height, width = plane.shape
-    last = np.int32(TEXTURE_BINS - 1)
-    for y in range(height):
-        for x in range(width):
-            out[0, y, x] = np.uint8((np.int32(plane[y, x]) * COLOUR_BINS) >> 8)
+    """Fill out (5, pixels) with a plane's bins."""
+    for i in range(plane.shape[0]):
+        out[0, i] = np.uint8((np.int32(plane[i]) * COLOUR_BINS) >> 8)
     for axis in range(AXES):
         p = np.int32(axis != 2)
-        q = np.int32(axis != 0) * np.int32(-1 if axis == 3 else 1)
+        q = np.int32(axis != 0) - np.int32(2 * (axis == 3))
         # slightly larger, so that rounding puts no value into a lower bin
         scale = np.float32((1 + 1e-6) / (DIAGONAL_STEP if axis & 1 else TEXTURE_STEP))
-        for y in range(height):
-            for x in range(width):
-                value = np.float32(p * np.int32(across[y, x]) + q * np.int32(down[y, x]))
-                step = min(max(np.int32(value * scale), -last), last)
-                out[1 + axis, y, x] = np.uint8(step + last)
+        for i in range(plane.shape[0]):
+            value = np.float32(p * np.int32(across[i]) + q * np.int32(down[i]))
+            step = np.int32(abs(value) * scale)
+            step = step if step < LAST else LAST
+            out[1 + axis, i] = np.uint8(step if value >= 0 else step + TEXTURE_BINS)
 
 
 @compiled
@@ -109,44 +126,46 @@ def _outline(
     sizes: NDArray[np.int32],
     boxes: NDArray[np.int32],
     pairs: NDArray[np.int32],
+    table: NDArray[np.int32],
 ) -> int:
-    """Fill sizes, boxes and pairs; returns the number of pairs."""
+    """Fill sizes, boxes and pairs; returns the number of pairs.
+
+    `boxes` has (W, H, 0, 0) in its rows. `table` has -1 in every entry, whose number is a power of two:
+    it finds rows of `pairs` by open addressing.
+    """
     height, width = labels.shape
-    for r in range(sizes.shape[0]):
-        boxes[r, 0], boxes[r, 1], boxes[r, 2], boxes[r, 3] = width, height, 0, 0
-    capacity = 64
-    while capacity < 4 * pairs.shape[0]:
-        capacity *= 2
-    table = np.full(capacity, -1, np.int32)  # open addressing; rows of `pairs`
+    mask = np.uint64(table.shape[0] - 1)
     found = 0
     for y in range(height):
-        above = labels[y - 1 if y else 0]
-        row = labels[y]
-        x = 0
+        above, x = y - 1 if y else 0, 0
         while x < width:
-            label, begin = row[x], x
-            while x < width and row[x] == label:
+            label, begin = labels[y, x], x
+            while x < width and labels[y, x] == label:
                 x += 1
             sizes[label] += x - begin
-            boxes[label, 0] = min(boxes[label, 0], begin)
-            boxes[label, 1] = min(boxes[label, 1], y)
-            boxes[label, 2] = max(boxes[label, 2], x)
+            if boxes[label, 0] > begin:
+                boxes[label, 0] = begin
+            if boxes[label, 1] > y:
+                boxes[label, 1] = y
+            if boxes[label, 2] < x:
+                boxes[label, 2] = x
             boxes[label, 3] = y + 1
             last = label
-            for at in range(begin, x + 1 if x < width else x):
-                other = above[at] if at < x else row[at]
+            for at in range(begin, x + (x < width)):  # the pixels above, then the one to the right
+                other = labels[above, at] if at < x else labels[y, at]
                 if other == last:
                     continue
                 last = other
                 if other == label:
                     continue
-                a, b = min(label, other), max(label, other)
-                slot = (a * 73856093 ^ b * 19349663) & (capacity - 1)
-                while table[slot] >= 0 and (
-                    pairs[table[slot], 0] != a or pairs[table[slot], 1] != b
-                ):
-                    slot = (slot + 1) & (capacity - 1)
-                if table[slot] < 0:
+                a = label if label < other else other
+                b = other if label < other else label
+                slot = (np.uint64(a) * PRIMES[0] ^ np.uint64(b) * PRIMES[1]) & mask
+                pair = table[slot]
+                while pair >= 0 and (pairs[pair, 0] != a or pairs[pair, 1] != b):
+                    slot = (slot + ONE) & mask
+                    pair = table[slot]
+                if pair < 0:
                     table[slot] = found
                     pairs[found, 0], pairs[found, 1] = a, b
                     found += 1
@@ -155,52 +174,14 @@ def _outline(
 
 @compiled
 def _count(labels: NDArray[np.uint32], bins: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
-    """Count every pixel in each of its bins: counts (R, C, 25 + 4 * 19)."""
-    channels = counts.shape[1]
-    flat = counts.reshape(-1)
-    one = np.uint32(1)
-    # unsigned indices save the check for negative ones
-    step, next_axis = np.uint64(counts.shape[2]), np.uint64(SIGNED_BINS)
-    row = np.uint64(channels) * step
+    """Count every pixel in each of its bins (C, 5, pixels): counts (R, C * 25 + C * 80)."""
+    channels = np.uint64(bins.shape[0])
     for c in range(channels):
-        colour, first, second = bins[5 * c], bins[5 * c + 1], bins[5 * c + 2]
-        third, fourth = bins[5 * c + 3], bins[5 * c + 4]
-        start = np.uint64(c) * step
-        for i in range(labels.shape[0]):
-            at = start + np.uint64(labels[i]) * row
-            flat[at + np.uint64(colour[i])] += one
-            at += np.uint64(COLOUR_BINS)
-            flat[at + np.uint64(first[i])] += one
-            at += next_axis
-            flat[at + np.uint64(second[i])] += one
-            at += next_axis
-            flat[at + np.uint64(third[i])] += one
-            at += next_axis
-            flat[at + np.uint64(fourth[i])] += one
-
-
-@compiled
-def _unfold(
-    counts: NDArray[np.uint32],
-    sizes: NDArray[np.int32],
-    colours: NDArray[np.float32],
-    textures: NDArray[np.float32],
-) -> None:
-    """Fill both histograms of every axis; pixels not in a direction's upper bins are in its lowest."""
-    regions, channels, _ = counts.shape
-    for r in range(regions):
-        for c in range(channels):
-            for b in range(COLOUR_BINS):
-                colours[r, c * COLOUR_BINS + b] = counts[r, c, b]
-            for axis in range(AXES):
-                middle = COLOUR_BINS + axis * SIGNED_BINS + TEXTURE_BINS - 1
-                rising = (c * AXES + axis) * 2 * TEXTURE_BINS
-                falling = rising + TEXTURE_BINS
-                up = down = 0
-                for b in range(1, TEXTURE_BINS):
-                    textures[r, rising + b] = counts[r, c, middle + b]
-                    textures[r, falling + b] = counts[r, c, middle - b]
-                    up += counts[r, c, middle + b]
-                    down += counts[r, c, middle - b]
-                textures[r, rising] = sizes[r] - up
-                textures[r, falling] = sizes[r] - down
+        colour = c * np.uint64(COLOUR_BINS)
+        texture = channels * np.uint64(COLOUR_BINS) + c * np.uint64(DIRECTIONS * TEXTURE_BINS)
+        for i in range(np.uint64(labels.shape[0])):
+            region = labels[i]
+            counts[region, colour + np.uint64(bins[c, ZERO, i])] += 1
+            for axis in range(np.uint64(AXES)):
+                at = texture + axis * np.uint64(2 * TEXTURE_BINS)
+                counts[region, at + np.uint64(bins[c, axis + ONE, i])] += 1

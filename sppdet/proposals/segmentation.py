@@ -17,11 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.compiled import compiled
+from sppdet.compiled import ONE, ZERO, compiled, compiled_part
 
 SIGMA = 0.8  # smoothing before the edges are weighed
 STEPS = 128  # of weight per colour level; √3 · 255 levels are below 2¹⁶
-BLOCK = 64  # edges looked up together
+BLOCK = np.uint64(64)  # edges looked up together
+NONE = 0xFFFF  # weight without a neighbour
+NO_LABEL = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,21 @@ def weigh_edges(planes: NDArray[np.uint8]) -> Edges:
     Args:
         planes: (C, H, W), C at most 3.
     """
-    _, height, width = planes.shape
-    smooth = np.stack(
-        [cv2.GaussianBlur(p, (0, 0), SIGMA) for p in planes.astype(np.float32)]
-    ).reshape(planes.shape)
-    weights = np.empty((height, 2, width), np.uint16)
-    _weigh(smooth, weights)
+    channels, height, width = planes.shape
+    # a row more, so that in memory every pixel has one to its right and one below
+    smooth = np.empty((channels, height + 1, width), np.float32)
+    smooth[:, height] = 0
+    for plane, out in zip(planes.astype(np.float32), smooth[:, :height], strict=True):
+        cv2.GaussianBlur(plane, (0, 0), SIGMA, dst=out)
+    weights = np.empty((2, height, width), np.uint16)
+    total = np.empty(width, np.float32)
+    for far, out in zip((1, width), weights.reshape(2, -1), strict=True):
+        _weigh(smooth.reshape(channels, -1), np.uint64(far), total, out)
+    weights[0, :, -1] = weights[1, -1] = NONE
+    order, sorted_weights = np.empty(weights.size, np.uint32), np.empty(weights.size, np.uint16)
+    _sort(weights.reshape(2, -1), np.zeros(NONE + 1, np.uint32), order, sorted_weights)
     count = height * (width - 1) + (height - 1) * width
-    order, sorted_weights = np.empty(count, np.uint32), np.empty(count, np.uint16)
-    _sort(weights, order, sorted_weights)
-    return Edges(order, sorted_weights, height, width)
+    return Edges(order[:count], sorted_weights[:count], height, width)
 
 
 def segment(edges: Edges, k: int) -> tuple[NDArray[np.uint32], int]:
@@ -61,53 +68,54 @@ def segment(edges: Edges, k: int) -> tuple[NDArray[np.uint32], int]:
     Returns:
         (H, W) labels from 0, numbered in the order of their first pixels, and their count.
     """
-    parent = np.empty(edges.height * edges.width, np.uint32)
-    labels = np.empty_like(parent)
-    _join(edges.order, edges.weights, edges.width, k, parent)
-    count = _number(parent, labels)
-    count = _absorb(edges.order, edges.width, k, labels, count)
+    pixels = edges.height * edges.width
+    parent, labels = np.arange(pixels, dtype=np.uint32), np.empty(pixels, np.uint32)
+    size = np.ones(pixels, np.uint32)
+    limit = np.full(pixels, k * STEPS, np.float32)
+    block = np.empty((3, BLOCK), np.uint32)
+    graph = edges.order, edges.weights, np.uint64(edges.width - 1)
+    _join(*graph, parent, size, limit, block, np.float32(k * STEPS), pixels, 0)
+    _number(parent, labels)
+    # a small region then takes any neighbour
+    limit = np.where(size < k, np.float32(np.inf), np.float32(-1))
+    _join(*graph, parent, size, limit, block, np.float32(np.inf), k, 1)
+    count: int = _number(parent, labels)
     return labels.reshape(edges.height, edges.width), count
 
 
 @compiled
-def _weigh(smooth: NDArray[np.float32], weights: NDArray[np.uint16]) -> None:
-    """Fill weights[y, 0, x] of edges to the right and weights[y, 1, x] down; 0 without a neighbour."""
-    channels, height, width = smooth.shape
-    total = np.empty(width, np.float32)
-    for y in range(height):
-        for d in range(2):
-            total[:] = 0
-            if d == 0:
-                for c in range(channels):
-                    row = smooth[c, y]
-                    for x in range(width - 1):
-                        step = row[x + 1] - row[x]
-                        total[x] += step * step
-            elif y + 1 < height:
-                for c in range(channels):
-                    row, below = smooth[c, y], smooth[c, y + 1]
-                    for x in range(width):
-                        step = below[x] - row[x]
-                        total[x] += step * step
-            for x in range(width):
-                weights[y, d, x] = np.uint16(
-                    np.sqrt(total[x]) * np.float32(STEPS) + np.float32(0.5)
-                )
+def _weigh(
+    smooth: NDArray[np.float32],
+    far: np.uint64,
+    total: NDArray[np.float32],
+    weights: NDArray[np.uint16],
+) -> None:
+    """Weigh the edges of pixels to those `far` further on in each plane of smooth (C, ...)."""
+    for begin in range(0, weights.shape[0], total.shape[0]):
+        start = np.uint64(begin)
+        for x in range(total.shape[0]):
+            total[x] = 0
+        for c in range(smooth.shape[0]):
+            for x in range(np.uint64(total.shape[0])):
+                step = smooth[c, start + x + far] - smooth[c, start + x]
+                total[x] += step * step
+        for x in range(np.uint64(total.shape[0])):
+            weight = np.sqrt(total[x]) * np.float32(STEPS) + np.float32(0.5)
+            weights[start + x] = np.uint16(weight)
 
 
 @compiled
 def _sort(
-    weights: NDArray[np.uint16], order: NDArray[np.uint32], sorted_weights: NDArray[np.uint16]
+    weights: NDArray[np.uint16],
+    places: NDArray[np.uint32],
+    order: NDArray[np.uint32],
+    sorted_weights: NDArray[np.uint16],
 ) -> None:
-    """Sort edges by weight with a stable counting sort."""
-    height, _, width = weights.shape
-    places = np.zeros(1 << 16, np.uint32)
-    for y in range(height):
-        for x in range(width - 1):
-            places[weights[y, 0, x]] += np.uint32(1)
-        if y + 1 < height:
-            for x in range(width):
-                places[weights[y, 1, x]] += np.uint32(1)
+    """Sort edges by weight (2, pixels) with a stable counting sort; `places` are zeros."""
+    one = np.uint32(1)
+    for d in range(2):
+        for i in range(weights.shape[1]):
+            places[weights[d, i]] += one
     begin = np.uint32(0)
     for w in range(places.shape[0]):
         end = begin + places[w]
@@ -115,20 +123,17 @@ def _sort(
             sorted_weights[at] = w
         places[w] = begin
         begin = end
-    for y in range(height):
-        for x in range(width):
-            edge = np.uint32(2 * (y * width + x))
-            if x + 1 < width:
-                w = weights[y, 0, x]
-                order[places[w]] = edge
-                places[w] += np.uint32(1)
-            if y + 1 < height:
-                w = weights[y, 1, x]
-                order[places[w]] = edge + np.uint32(1)
-                places[w] += np.uint32(1)
+    for i in range(np.uint64(weights.shape[1])):
+        right, below = weights[0, i], weights[1, i]
+        at = places[right]
+        places[right] = at + one
+        order[at] = i + i
+        at = places[below]
+        places[below] = at + one
+        order[at] = i + i + ONE
 
 
-@compiled
+@compiled_part
 def _root(parent: NDArray[np.uint32], i: np.uint32) -> np.uint32:
     """Find the root of i's tree, which is its own parent."""
     while parent[i] != i:
@@ -140,95 +145,57 @@ def _root(parent: NDArray[np.uint32], i: np.uint32) -> np.uint32:
 def _join(
     order: NDArray[np.uint32],
     weights: NDArray[np.uint16],
-    width: int,
-    k: int,
+    down: np.uint64,
     parent: NDArray[np.uint32],
+    size: NDArray[np.uint32],
+    limit: NDArray[np.float32],
+    block: NDArray[np.uint32],
+    scaled: np.float32,
+    full: int,
+    refusals: int,
 ) -> None:
-    """Join pixels into trees, one per region, in `parent`."""
-    pixels = parent.shape[0]
-    scaled = np.float32(k * STEPS)
-    size = np.ones(pixels, np.uint32)
-    limit = np.full(pixels, scaled, np.float32)  # per root, the maximum weight to accept
-    for i in range(pixels):
-        parent[i] = i
-    one, down = np.uint64(1), np.uint64(width - 1)
-    count, block = np.uint64(order.shape[0]), np.uint64(BLOCK)
-    roots = np.empty((2, BLOCK), np.uint32)
-    weight_at = np.empty(BLOCK, np.float32)
-    begin = np.uint64(0)
+    """Join the trees of pixels at both ends of an edge if at most `refusals` of them refuse its weight.
+
+    A tree refuses what is above its root's limit. That of a joined tree is its heaviest edge +
+    scaled / size, or, from `full` pixels on, below every weight.
+    """
+    begin, count = ZERO, np.uint64(order.shape[0])
     while begin < count:
         # look up a block of edges before deciding on any, so that no branch waits for memory
-        open_edges = np.uint64(0)
-        for at in range(begin, min(begin + block, count)):
+        open_edges, end = ZERO, begin + BLOCK
+        for at in range(begin, end if end < count else count):
             edge = np.uint64(order[at])
-            a = edge >> one
-            b = a + one + down * (edge & one)
+            a = edge >> ONE
+            b = a + ONE + down * (edge & ONE)
             root_a, root_b = parent[parent[a]], parent[parent[b]]
             parent[a], parent[b] = root_a, root_b
-            roots[0, open_edges], roots[1, open_edges] = root_a, root_b
-            weight_at[open_edges] = weights[at]
+            block[0, open_edges], block[1, open_edges] = root_a, root_b
+            block[2, open_edges] = weights[at]
             open_edges += np.uint64(root_a != root_b)
         for at in range(open_edges):
-            r, s = _root(parent, roots[0, at]), _root(parent, roots[1, at])
-            weight = weight_at[at]
-            if r == s or limit[r] < weight or limit[s] < weight:
+            r, s = _root(parent, block[0, at]), _root(parent, block[1, at])
+            weight = np.float32(block[2, at])
+            if r == s or (limit[r] < weight) + (limit[s] < weight) > refusals:
                 continue
             if size[r] < size[s]:
                 r, s = s, r
             parent[s] = r
             size[r] += size[s]
-            limit[r] = weight + scaled / np.float32(size[r])
-        begin += block
+            limit[r] = weight + scaled / np.float32(size[r]) if size[r] < full else np.float32(-1)
+        begin += BLOCK
 
 
 @compiled
 def _number(parent: NDArray[np.uint32], labels: NDArray[np.uint32]) -> int:
     """Number trees as labels, in the order of their first pixels; returns their count."""
-    count = np.uint32(0)
-    none = np.uint32(0xFFFFFFFF)
-    number = np.full(parent.shape[0], none, np.uint32)
-    for i in range(np.uint64(parent.shape[0])):
+    count = 0
+    for i in range(labels.shape[0]):
+        labels[i] = NO_LABEL
+    for i in range(np.uint64(labels.shape[0])):
         root = _root(parent, parent[i])
         parent[i] = root
-        if number[root] == none:
-            number[root] = count
-            count += np.uint32(1)
-        labels[i] = number[root]
-    return int(count)
-
-
-@compiled
-def _absorb(
-    order: NDArray[np.uint32], width: int, min_size: int, labels: NDArray[np.uint32], count: int
-) -> int:
-    """Join regions below `min_size` to a neighbour and relabel; returns the number left."""
-    parent = np.arange(count).astype(np.uint32)
-    size = np.zeros(count, np.uint32)
-    for i in range(labels.shape[0]):
-        size[labels[i]] += np.uint32(1)
-    one, down, minimum = np.uint64(1), np.uint64(width - 1), np.uint32(min_size)
-    edges, block = np.uint64(order.shape[0]), np.uint64(BLOCK)
-    sides = np.empty((2, BLOCK), np.uint32)
-    begin = np.uint64(0)
-    while begin < edges:
-        open_edges = np.uint64(0)
-        for at in range(begin, min(begin + block, edges)):
-            edge = np.uint64(order[at])
-            pixel = edge >> one
-            a, b = labels[pixel], labels[pixel + one + down * (edge & one)]
-            sides[0, open_edges], sides[1, open_edges] = a, b
-            open_edges += np.uint64(a != b)
-        for at in range(open_edges):
-            a, b = _root(parent, sides[0, at]), _root(parent, sides[1, at])
-            if a == b or (size[a] >= minimum and size[b] >= minimum):
-                continue
-            if size[a] < size[b]:
-                a, b = b, a
-            parent[b] = a
-            size[a] += size[b]
-        begin += block
-    final = np.empty(count, np.uint32)
-    left = _number(parent, final)
-    for i in range(labels.shape[0]):
-        labels[i] = final[labels[i]]
-    return left
+        if labels[root] == NO_LABEL:
+            labels[root] = count
+            count += 1
+        labels[i] = labels[root]
+    return count
