@@ -72,9 +72,10 @@ class JointFiles:
             yield {
                 "id": number,
                 "file_name": item.name,
-                "path": escape_name(item.path.as_posix()),
+                "path": escape_name(item.origin),
                 "width": result.width,
                 "height": result.height,
+                **({} if item.seconds is None else {"seconds": item.seconds}),
             }
 
     def _annotations(self) -> Iterator[dict[str, Any]]:
@@ -105,12 +106,15 @@ class JointFiles:
 
     def _write_csv(self, out: TextIO) -> None:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2", "probability"])
+        writer.writerow(
+            ["file_name", "class", "score", "x1", "y1", "x2", "y2", "probability", "seconds"]
+        )
         for _, item, box, score, label, probability in self._rows():
             texts = [text_cell(item.name), text_cell(escape_name(self.class_names[label - 1]))]
             sides = (f"{side:.2f}" for side in box)
             last = "" if probability is None else f"{probability:.4f}"
-            writer.writerow([*texts, f"{score:.6f}", *sides, last])
+            time = "" if item.seconds is None else f"{item.seconds:.3f}"
+            writer.writerow([*texts, f"{score:.6f}", *sides, last, time])
 
 
 def _write_list(out: TextIO, entries: Iterator[dict[str, Any]]) -> None:

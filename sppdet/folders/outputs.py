@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sppdet.errors import ArtifactError, ConfigError, DataError
 from sppdet.folders.journal import Journal, digest_of
-from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, FolderPlan, Format, Item
+from sppdet.folders.planning import IMAGE_FILES, JOINT_FILES, Format, Item
+from sppdet.folders.sources import FolderPlan
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.lock import folder_lock
 
@@ -30,22 +31,25 @@ class Outputs:
         self.journal = Journal(folder)
         self._kinds = [kind for kind in formats if kind in IMAGE_FILES]
         self._joint = [JOINT_FILES[kind] for kind in formats if kind in JOINT_FILES]
-        self._present: dict[str, str] = {}  # digests of the files that stood there at the beginning
+        self._present: dict[str, str | None] = {}  # digests of the files that are there; None: none
 
-    def check(self, items: Sequence[Item]) -> None:
+    def check(self, plan: FolderPlan) -> None:
         """Refuse to start where a file of someone else would be overwritten.
+
+        Files of frames, which nobody knows beforehand, are checked one by one when it is their turn.
 
         Raises:
             ConfigError: a file that sppdet hasn't written, or that was changed since, and the way out.
         """
-        inputs = {_identity(item.path) for item in items} - {None}
-        for file in (*self._joint, *(file for item in items for file in self._files(item))):
+        inputs = {_identity(path) for path in plan.files} - {None}
+        files = [*self._joint, *(file for item in plan.stills for file in self._files(item))]
+        if "images" in self._kinds:
+            files += [film.file for film in plan.films]
+        for file in files:
             try:
-                digest = self._digest(file, inputs)
+                self._present[file] = self._digest(file, inputs)
             except DataError as problem:
                 raise ConfigError(f"{problem}; expected another --out") from None
-            if digest is not None:
-                self._present[file] = digest
 
     def is_done(self, item: Item, made_by: str) -> bool:
         """Check that an image's detections and files are there already, made by `made_by`."""
@@ -53,15 +57,26 @@ class Outputs:
         return (
             entry is not None
             and entry.made_by == made_by
-            and all(entry.files.get(f, "") == self._present.get(f) for f in self._files(item))
+            and all(entry.files.get(f, "") == self.present(f) for f in self._files(item))
         )
 
+    def present(self, file: str) -> str | None:
+        """Return the digest of a file of sppdet's that is there; None if there is none."""
+        if file not in self._present:
+            try:
+                self._present[file] = self._digest(file, set())
+            except DataError:  # the file of someone else, which `writing` refuses
+                return None
+        return self._present[file]
+
     def _files(self, item: Item) -> list[str]:
-        return [item.file(kind) for kind in self._kinds]
+        return [item.file(kind) for kind in item.kinds(self._kinds)]
 
     @contextlib.contextmanager
-    def writing(self, file: str) -> Iterator[Path]:
+    def writing(self, file: str, *, made_by: str = "") -> Iterator[Path]:
         """Yield a temporary path; the file gets its name, and its claim, when the block succeeds.
+
+        `made_by` is the fingerprint of what a video is made of, for `Journal.made_by`.
 
         Raises:
             DataError: something that sppdet hasn't written stands there.
@@ -71,12 +86,14 @@ class Outputs:
             yield temporary
             self._digest(file, set())
             digest = digest_of(temporary)
-            self.journal.claim(file, digest)
+            self.journal.claim(file, digest, made_by)
             self._present[file] = digest
 
     def digest(self, file: str) -> str:
         """Look up the digest of a file that was written in this call."""
-        return self._present[file]
+        digest = self._present[file]
+        assert digest is not None
+        return digest
 
     def _digest(self, file: str, inputs: set[tuple[int, int] | None]) -> str | None:
         """Hash the file that is at this path; None if there is none.
@@ -123,7 +140,7 @@ def open_outputs(folder: Path, plan: FolderPlan, formats: Sequence[Format]) -> I
     with folder_lock(folder, name=".sppdet-detect.lock", doing="writing"):
         outputs = Outputs(folder, formats)
         try:
-            outputs.check(plan.items)
+            outputs.check(plan)
             for top in tops:
                 _make(folder / top)
             yield outputs
@@ -146,8 +163,8 @@ def _check_place(folder: Path, tops: Sequence[str], plan: FolderPlan) -> None:
     for searched in plan.searched:
         place = _real(searched)
         # results below a searched folder are left out of the search, but not what else is there
-        own = plan.items if out.is_relative_to(place) else ()
-        inside = [item.path for item in own if _real(item.path.parent).is_relative_to(out)]
+        own = plan.files if out.is_relative_to(place) else ()
+        inside = [path for path in own if _real(path.parent).is_relative_to(out)]
         if out == place or inside:
             which = f" ({inside[0]})" if inside and out != place else ""
             raise ConfigError(
@@ -165,7 +182,11 @@ def _check_place(folder: Path, tops: Sequence[str], plan: FolderPlan) -> None:
 
 def _check_links(folder: Path, plan: FolderPlan, formats: Sequence[Format]) -> None:
     """Refuse links below the folders of the images' files, which would lead out of them."""
-    files = (item.file(kind) for item in plan.items for kind in formats if kind in IMAGE_FILES)
+    files = [item.file(kind) for item in plan.stills for kind in item.kinds(formats)]
+    for film in plan.films:
+        files += [
+            f"{IMAGE_FILES[kind][0]}/{film.whole.stem}/" for kind in formats if kind in IMAGE_FILES
+        ]
     for parent in dict.fromkeys(file.rpartition("/")[0] for file in files):
         top, _, rest = parent.partition("/")
         if _real(folder / parent) != Path(os.path.normcase(_real(folder / top) / rest)):

@@ -20,6 +20,7 @@ from sppdet.detection.detect import (
     suppress,
 )
 from sppdet.detection.ranking import Ranking
+from sppdet.detection.tiles import Tile, Tiling, merge_tiles
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.calibration import Calibration
 from sppdet.features.backbones import ScaledImage
@@ -67,6 +68,7 @@ class Detector:
     ranking: Ranking | None = None  # of windows, for `detect.max_windows`
     calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
+    tiling: Tiling | None = None  # None: images are searched as they are
 
     @property
     def min_score(self) -> float:
@@ -165,8 +167,32 @@ class Detector:
         """
         path, pixels = self.pixels_of(image, bgr=bgr)
         height, width = pixels.shape[:2]
-        proposals, views = self.proposer.of(pixels), self.prepare(pixels)
-        return self.detect_prepared(views, proposals, width=width, height=height, path=path)
+        found = []
+        for x1, y1, x2, y2 in self.tiles(width=width, height=height):
+            part = np.ascontiguousarray(pixels[y1:y2, x1:x2])
+            proposals, views = self.proposer.of(part), self.prepare(part)
+            found.append(self.detect_prepared(views, proposals, width=x2 - x1, height=y2 - y1))
+        return replace(self.merge(found, width=width, height=height), path=path)
+
+    def tiled(self, side_px: int, *, overlap: float = 0.2) -> Detector:
+        """Return a detector that searches images by tiles, too; see `sppdet.detection.tiles`.
+
+        Args:
+            side_px: of a tile in pixels of the image, 32 or more; it is resized to the detector's scales.
+            overlap: fraction of a tile that its neighbours share, 0 to 0.9.
+        """
+        return replace(self, tiling=Tiling(side_px, overlap))
+
+    def tiles(self, *, width: int, height: int) -> list[Tile]:
+        """List the parts of an image to detect in, one after another: tiles and itself."""
+        if self.tiling is None:
+            return [(0, 0, width, height)]
+        return self.tiling.tiles(width=width, height=height)
+
+    def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
+        """Merge the detections of an image's `tiles`, each in pixels of its tile."""
+        tiles = self.tiles(width=width, height=height)
+        return merge_tiles(found, tiles, max_iou=self.config.nms, width=width, height=height)
 
     def pixels_of(self, image: Path | str | ImageArray, *, bgr: bool) -> tuple[str, ImageArray]:
         """Return the path, empty for an array, and the RGB pixels of what is called with."""
