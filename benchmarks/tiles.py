@@ -46,7 +46,7 @@ def main() -> None:
     config = read_run_config(args.run)
     data = config.data
     if args.data is not None:
-        data = data.model_copy(update={"root": [str(args.data)]})
+        data = data.model_copy(update={"root": [args.data]})
     dataset = read_split(data, "test", detector.class_names, None, workers=1)
     count = args.mosaics * args.side**2
     images = [image for image in dataset.images if max(image.width, image.height) <= CELL][:count]

@@ -251,6 +251,15 @@ def test_a_tile_that_fails_fails_its_image_alone(
     assert result.detected == 2 == len(found["images"])
 
 
+def test_the_largest_image_of_a_call(
+    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    words = ["detect", trained, demo_root / "fresh", "--out", tmp_path, "--device", "cpu"]
+    status, said, _ = sppdet(*words, "--max-pixels", "1000")
+    assert status == 1 and said.count("pixels, expected 1000 at most") == 3
+    assert sppdet(*words, "--max-pixels", "1000000")[0] == 0
+
+
 def test_an_image_on_standard_input(
     sppdet: CommandLine, trained: Path, detector: Detector, demo_root: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

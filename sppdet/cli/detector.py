@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -239,6 +240,10 @@ def detect(
     overlap: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Fraction of a tile that neighbours share.")
     ] = 0.2,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Largest image; default: the run's data.max_pixels."),
+    ] = None,
     every: Annotated[
         int, typer.Option(min=1, metavar="N", help="Of videos and cameras take every Nth frame.")
     ] = 1,
@@ -261,6 +266,8 @@ def detect(
     detector = Detector.load(run, device=device)
     if tile is not None:
         detector = detector.tiled(tile, overlap=overlap)
+    if max_pixels is not None:
+        detector = replace(detector, max_pixels=max_pixels)
     least, text = least_scores(detector, wanted)
     minimum = detector.min_score
     if wanted.kind == "score" and wanted.value < minimum:
