@@ -156,6 +156,16 @@ def test_what_is_no_video(
     assert str(caught.value) == f"{path}: can't be opened as a video (mp4, mov, avi, mkv, webm)"
 
 
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv"])
+def test_a_list_of_other_files_is_no_video(clip: Path, name: str) -> None:
+    """FFmpeg itself opens it, whatever its suffix, and then the files that it names."""
+    path = clip.with_name(name)
+    path.write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
+    assert cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).grab()
+    with pytest.raises(ImageError, match="can't be opened as a video"):
+        open_video(path, max_pixels=MAX_PIXELS)
+
+
 def test_a_video_that_isnt_there_or_has_huge_frames(clip: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.mp4: no such file"):
         open_video(clip.with_name("gone.mp4"), max_pixels=MAX_PIXELS)

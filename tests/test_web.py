@@ -88,6 +88,7 @@ def test_a_body_in_chunks_of_no_stated_length() -> None:
 
     with serving(chunks) as url:
         assert fetch(url, max_bytes=len(BODY)) == BODY
+        assert problem(url, max_bytes=len(BODY) - 1) == f"more than {len(BODY) - 1} bytes"
 
 
 def test_redirects_within_http() -> None:
