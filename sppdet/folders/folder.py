@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sppdet.drawing.draw import draw_detections
 from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
 from sppdet.features.backbones import ScaledImage
-from sppdet.folders.drawing import draw_detections
 from sppdet.folders.joint import JointFiles
 from sppdet.folders.journal import JournalError
 from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
@@ -32,7 +32,7 @@ from sppdet.runs.progress import track
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
-VERSION = 2  # incremented when the same detections give other files
+VERSION = 3  # incremented when the same detections give other files
 
 
 _MISSED = 0.05  # least probability of a detection that counts as missed by the threshold

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from sppdet.conversions import results_entry
 from sppdet.folders.journal import Result
 from sppdet.folders.outputs import Outputs
 from sppdet.folders.planning import JOINT_FILES, Format, Item
-from sppdet.io.coco_results import results_entry
 from sppdet.io.names import escape_name, text_cell
 from sppdet.runs.progress import track
 
