@@ -241,7 +241,8 @@ def detect(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     save: Annotated[
-        str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
+        str,
+        typer.Option(help="Formats to write: some of images,json,jsonl,csv,voc,coco,yolo,crops."),
     ] = "images,json",
     workers: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="Default: one per core.")
@@ -251,7 +252,7 @@ def detect(
     """Detect in images and folders of images."""
     start_libraries()
     from sppdet.folders.folder import detect_folder
-    from sppdet.folders.planning import parse_formats
+    from sppdet.folders.formats import parse_formats
     from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector
