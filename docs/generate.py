@@ -34,7 +34,7 @@ COMMANDS = (
         "report",
         "explain",
     ),
-    *("detect", "propose"),
+    *("detect", "serve", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )

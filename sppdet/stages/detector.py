@@ -40,7 +40,7 @@ from sppdet.stages.model import (
     read_ranking,
     read_regressors,
 )
-from sppdet.stages.model_files import ModelFiles, read_run_config
+from sppdet.stages.model_files import ModelFiles, read_run_config, signature
 from sppdet.stages.proposer import Proposer
 from sppdet.tensor_types import TensorType
 from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals
@@ -67,6 +67,7 @@ class Detector:
     ranking: Ranking | None = None  # of windows, for `detect.max_windows`
     calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
+    signature: str = ""  # the settings in a line, see `model_files.signature`; empty: unknown
 
     @property
     def min_score(self) -> float:
@@ -134,6 +135,7 @@ class Detector:
                 classes=len(names),
                 made_for=files.detection_fingerprint(config),
             ),
+            signature=signature(config, train=files.training_data()),
             made_by=fingerprint(
                 "detector",
                 DETECTION_VERSION,
