@@ -37,6 +37,7 @@ def imported_by(*arguments: str | Path) -> str:
         ["--version"],
         ["info", "--help"],
         ["train", "--help"],
+        ["serve", "--help"],
         ["compare", "--help"],
         ["init", "--list"],
     ],

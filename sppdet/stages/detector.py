@@ -70,6 +70,7 @@ class Detector:
     ranking: Ranking | None = None  # of windows, for `detect.max_windows`
     calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
+    signature: str = ""  # the settings in a line, see `model_files.signature`; empty: unknown
 
     @property
     def min_score(self) -> float:
@@ -141,6 +142,7 @@ class Detector:
                 classes=len(names),
                 made_for=model.detection_fingerprint,
             ),
+            signature=model.signature,
             made_by=fingerprint(
                 "detector",
                 DETECTION_VERSION,
