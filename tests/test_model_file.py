@@ -6,7 +6,6 @@ import getpass
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from runs import CommandLine, train_quietly, write_settings
+from kinds import Pair
+from runs import CommandLine
 from sppdet.cli.info import describe_run
 from sppdet.errors import ArtifactError, ConfigError, SppdetError
 from sppdet.io.images import find_images
@@ -29,72 +29,6 @@ from sppdet.stages.trained_model import TrainedModel, write_model
 from sppdet.types import Detections
 
 pytestmark = pytest.mark.usefixtures("without_curves")
-
-KINDS: dict[str, dict[str, Any]] = {
-    "softmax": {
-        "classifier": "softmax",
-        "finetune": {"sampling": "images", "layers": "conv3+", "batches": 6, "box_loss": 1.0},
-        "bbox": {"source": "finetune"},
-        "detect": {"flip": True, "svd": [8], "box_voting": 0.5},
-    },
-    "joined": {
-        "backbone": {"name": "tiny", "weights": "none", "stages": [4, 8]},
-        "features": {"canonical_size": 80, "project": 24, "rounding": "int8"},
-        "head": "none",
-        "finetune": "none",
-        "detect": {"max_windows": 60, "soft_nms": 0.5},
-    },
-    "a head that detection doesn't need": {
-        "features": {"canonical_size": 80, "precision": "bfloat16"},
-        "finetune": {"batches": 5},
-        "svm": {"layer": "pool5"},
-        "proposals": {"engine": ["sppdet", "edgeboxes"], "image_width": 200, "max_boxes": 150},
-        "calibrate": "none",
-    },
-    "timm": {
-        "backbone": {"name": "timm/tf_efficientnet_lite0", "weights": "none", "stages": [8, 16]},
-        "head": "none",
-        "finetune": "none",
-        "bbox": "none",
-        "scales": [96],
-    },
-}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A run and its file."""
-
-    run: Path
-    file: Path
-
-
-@pytest.fixture(scope="session")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of `trained`; not to be changed."""
-    path = tmp_path_factory.mktemp("exported") / "model.sppdet"
-    write_model(TrainedModel.open(trained), path)
-    return path
-
-
-@pytest.fixture(scope="module", params=["trained", *KINDS])
-def pair(
-    request: pytest.FixtureRequest,
-    trained: Path,
-    exported: Path,
-    demo_root: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    without_curves: None,
-) -> Pair:
-    if request.param == "trained":
-        return Pair(trained, exported)
-    if request.param == "timm":
-        pytest.importorskip("timm")
-    folder = tmp_path_factory.mktemp("kind")
-    settings = write_settings(folder / "a.yaml", demo_root, workers=1, **KINDS[request.param])
-    train_quietly(settings, folder / "run", until="calibrate")
-    write_model(TrainedModel.open(folder / "run"), folder / "model.sppdet")
-    return Pair(folder / "run", folder / "model.sppdet")
 
 
 def assert_equal(found: Detections, expected: Detections) -> None:
@@ -416,6 +350,8 @@ def test_what_is_not_exported(
     sppdet: CommandLine, trained: Path, run_copy: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "model.sppdet"
+    status, _, err = sppdet("export", trained)
+    assert status == 1 and err.startswith("error: export: expected FILE, such as model.sppdet, or")
     for name in ("head", "trained"):
         next((run_copy / "model").glob(f"{name}.*")).unlink()
         status, _, err = sppdet("export", run_copy, file)
