@@ -175,7 +175,7 @@ def diagnose(
     start_libraries()
     from sppdet.stages.causes import diagnose_run
 
-    wanted = _threshold(score, min_probability, precision, recall)
+    wanted = read_threshold(score, min_probability, precision, recall)
     diagnose_run(run, split, wanted=wanted, device=device)
 
 
@@ -225,7 +225,7 @@ def explain(
     from sppdet.stages.explain import parse_point
 
     point = None if at is None else parse_point(at)
-    wanted = _threshold(score, min_probability, precision, recall)
+    wanted = read_threshold(score, min_probability, precision, recall)
     page = write_page(
         run, image, at=point, detection=detection, wanted=wanted, out=out, device=device
     )
@@ -241,7 +241,8 @@ def detect(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     save: Annotated[
-        str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
+        str,
+        typer.Option(help="Formats to write: some of images,json,jsonl,csv,voc,coco,yolo,crops."),
     ] = "images,json",
     workers: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="Default: one per core.")
@@ -251,14 +252,14 @@ def detect(
     """Detect in images and folders of images."""
     start_libraries()
     from sppdet.folders.folder import detect_folder
-    from sppdet.folders.planning import parse_formats
+    from sppdet.folders.formats import parse_formats
     from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector
     from sppdet.stages.thresholds import least_scores
 
     formats = parse_formats(save)
-    wanted = _threshold(score, min_probability, precision, recall)
+    wanted = read_threshold(score, min_probability, precision, recall)
     detector = Detector.load(run, device=device)
     least, text = least_scores(detector, wanted)
     minimum = detector.min_score
@@ -284,7 +285,7 @@ def detect(
         )
 
 
-def _threshold(
+def read_threshold(
     score: str, min_probability: float | None, precision: float | None, recall: float | None
 ) -> Threshold:
     """Read the options of what is wanted; at most one of them."""

@@ -37,6 +37,7 @@ AFTER_A_SIGNAL = {
     "curve": "finished trainings are kept; the same command goes on from here",
     "detect": "the results so far are kept; the same command does the rest",
     "export": "nothing is kept; the same command starts again",
+    "serve": "the requests at work were answered first",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",
     "classify": "the answers so far are kept, in the file of --json too",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ from sppdet.evaluation.calibration import Calibration
 from sppdet.features.backbones import ScaledImage
 from sppdet.features.head import truncated
 from sppdet.features.regions import FeatureExtractor
+from sppdet.io.given_images import GivenImage, GivenImages
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
 from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.weights import check_types
 from sppdet.setting_types import MAX_PIXELS
+from sppdet.stages.calls import detect_one, detect_several
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model import (
     choose_device,
@@ -50,10 +53,10 @@ from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals
 class Detector:
     """SPP-net detection with trained parts.
 
-    `detector(image)` runs everything on a path or on an array (H, W, 3) uint8; `detect` works on
-    proposals and maps that are there already. Arrays are RGB, as Pillow, imageio and torchvision
-    decode them. OpenCV decodes to BGR, which no check can tell from RGB and in which a detector
-    finds nonsense: pass `bgr=True` with such arrays.
+    `detector(image)` runs everything on a path, bytes, a PIL image, an array or a tensor, and
+    `detector([image, ...])` on several; `detect` works on proposals and maps that are there already.
+    Arrays are RGB, as Pillow, imageio and torchvision decode them. OpenCV decodes to BGR, which no
+    check can tell from RGB and in which a detector finds nonsense: pass `bgr=True` with such arrays.
     """
 
     class_names: tuple[str, ...]
@@ -67,6 +70,7 @@ class Detector:
     ranking: Ranking | None = None  # of windows, for `detect.max_windows`
     calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
+    signature: str = ""  # the settings in a line, see `model_files.signature`; empty: unknown
 
     @property
     def min_score(self) -> float:
@@ -138,6 +142,7 @@ class Detector:
                 classes=len(names),
                 made_for=model.detection_fingerprint,
             ),
+            signature=model.signature,
             made_by=fingerprint(
                 "detector",
                 DETECTION_VERSION,
@@ -152,34 +157,43 @@ class Detector:
             ),
         )
 
-    def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
-        """Detect in one image.
+    @overload
+    def __call__(self, image: GivenImage, *, bgr: bool = False) -> Detections: ...
+    @overload
+    def __call__(self, image: GivenImages, *, bgr: bool = False) -> list[Detections]: ...
+    def __call__(
+        self, image: GivenImage | GivenImages, *, bgr: bool = False
+    ) -> Detections | list[Detections]:
+        """Detect in one image, or in each of a list or tuple of images.
 
         Args:
-            image: path of an image file, or an array (H, W, 3) uint8: RGB, or BGR with `bgr`.
-            bgr: the array's channels are blue, green, red, as `cv2.imread` returns them.
+            image: path of an image file; the bytes of one; a PIL image of any mode; an array (H, W, 3)
+                uint8; a tensor (3, H, W) or (H, W, 3), uint8 or floating-point values in 0..1. See
+                `sppdet.io.given_images.pixels_of`.
+            bgr: the arrays' or tensors' channels are blue, green, red, as `cv2.imread` returns them.
 
         Returns:
-            Detections in original pixels, in descending score.
+            Detections in original pixels, in descending score; of a list or tuple a list of them, the
+            same as those of a call for each image. They refer to their image, for `plot`: to its path,
+            its bytes or its array, which must not be changed in between.
 
         Raises:
-            ValueError: an array of another shape or type, or `bgr` with a path, whose colour order
-                the file itself tells.
-            ImageError: the file is missing or can't be decoded.
+            ValueError: something else, an array or tensor of another shape, type or range, or `bgr` with
+                something that has its order of channels itself.
+            ImageError: the file is missing, or it or the bytes can't be decoded.
         """
-        path, pixels = self.pixels_of(image, bgr=bgr)
-        height, width = pixels.shape[:2]
-        proposals, views = self.proposer.of(pixels), self.prepare(pixels)
-        return self.detect_prepared(views, proposals, width=width, height=height, path=path)
+        if isinstance(image, list | tuple):
+            return detect_several(self, image, bgr=bgr)
+        return detect_one(self, image, bgr=bgr)
 
-    def pixels_of(self, image: Path | str | ImageArray, *, bgr: bool) -> tuple[str, ImageArray]:
-        """Return the path, empty for an array, and the RGB pixels of what is called with."""
-        if isinstance(image, np.ndarray):
-            pixels = _checked(image)
-            return "", np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
-        if bgr:
-            raise ValueError(f"bgr with {image}: expected an array; a file is read in its order")
-        return str(image), self.read(image)
+    @property
+    def device(self) -> torch.device:
+        """The device of the networks."""
+        return self.maps.device
+
+    def propose(self, image: ImageArray) -> Proposals:
+        """Search an image (H, W, 3) RGB for proposals; thread-safe."""
+        return self.proposer.of(image)
 
     def read(self, path: Path | str) -> ImageArray:
         """Read an image file; one of more than `max_pixels` is refused before decoding."""
@@ -268,12 +282,6 @@ class Detector:
         if mirrored is not None:
             mirrored = mirrored.to(self.maps.device)
         return score(self.parts, maps, proposals, width=width, mirrored=mirrored)
-
-
-def _checked(image: ImageArray) -> ImageArray:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
-    return image
 
 
 def _check_width(

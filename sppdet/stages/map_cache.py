@@ -58,6 +58,7 @@ class MapCache:
         self._config = config
         self._images = images
         self.channels = backbone.channels
+        self.origin = backbone.origin  # of the weights, with their licence
         self.device = next(backbone.layers.parameters()).device
         self._precision = compute_type(config.precision, self.device)
         self.arithmetic = arithmetic(config.precision, self.device)
