@@ -34,7 +34,7 @@ COMMANDS = (
         "report",
         "explain",
     ),
-    *("detect", "serve", "propose"),
+    *("detect", "serve", "export", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )

@@ -17,6 +17,7 @@ from sppdet.version import __version__
 
 if TYPE_CHECKING:
     from sppdet.boxes import box_iou, nms
+    from sppdet.detections import Detections
     from sppdet.errors import SppdetError
     from sppdet.features.pyramid import SpatialPyramid
     from sppdet.features.spp import spp_windows
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
     from sppdet.stages.combined import CombinedDetector
     from sppdet.stages.detector import Detector
     from sppdet.stages.pipeline import train
-    from sppdet.types import Detections
 
 _MODULE_OF = {
     "CombinedDetector": "sppdet.stages.combined",
-    "Detections": "sppdet.types",
+    "Detections": "sppdet.detections",
     "Detector": "sppdet.stages.detector",
     "SpatialPyramid": "sppdet.features.pyramid",
     "SppdetError": "sppdet.errors",

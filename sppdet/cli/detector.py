@@ -14,6 +14,7 @@ from sppdet.cli.options import (
     MAX_THREADS,
     ConfigOrImagesArgument,
     DeviceOption,
+    ModelArgument,
     PathsArgument,
     RunArgument,
     RunOption,
@@ -101,7 +102,8 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Folder of a run; the models of several are combined, with the settings of the first.",
+            help="Folder of a run; the models of several are combined, with the settings of the first. "
+            "Those after the first may be files of `sppdet export`.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
@@ -193,7 +195,7 @@ def report(
 
 
 def explain(
-    run: RunArgument,
+    run: ModelArgument,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     at: Annotated[
         str | None,
@@ -207,7 +209,11 @@ def explain(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: explain/NAME.html in the run.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Default, with a run: its explain/NAME.html.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -227,7 +233,7 @@ def explain(
 
 
 def detect(
-    run: RunArgument,
+    run: ModelArgument,
     paths: PathsArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     score: ScoreOption = "auto",
@@ -235,7 +241,8 @@ def detect(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     save: Annotated[
-        str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
+        str,
+        typer.Option(help="Formats to write: some of images,json,jsonl,csv,voc,coco,yolo,crops."),
     ] = "images,json",
     workers: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="Default: one per core.")
@@ -245,7 +252,7 @@ def detect(
     """Detect in images and folders of images."""
     start_libraries()
     from sppdet.folders.folder import detect_folder
-    from sppdet.folders.planning import parse_formats
+    from sppdet.folders.formats import parse_formats
     from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector

@@ -36,6 +36,7 @@ AFTER_A_SIGNAL = {
     "crossval": "finished folds are kept; the same command goes on from here",
     "curve": "finished trainings are kept; the same command goes on from here",
     "detect": "the results so far are kept; the same command does the rest",
+    "export": "nothing is kept; the same command starts again",
     "serve": "the requests at work were answered first",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",

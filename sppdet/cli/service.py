@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from sppdet.cli.detector import (
     ScoreOption,
     read_threshold,
 )
-from sppdet.cli.options import MAX_THREADS, DeviceOption
+from sppdet.cli.options import MAX_THREADS, DeviceOption, ModelArgument
 from sppdet.cli.process import start_libraries, state
 from sppdet.errors import ConfigError
 
@@ -24,9 +23,7 @@ _MOST_WORKERS = 4  # by default: each holds an image and its maps
 
 
 def serve(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a run, or file of a model.")
-    ],
+    model: ModelArgument,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")
     ] = "127.0.0.1",

@@ -9,30 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
+from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line, shorten
 from sppdet.features.backbones import ScaledImage
-from sppdet.folders.drawing import draw_detections
+from sppdet.folders.formats import Format
+from sppdet.folders.image_files import Finding, content_of
 from sppdet.folders.joint import JointFiles
 from sppdet.folders.journal import JournalError
 from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
-from sppdet.folders.planning import IMAGE_FILES, FolderPlan, Format, Item, plan_images
+from sppdet.folders.planning import FolderPlan, Item, plan_images
 from sppdet.io.files import read_bytes
-from sppdet.io.names import escape_name
-from sppdet.io.voc_writing import voc_annotation
 from sppdet.parallel import detection_threads, ordered_map
-from sppdet.runs.artifacts import fingerprint, write_text
+from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import track
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
-VERSION = 2  # incremented when the same detections give other files
+VERSION = 3  # incremented when the same detections give other files
 
 
 _MISSED = 0.05  # least probability of a detection that counts as missed by the threshold
@@ -115,7 +113,7 @@ def detect_folder(
     plan = plan_images(paths)
     if plan.left_out:
         LOGGER.info("left out: %d images that detect has written", plan.left_out)
-    with open_outputs(out, plan, formats) as outputs:
+    with open_outputs(out, plan, formats, detector.class_names) as outputs:
         work = _Work(detector, plan, outputs, formats, least)
         return work.run(workers)
 
@@ -154,8 +152,9 @@ class _Work:
             LOGGER.info("%d of %d images were done already", kept, len(items))
         JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
         names = [item.name for item in with_results]
+        self.outputs.remove_stale()
         journal.compact(names)
-        detections = sum(entry.count for entry in map(journal.entry, names) if entry)
+        detections = sum(len(entry.labels) for entry in map(journal.entry, names) if entry)
         failed, missed = tuple(self.failed), tuple(self.missed)
         return FolderResult(len(items), len(with_results), detections, failed, missed)
 
@@ -211,14 +210,13 @@ class _Work:
         """Write an image's files, then its line in the journal, which vouches for them."""
         files: dict[str, str] = {}
         problems: list[str] = []
-        for kind in (kind for kind in self.formats if kind in IMAGE_FILES):
-            file = item.file(kind)
+        finding = Finding(item.name, found.image, found.detections)
+        labels = found.detections.labels.tolist()
+        for kind, number, file in self.outputs.files(item, labels):
             try:
+                content = content_of(kind, finding, number)
                 with self.outputs.writing(file) as temporary:
-                    if kind == "images":
-                        _write_drawing(temporary, found)
-                    else:
-                        _write_annotation(temporary, item, found)
+                    temporary.write_bytes(content)
                 files[file] = self.outputs.digest(file)
             except JournalError:
                 raise
@@ -227,7 +225,7 @@ class _Work:
                     raise
                 problems.append(str(error))
         if problems:
-            self._fail(one_line(f"{item.path}: {'; '.join(problems)}"))
+            self._fail(one_line(f"{item.path}: {shorten(problems, limit=3)}"))
         height, width = found.image.shape[:2]
         self.outputs.journal.add(
             item.name, found.detections,
@@ -246,31 +244,3 @@ def _describe(item: Item, error: Exception) -> str:
         text = "not enough memory"
     path = str(item.path)
     return one_line(text if text.startswith(path) else f"{path}: {text}")
-
-
-def _write_drawing(path: Path, found: _Found) -> None:
-    height, width = found.image.shape[:2]
-    try:
-        drawn = draw_detections(found.image, found.detections)
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-    except (cv2.error, MemoryError):
-        done = False
-    if not done:
-        raise DataError(
-            f"{width}x{height} pixels can't be encoded as JPEG, expected 65500 a side at most"
-        )
-    path.write_bytes(np.asarray(data).tobytes())
-
-
-def _write_annotation(path: Path, item: Item, found: _Found) -> None:
-    height, width = found.image.shape[:2]
-    write_text(
-        path,
-        voc_annotation(
-            filename=PurePosixPath(item.name).name,
-            width=width,
-            height=height,
-            boxes=found.detections.boxes,
-            names=[escape_name(name) for name in found.detections.names()],
-        ),
-    )

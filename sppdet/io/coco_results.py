@@ -6,11 +6,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sppdet.conversions import results_entry
 from sppdet.errors import DataError
 from sppdet.evaluation.inputs import check_detections
 from sppdet.io.coco import CocoId, coco_id
@@ -23,35 +24,6 @@ from sppdet.types import Dataset, Detections
 
 _log = logging.getLogger("sppdet")
 _Entry = dict[str, Any]
-
-
-def results_entry(
-    box: Sequence[float], score: float, *, image: tuple[CocoId, str], category: tuple[CocoId, str]
-) -> dict[str, Any]:
-    """Build a COCO results entry that names its image and class as well as numbering them.
-
-    The ids are what COCO's tools look at; they mean something only beside the annotation file that
-    they come from. The names identify image and class anywhere; pycocotools ignores them.
-
-    Args:
-        box: x1, y1, x2, y2 in original pixels, 0-based, half-open.
-        image: id, and path with `/` between folders: below the searched folder, or as much of its
-            end as no other image of the set shares.
-        category: id and class name.
-
-    Returns:
-        image_id, category_id, bbox [x, y, width, height], score, file_name, category_name. Nine
-        digits, so that float32 scores come back as they were and boxes to 1e-5 px.
-    """
-    x1, y1, x2, y2 = box
-    return {
-        "image_id": image[0],
-        "category_id": category[0],
-        "bbox": [float(f"{value:.9g}") for value in (x1, y1, x2 - x1, y2 - y1)],
-        "score": float(f"{score:.9g}"),
-        "file_name": image[1],
-        "category_name": category[1],
-    }
 
 
 def write_coco_results(

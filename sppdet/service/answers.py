@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from sppdet.drawing.draw import draw_detections
 from sppdet.errors import ConfigError, ImageError
-from sppdet.folders.drawing import draw_detections
 from sppdet.io.headers import read_header
 from sppdet.io.images import decode
 from sppdet.runs.environment import release_memory
