@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import io
+import tempfile
 import threading
 import zlib
 from collections.abc import AsyncIterator
@@ -411,6 +412,16 @@ def test_a_body_without_a_stated_size_is_cut_off(client: Client) -> None:
     assert sent <= 300_000
 
 
+def test_a_form_is_never_written_to_the_disk(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled: list[Any] = []
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", rolled.append)
+    client = Client(replace(answerer, limits=replace(LIMITS, max_bytes=4_000_000)))
+    response = client("POST", "/detect", files={"file": bytes(3_000_000)})
+    assert refusal(response) == (422, "the image can't be decoded") and not rolled
+
+
 def test_a_slow_body(answerer: Answerer) -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"x"
@@ -471,10 +482,10 @@ def test_a_detection_that_takes_too_long_keeps_its_thread() -> None:
         workers = Workers(Limits(timeout=0.2, queue=1, workers=1))
         go = threading.Event()
         with pytest.raises(Refused, match=r"takes longer than 0.2 s") as refused:
-            await workers.run(go.wait, _never())
+            await workers.run(lambda: go.wait(20), _never())
         assert refused.value.status == 504 and workers.running == 1
         with pytest.raises(Refused, match="too many") as refused:  # no thread was free in time
-            await workers.run(go.wait, _never())
+            await workers.run(lambda: go.wait(20), _never())
         assert refused.value.status == 503 and (workers.running, workers.waiting) == (1, 0)
         go.set()
         while workers.running:
@@ -489,7 +500,7 @@ def test_nothing_runs_for_a_client_that_has_gone() -> None:
     async def main() -> None:
         workers = Workers(Limits(timeout=20, queue=2, workers=1))
         go, ran = threading.Event(), []
-        first = asyncio.ensure_future(workers.run(go.wait, _never()))
+        first = asyncio.ensure_future(workers.run(lambda: go.wait(20), _never()))
         leaves = asyncio.Event()
         second = asyncio.ensure_future(workers.run(lambda: ran.append(2), leaves.wait()))
         third = asyncio.ensure_future(workers.run(lambda: ran.append(3), _never()))

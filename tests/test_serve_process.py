@@ -44,7 +44,7 @@ class Running:
     """A service at work: `url`, and its process."""
 
     def __init__(self, run: Path, *options: str) -> None:
-        command = ["-m", "sppdet", "--threads", "1", "--log-json", "serve", str(run), "--port", "0"]
+        command = ["-m", "sppdet", "--threads", "1", "--quiet", "serve", str(run), "--port", "0"]
         self.process = subprocess.Popen(
             [sys.executable, *command, *OPTIONS, *options],
             stdout=subprocess.PIPE,
@@ -54,9 +54,9 @@ class Running:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self.process.stdout is not None
-        lines = iter(self.process.stdout.readline, "")
-        events = (json.loads(line) for line in lines)
-        self.url: str = next(one["url"] for one in events if one.get("event") == "serving")
+        line = self.process.stdout.readline()
+        assert line.startswith("run is ready at http://127.0.0.1:")
+        self.url = line.split()[-1]
 
     def connect(self) -> socket.socket:
         parts = urlsplit(self.url)

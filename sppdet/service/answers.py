@@ -16,6 +16,7 @@ from sppdet.drawing.draw import draw_detections
 from sppdet.errors import ConfigError, ImageError
 from sppdet.io.headers import read_header
 from sppdet.io.images import decode
+from sppdet.runs.environment import release_memory
 from sppdet.service.limits import Limits, Refused
 from sppdet.stages.detector import Detector
 from sppdet.stages.thresholds import Threshold, least_scores
@@ -91,6 +92,7 @@ class Answerer:
         noise = np.random.default_rng(0).integers(0, 256, (*_WARM_UP, 3), dtype=np.uint8)
         cv2.blur(noise, (9, 9), noise)
         detector(noise)
+        release_memory()  # of loading
         return made
 
     @property

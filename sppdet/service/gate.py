@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import socket
@@ -80,7 +81,8 @@ class Gate:
         finally:
             self.counts.add(status)
             took = 1000 * (time.perf_counter() - began)
-            LOGGER.debug("%s %s: %d, %.0f ms", scope["method"], scope["path"], status, took)
+            with contextlib.suppress(OSError):  # nobody reads the log any more
+                LOGGER.debug("%s %s: %d, %.0f ms", scope["method"], scope["path"], status, took)
 
     def _refusal(self, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")

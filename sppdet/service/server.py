@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -167,6 +168,8 @@ def serve_until_stopped(service: Service, bound: socket.socket, *, name: str) ->
         # a body, the wait for a thread, the detection
         timeout_graceful_shutdown=round(3 * timeout + _SPARE_S),
     )
+    # each damaged form would be a line
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     url = url_of(bound)
     server = Server(config, f"{name} is ready at {url}", url)
     try:
