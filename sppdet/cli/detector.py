@@ -173,7 +173,7 @@ def diagnose(
     start_libraries()
     from sppdet.stages.causes import diagnose_run
 
-    wanted = _threshold(score, min_probability, precision, recall)
+    wanted = read_threshold(score, min_probability, precision, recall)
     diagnose_run(run, split, wanted=wanted, device=device)
 
 
@@ -219,7 +219,7 @@ def explain(
     from sppdet.stages.explain import parse_point
 
     point = None if at is None else parse_point(at)
-    wanted = _threshold(score, min_probability, precision, recall)
+    wanted = read_threshold(score, min_probability, precision, recall)
     page = write_page(
         run, image, at=point, detection=detection, wanted=wanted, out=out, device=device
     )
@@ -252,7 +252,7 @@ def detect(
     from sppdet.stages.thresholds import least_scores
 
     formats = parse_formats(save)
-    wanted = _threshold(score, min_probability, precision, recall)
+    wanted = read_threshold(score, min_probability, precision, recall)
     detector = Detector.load(run, device=device)
     least, text = least_scores(detector, wanted)
     minimum = detector.min_score
@@ -278,7 +278,7 @@ def detect(
         )
 
 
-def _threshold(
+def read_threshold(
     score: str, min_probability: float | None, precision: float | None, recall: float | None
 ) -> Threshold:
     """Read the options of what is wanted; at most one of them."""
