@@ -31,6 +31,7 @@ COMMANDS = (
         "compare",
         "diagnose",
         "audit",
+        "suggest",
         "report",
         "explain",
     ),

@@ -316,6 +316,21 @@ def test_files_are_replaced_only_where_they_are_our_own(tmp_path: Path) -> None:
     assert contents(folder, "*.txt") == {"a.txt": b"3", "c.txt": b"edited", "mine.txt": b"mine"}
 
 
+def test_files_are_copied_by_their_path(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"photo")
+    folder, source = tmp_path / "out", tmp_path / "source"
+    replace_files(folder, {"images/a.jpg": source, "b.txt": b"1"}, command="suggest")
+    assert (folder / "images" / "a.jpg").read_bytes() == b"photo"
+    replace_files(folder, {"images/a.jpg": source}, command="suggest")
+    (folder / "images" / "a.jpg").write_bytes(b"mine")
+    with pytest.raises(ArtifactError, match="it has changed since"):
+        replace_files(folder, {"images/a.jpg": source}, command="suggest")
+    other = tmp_path / "other"
+    with pytest.raises(ArtifactError, match="gone: can't be read: No such file"):
+        replace_files(other, {"a.txt": b"1", "b.jpg": tmp_path / "gone"}, command="suggest")
+    assert not other.exists()
+
+
 def test_links_and_lists_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     folder, outside = tmp_path / "out", tmp_path / "outside"
     outside.mkdir()

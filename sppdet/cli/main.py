@@ -29,6 +29,7 @@ AFTER_A_SIGNAL = {
     "eval --detections": "nothing is kept; the same command starts again",
     "diagnose": "nothing is kept; the same command starts again",
     "audit": "nothing is kept; the same command starts again",
+    "suggest": "what was seen of the images is kept; the same command does the rest",
     "report": "nothing is kept; the same command starts again",
     "explain": "nothing is kept; the same command starts again",
     "check": "nothing is kept; the same command starts again",

@@ -14,13 +14,14 @@ from sppdet.runs.artifacts import atomic_path, read_json, write_json
 _Digests = dict[str, list[str]]  # by path below the folder, with forward slashes
 
 
-def replace_files(folder: Path, files: Mapping[str, bytes], *, command: str) -> None:
+def replace_files(folder: Path, files: Mapping[str, bytes | Path], *, command: str) -> None:
     """Write files into a folder in the place of those of the last call.
 
     The file `.sppdet-<command>` lists what was written, so that a call which was killed is known, too.
 
     Args:
-        files: content by path below the folder, with forward slashes.
+        files: content by path below the folder, with forward slashes; a path stands for the content of
+            the file that is there, which is copied.
 
     Raises:
         ArtifactError: one of these files, or of the last call's, was changed since or written by someone
@@ -35,13 +36,15 @@ def replace_files(folder: Path, files: Mapping[str, bytes], *, command: str) -> 
                 f"{folder / name}: `sppdet {command}` hasn't written it, or it has changed since; "
                 "expected another --out"
             )
-    new = {name: hashlib.blake2b(data, digest_size=16).hexdigest() for name, data in files.items()}
+    new = {name: _digest(_content_of(data)) for name, data in files.items()}
     write_json(mark, {n: [*known.get(n, []), *([new[n]] if n in new else [])] for n in known | new})
     for name in known.keys() - files.keys():
         (folder / name).unlink(missing_ok=True)
     for name, data in files.items():
         with atomic_path(folder / name) as temporary:
-            temporary.write_bytes(data)
+            content = _content_of(data)
+            new[name] = _digest(content)  # a file may have changed meanwhile
+            temporary.write_bytes(content)
     write_json(mark, {name: [digest] for name, digest in new.items()})
 
 
@@ -60,6 +63,19 @@ def _is_below(name: PurePosixPath) -> bool:
     return bool(name.parts) and not name.is_absolute() and ".." not in name.parts
 
 
+def _content_of(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    try:
+        return data.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{data}: can't be read: {error.strerror}") from None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def _digest_of(folder: Path, name: str) -> str | None:
     """Hash a file; None if there is none, and a text that is no digest if it isn't a file of our own."""
     path = folder / name
@@ -69,7 +85,7 @@ def _digest_of(folder: Path, name: str) -> str | None:
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return "no file"
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        return _digest(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
