@@ -34,7 +34,7 @@ COMMANDS = (
         "report",
         "explain",
     ),
-    *("detect", "propose"),
+    *("detect", "convert", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )

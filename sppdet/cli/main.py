@@ -36,6 +36,7 @@ AFTER_A_SIGNAL = {
     "crossval": "finished folds are kept; the same command goes on from here",
     "curve": "finished trainings are kept; the same command goes on from here",
     "detect": "the results so far are kept; the same command does the rest",
+    "convert": "nothing is kept; the same command starts again",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",
     "classify": "the answers so far are kept, in the file of --json too",
