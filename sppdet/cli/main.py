@@ -39,6 +39,7 @@ AFTER_A_SIGNAL = {
     "detect": "the results so far are kept; the same command does the rest",
     "export": "nothing is kept; the same command starts again",
     "serve": "the requests at work were answered first",
+    "convert": "nothing is kept; the same command starts again",
     "pretrain": "training goes on from here by the same command",
     "pretrain-eval": "nothing is kept; the same command starts again",
     "classify": "the answers so far are kept, in the file of --json too",
