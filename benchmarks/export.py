@@ -27,7 +27,7 @@ import torch
 from sppdet.detection.onnx_head import PooledScores
 from sppdet.features.backbones import Backbone
 from sppdet.features.onnx_export import session
-from sppdet.io.images import find_images
+from sppdet.io.finding import find_images
 from sppdet.runs.environment import set_threads
 from sppdet.stages.detector import Detector
 from sppdet.stages.export_onnx import MapsOfPixels, export_onnx

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
-from sppdet.io.images import find_images
+from sppdet.io.finding import find_images
 
 MAX_BYTES = 20_000_000
 TIMEOUT = 10.0  # s, of the service, so that slow clients end within the benchmark

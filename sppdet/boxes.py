@@ -28,14 +28,21 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
         whole pixels is 0.5.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
-    low = np.maximum(x[:, None, :2], y[None, :, :2])  # [N, M, 2]
-    high = np.minimum(x[:, None, 2:], y[None, :, 2:])
-    inter = np.prod(np.clip(high - low, 0.0, None), axis=2)
+    inter = intersections(a, b)
     area_x = np.prod(x[:, 2:] - x[:, :2], axis=1)
     area_y = np.prod(y[:, 2:] - y[:, :2], axis=1)
     union = area_x[:, None] + area_y[None, :] - inter
     iou: NDArray[np.float64] = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
     return iou
+
+
+def intersections(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Compute the area (N, M) that every box of `a` (N, 4) shares with every box of `b` (M, 4)."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    low = np.maximum(x[:, None, :2], y[None, :, :2])  # [N, M, 2]
+    high = np.minimum(x[:, None, 2:], y[None, :, 2:])
+    inter: NDArray[np.float64] = np.prod(np.clip(high - low, 0.0, None), axis=2)
+    return inter
 
 
 def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:

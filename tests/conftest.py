@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -41,6 +42,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(number, usual)
 torch.set_num_threads(1)  # more only wait for each other over maps as small as the tests'
 cv2.setNumThreads(1)
+os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # as `set_variables` has it, before the first video
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -175,13 +175,13 @@ def test_a_crop_that_is_gone_is_cut_again(detector: Detector, images: Path, tmp_
 
 def test_no_file_stands_where_a_folder_must(tmp_path: Path) -> None:
     """Of an image `x` and of one in a folder `x-1.jpg`."""
-    from sppdet.folders.planning import plan_images
+    from sppdet.folders.inputs import plan_images
 
     for name in ("x.png", "x-1.jpg/z.png", "y.png", "y-z.jpg/z.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     plan = plan_images([tmp_path])
-    crops = [file for i in plan.items for file in IMAGE_FORMATS["crops"].files(i.stem, ["a"] * 3)]
+    crops = [file for i in plan.stills for file in IMAGE_FORMATS["crops"].files(i.stem, ["a"] * 3)]
     assert len(set(crops)) == 12
     folders = {parent.as_posix() for file in crops for parent in Path(file).parents}
     assert not folders & set(crops)

@@ -22,12 +22,16 @@ from PIL import Image
 
 from runs import CommandLine, printed_to
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
-from sppdet.folders.folder import FolderResult, _Found, _Work, detect_folder
+from sppdet.folders.finder import Finder, Found
+from sppdet.folders.folder import FolderResult, detect_folder
 from sppdet.folders.formats import FORMATS, Format
 from sppdet.folders.image_files import Finding, content_of
 from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
 from sppdet.folders.outputs import _make
+from sppdet.folders.planning import Item
+from sppdet.io.images import read_image
 from sppdet.io.names import unescape_name
+from sppdet.io.videos import write_video
 from sppdet.io.voc import read_voc_annotation
 from sppdet.runs.artifacts import atomic_path
 from sppdet.stages.detector import Detector
@@ -228,7 +232,7 @@ def test_earlier_results_are_left_out_of_the_search(
     assert files_in(out) == written
     other, _ = detect(detector, [images], tmp_path / "out")
     assert other.images == 3
-    with pytest.raises(ImageError, match="no images besides 3 that detect has written"):
+    with pytest.raises(ImageError, match="no images besides 3 images that detect has written"):
         detect(detector, [out / "images"], tmp_path / "out")
     shutil.copy(next(images.glob("*.jpg")), out / "images" / "mine.jpg")
     assert detect(detector, [images], tmp_path / "out2")[0].images == 4
@@ -347,6 +351,7 @@ from sppdet.folders import journal
 from sppdet.folders import outputs
 from sppdet.cli.main import main
 from contextlib import contextmanager, suppress
+from sppdet.io.videos import write_video
 from sppdet.runs.artifacts import atomic_path as genuine
 from sppdet.folders.journal import Journal
 
@@ -406,8 +411,12 @@ print(statuses)
 def test_calls_that_are_killed_come_to_the_same_end(
     trained: Path, images: Path, tmp_path: Path
 ) -> None:
+    frames = [read_image(path)[:100, :140] for path in sorted(images.iterdir())]
+    write_video(tmp_path / "clip", frames, fps=3)
+    clip = (tmp_path / "clip").rename(tmp_path / "clip.mp4")
     kills = [
         ("line", 1, ""),
+        ("clip.mp4/000001.xml", 1, "after"),
         ("images/*", 1, "before"),
         ("images/*", 1, "after"),
         ("Annotations/*", 2, "after"),
@@ -415,13 +424,26 @@ def test_calls_that_are_killed_come_to_the_same_end(
         ("yolo/labels/*", 2, "after"),
         ("crops/*/*", 4, "after"),
         ("line", 4, ""),
+        ("images/clip.mp4", 1, "before"),
+        ("images/clip.mp4", 1, "after"),
         ("detections.json", 1, "before"),
         ("coco_results.json", 1, "after"),
         (JOURNAL, 1, "before"),
         (JOURNAL, 1, "after"),
     ]
     out, whole = tmp_path / "out", tmp_path / "whole"
-    command = ["--threads", "1", "detect", trained, images, "--score", LEAST, "--device", "cpu"]
+    command = [
+        "--threads",
+        "1",
+        "detect",
+        trained,
+        images,
+        clip,
+        "--score",
+        LEAST,
+        "--device",
+        "cpu",
+    ]
     command += ["--save", ",".join(FORMATS), "--workers", "1", out, whole]
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, command), json.dumps(kills)],
@@ -513,10 +535,11 @@ def test_memory_does_not_grow_with_the_images(
     scores, labels = np.linspace(2, 1, 100, dtype=np.float32), np.ones(100, np.int64)
     found = Detections(boxes, scores, labels, detector.class_names)
 
-    def detected(work: _Work, _: int) -> Iterator[_Found]:
-        return (_Found("", np.zeros((8, 8, 3), np.uint8), found) for _ in work.plan.items)
+    def detected(finder: Finder, _: int) -> Iterator[tuple[Item, Found]]:
+        image = np.zeros((8, 8, 3), np.uint8)
+        return ((item, Found("", image, found)) for item in finder.plan.stills)
 
-    monkeypatch.setattr(_Work, "_detected", detected)
+    monkeypatch.setattr(Finder, "outcomes", detected)
     peaks = []
     for count in (10, 60):
         paths = [tmp_path / f"{number}.png" for number in range(count)]
@@ -595,7 +618,7 @@ def test_an_image_that_is_deleted_meanwhile(
 
     monkeypatch.setattr(Detector, "detect_prepared", deleting)
     monkeypatch.setattr(
-        "sppdet.folders.folder.ordered_map", lambda f, items, workers: map(f, items)
+        "sppdet.folders.finder.ordered_map", lambda f, items, workers: map(f, items)
     )
     result, _ = detect(detector, [images], tmp_path / "out")
     assert result.detected == 2 and result.failed == (f"{last}: no such file",)

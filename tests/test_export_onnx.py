@@ -23,7 +23,7 @@ from sppdet.detection.detect import Classifiers
 from sppdet.detection.onnx_head import PooledScores, _log_odds
 from sppdet.errors import ArtifactError, ConfigError, SppdetError
 from sppdet.features.backbones import conv_backbone
-from sppdet.io.images import find_images
+from sppdet.io.finding import find_images
 from sppdet.stages import export_onnx as module
 from sppdet.stages.detector import Detector
 from sppdet.stages.export_onnx import export_onnx

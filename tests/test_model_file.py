@@ -20,7 +20,7 @@ from kinds import Pair
 from runs import CommandLine
 from sppdet.cli.info import describe_run
 from sppdet.errors import ArtifactError, ConfigError, SppdetError
-from sppdet.io.images import find_images
+from sppdet.io.finding import find_images
 from sppdet.runs.artifacts import checksum, fingerprint_of, read_tensors, write_tensors
 from sppdet.stages.combined import CombinedDetector
 from sppdet.stages.detector import Detector

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from sppdet.cli.detector import (
+from sppdet.cli.options import MAX_THREADS, DeviceOption, ModelArgument
+from sppdet.cli.process import start_libraries, state
+from sppdet.cli.thresholds import (
     PrecisionOption,
     ProbabilityOption,
     RecallOption,
     ScoreOption,
-    read_threshold,
+    threshold,
 )
-from sppdet.cli.options import MAX_THREADS, DeviceOption, ModelArgument
-from sppdet.cli.process import start_libraries, state
 from sppdet.errors import ConfigError
 
 _MODULES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -81,7 +81,7 @@ def serve(
 
     threads = workers or min(_MOST_WORKERS, available_cores())
     limits = Limits(parse_bytes(max_bytes), max_pixels, timeout, queue, threads)
-    threshold = read_threshold(score, min_probability, precision, recall)
+    wanted = threshold(score, min_probability, precision, recall)
     from sppdet.service.server import bind, serve_until_stopped
 
     bound = bind(host, port)  # before the model is loaded, which takes longer
@@ -92,7 +92,7 @@ def serve(
     from sppdet.service.app import Service
     from sppdet.stages.detector import Detector
 
-    answerer = Answerer.of(Detector.load(model, device=device), limits, threshold)
+    answerer = Answerer.of(Detector.load(model, device=device), limits, wanted)
     name = model.resolve().name
     service = Service(name, answerer, origins=allow_origin or (), hosts=allow_host or ())
     serve_until_stopped(service, bound, name=name)

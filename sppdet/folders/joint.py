@@ -43,13 +43,14 @@ class JointFiles:
             yield results.ImageResults(
                 number=number,
                 name=item.name,
-                path=item.path,
+                origin=item.origin,
                 width=one.width,
                 height=one.height,
                 boxes=one.boxes,
                 scores=one.scores,
                 labels=one.labels,
                 probabilities=one.probabilities,
+                seconds=item.seconds,
             )
 
 

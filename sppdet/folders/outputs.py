@@ -12,7 +12,8 @@ from pathlib import Path
 from sppdet.errors import ArtifactError, ConfigError, DataError
 from sppdet.folders.formats import IMAGE_FORMATS, JOINT_FILES, Format
 from sppdet.folders.journal import Journal, digest_of
-from sppdet.folders.planning import FolderPlan, Item
+from sppdet.folders.planning import Item
+from sppdet.folders.sources import FolderPlan
 from sppdet.io.names import class_folders
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.lock import folder_lock
@@ -34,23 +35,25 @@ class Outputs:
         self._varying = [f"{kind.folder}/" for kind in self._kinds.values() if kind.each]
         self._class_folders = class_folders(class_names)
         self._joint = [JOINT_FILES[kind] for kind in formats if kind in JOINT_FILES]
-        self._present: dict[str, str] = {}  # digests of the files that stood there at the beginning
+        self._present: dict[str, str | None] = {}  # digests of the files that are there; None: none
 
-    def check(self, items: Sequence[Item]) -> None:
+    def check(self, plan: FolderPlan) -> None:
         """Refuse to start where a file of someone else would be overwritten.
+
+        Files of frames, which nobody knows beforehand, are checked one by one when it is their turn.
 
         Raises:
             ConfigError: a file that sppdet hasn't written, or that was changed since, and the way out.
         """
-        inputs = {_identity(item.path) for item in items} - {None}
-        files = (file for item in items for file in self._known_files(item))
-        for file in (*self._joint, *files, *self._strangers()):
+        inputs = {_identity(path) for path in plan.files} - {None}
+        files = [*self._joint, *(file for item in plan.stills for file in self._known_files(item))]
+        if "images" in self._kinds:
+            files += [film.file for film in plan.films]
+        for file in (*files, *self._strangers()):
             try:
-                digest = self._digest(file, inputs)
+                self._present[file] = self._digest(file, inputs)
             except DataError as problem:
                 raise ConfigError(f"{problem}; expected another --out") from None
-            if digest is not None:
-                self._present[file] = digest
 
     def is_done(self, item: Item, made_by: str) -> bool:
         """Check that an image's detections and files are there already, made by `made_by`."""
@@ -58,7 +61,16 @@ class Outputs:
         if entry is None or entry.made_by != made_by:
             return False
         files = (file for *_, file in self.files(item, entry.labels))
-        return all(entry.files.get(file, "") == self._present.get(file) for file in files)
+        return all(entry.files.get(file, "") == self.present(file) for file in files)
+
+    def present(self, file: str) -> str | None:
+        """Return the digest of a file of sppdet's that is there; None if there is none."""
+        if file not in self._present:
+            try:
+                self._present[file] = self._digest(file, set())
+            except DataError:  # the file of someone else, which `writing` refuses
+                return None
+        return self._present[file]
 
     def files(self, item: Item, labels: Sequence[int]) -> Iterator[tuple[Format, int, str]]:
         """Yield the files of an image with detections of these labels.
@@ -69,8 +81,9 @@ class Outputs:
         """
         classes = [self._class_folders[label - 1] for label in labels]
         for kind, form in self._kinds.items():
-            for number, file in enumerate(form.files(item.stem, classes)):
-                yield kind, number, file
+            if item.drawn or kind != "images":
+                for number, file in enumerate(form.files(item.stem, classes)):
+                    yield kind, number, file
 
     def remove_stale(self) -> None:
         """Remove files of detections that are no more, such as an earlier model's."""
@@ -103,8 +116,10 @@ class Outputs:
                         yield file
 
     @contextlib.contextmanager
-    def writing(self, file: str) -> Iterator[Path]:
+    def writing(self, file: str, *, made_by: str = "") -> Iterator[Path]:
         """Yield a temporary path; the file gets its name, and its claim, when the block succeeds.
+
+        `made_by` is the fingerprint of what a video is made of, for `Journal.made_by`.
 
         Raises:
             DataError: something that sppdet hasn't written stands there.
@@ -114,12 +129,14 @@ class Outputs:
             yield temporary
             self._digest(file, set())
             digest = digest_of(temporary)
-            self.journal.claim(file, digest)
+            self.journal.claim(file, digest, made_by)
             self._present[file] = digest
 
     def digest(self, file: str) -> str:
         """Look up the digest of a file that was written in this call."""
-        return self._present[file]
+        digest = self._present[file]
+        assert digest is not None
+        return digest
 
     def _digest(self, file: str, inputs: set[tuple[int, int] | None]) -> str | None:
         """Hash the file that is at this path; None if there is none.
@@ -168,7 +185,7 @@ def open_outputs(
     with folder_lock(folder, name=".sppdet-detect.lock", doing="writing"):
         outputs = Outputs(folder, formats, class_names)
         try:
-            outputs.check(plan.items)
+            outputs.check(plan)
             for top in tops:
                 _make(folder / top)
             yield outputs
@@ -191,8 +208,8 @@ def _check_place(folder: Path, tops: Sequence[str], plan: FolderPlan) -> None:
     for searched in plan.searched:
         place = _real(searched)
         # results below a searched folder are left out of the search, but not what else is there
-        own = plan.items if out.is_relative_to(place) else ()
-        inside = [item.path for item in own if _real(item.path.parent).is_relative_to(out)]
+        own = plan.files if out.is_relative_to(place) else ()
+        inside = [path for path in own if _real(path.parent).is_relative_to(out)]
         if out == place or inside:
             which = f" ({inside[0]})" if inside and out != place else ""
             raise ConfigError(
@@ -211,7 +228,9 @@ def _check_place(folder: Path, tops: Sequence[str], plan: FolderPlan) -> None:
 def _check_links(folder: Path, plan: FolderPlan, formats: Sequence[Format]) -> None:
     """Refuse links below the folders of the images' files, which would lead out of them."""
     forms = [IMAGE_FORMATS[kind] for kind in formats if kind in IMAGE_FORMATS]
-    files = (file for item in plan.items for form in forms for file in form.files(item.stem, ()))
+    files = [file for item in plan.stills for form in forms for file in form.files(item.stem, ())]
+    for film in plan.films:
+        files += [f"{form.folder}/{film.whole.stem}/" for form in forms if not form.each]
     for parent in dict.fromkeys(file.rpartition("/")[0] for file in files):
         top, _, rest = parent.partition("/")
         if _real(folder / parent) != Path(os.path.normcase(_real(folder / top) / rest)):

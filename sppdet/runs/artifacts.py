@@ -79,8 +79,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 _counter = itertools.count()
 _swept: set[str] = set()  # folders that this process has written into
-# .tmp-<place>-<process>-<its start>-<number>
-_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9]+)-([0-9]+)-[0-9]+")
+# .tmp-<place>-<process>-<its start>-<number>, with a suffix where a library wants one
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9]+)-([0-9]+)-[0-9]+(?:\.mp4)?")
 _OLD_TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9]+\.tmp")  # of versions up to 0.1
 _DAY = 86_400.0  # seconds
 

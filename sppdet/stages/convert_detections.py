@@ -16,8 +16,8 @@ from sppdet.errors import ConfigError, DataError, ImageError
 from sppdet.io.coco_results import CocoResults
 from sppdet.io.detection_files import Comp4Folder, open_detections
 from sppdet.io.files import read_json
+from sppdet.io.finding import find_images
 from sppdet.io.image_ids import meaning_of
-from sppdet.io.images import find_images
 from sppdet.io.names import number_repeats, safe_id, unescape_name
 from sppdet.io.writing.sets import LabelledImage, LabelledSet
 from sppdet.runs.log import LOGGER

@@ -21,6 +21,7 @@ from sppdet.detection.detect import (
     suppress,
 )
 from sppdet.detection.ranking import Ranking
+from sppdet.detection.tiles import Tile, Tiling, merge_tiles
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.calibration import Calibration
 from sppdet.features.backbones import ScaledImage
@@ -71,6 +72,7 @@ class Detector:
     calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
     signature: str = ""  # the settings in a line, see `model_files.signature`; empty: unknown
+    tiling: Tiling | None = None  # None: images are searched as they are
 
     @property
     def min_score(self) -> float:
@@ -185,6 +187,26 @@ class Detector:
         if isinstance(image, list | tuple):
             return detect_several(self, image, bgr=bgr)
         return detect_one(self, image, bgr=bgr)
+
+    def tiled(self, side_px: int, *, overlap: float = 0.2) -> Detector:
+        """Return a detector that searches images by tiles, too; see `sppdet.detection.tiles`.
+
+        Args:
+            side_px: of a tile in pixels of the image, 32 or more; it is resized to the detector's scales.
+            overlap: fraction of a tile that its neighbours share, 0 to 0.9.
+        """
+        return replace(self, tiling=Tiling(side_px, overlap))
+
+    def tiles(self, *, width: int, height: int) -> list[Tile]:
+        """List the parts of an image to detect in, one after another: tiles and itself."""
+        if self.tiling is None:
+            return [(0, 0, width, height)]
+        return self.tiling.tiles(width=width, height=height)
+
+    def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
+        """Merge the detections of an image's `tiles`, each in pixels of its tile."""
+        tiles = self.tiles(width=width, height=height)
+        return merge_tiles(found, tiles, max_iou=self.config.nms, width=width, height=height)
 
     @property
     def device(self) -> torch.device:

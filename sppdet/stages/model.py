@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -209,11 +210,23 @@ def _layer(part: Part) -> Layer:
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve a device; auto takes a GPU where there is one."""
+    """Resolve a device: auto (a GPU of NVIDIA's where there is one, else cpu), cpu, cuda, cuda:1, mps.
+
+    Raises:
+        ConfigError: torch has no such device here.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name) is None:
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here; expected cpu or auto")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: expected auto, cpu or cuda")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise ConfigError(f"--device {name}: torch finds no GPU here; expected cpu or auto")
+        if device.index is not None and device.index >= count:
+            there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise ConfigError(f"--device {name}: torch finds {count} here; expected {there}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: torch finds no GPU of Apple's here; expected cpu or auto")
+    return device

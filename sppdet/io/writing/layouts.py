@@ -125,7 +125,7 @@ def _result(writer: results.Writer, data: LabelledSet, places: Places) -> bytes:
             yield results.ImageResults(
                 number=number,
                 name=image.name,
-                path=places.path(image),
+                origin=places.path(image).as_posix(),
                 width=image.width,
                 height=image.height,
                 boxes=image.boxes.tolist(),

@@ -9,7 +9,6 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 from sppdet.conversions import results_entry
@@ -23,22 +22,24 @@ class ImageResults:
     Attributes:
         number: of the image in its file, from 1.
         name: of the image, see `escape_name`.
-        path: of the image.
+        origin: where the image is from, such as the path of its file.
         width, height: in pixels.
         boxes: xyxy, 0-based, half-open.
         labels: 1..K.
         probabilities: None without calibration.
+        seconds: time of a frame of a video; None for an image.
     """
 
     number: int
     name: str
-    path: Path
+    origin: str
     width: int
     height: int
     boxes: Sequence[Sequence[float]]
     scores: Sequence[float]
     labels: Sequence[int]
     probabilities: Sequence[float] | None = None
+    seconds: float | None = None
 
     def rows(self) -> Iterator[tuple[Sequence[float], float, int, float | None]]:
         """Yield box, score, label and probability of every detection."""
@@ -68,9 +69,10 @@ def _image_entry(image: ImageResults) -> dict[str, Any]:
     return {
         "id": image.number,
         "file_name": image.name,
-        "path": escape_name(image.path.as_posix()),
+        "path": escape_name(image.origin),
         "width": image.width,
         "height": image.height,
+        **({} if image.seconds is None else {"seconds": image.seconds}),
     }
 
 
@@ -125,13 +127,15 @@ def write_results(out: TextIO, images: Images, class_names: Sequence[str]) -> No
 def write_csv(out: TextIO, images: Images, class_names: Sequence[str]) -> None:
     """Write a line for each detection, under a header."""
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file_name", "class", "score", "x1", "y1", "x2", "y2", "probability"])
+    columns = ["file_name", "class", "score", "x1", "y1", "x2", "y2", "probability", "seconds"]
+    writer.writerow(columns)
     for image in images():
+        time = "" if image.seconds is None else f"{image.seconds:.3f}"
         for box, score, label, probability in image.rows():
             texts = [text_cell(image.name), text_cell(escape_name(class_names[label - 1]))]
             sides = (f"{side:.2f}" for side in box)
             last = "" if probability is None else f"{probability:.4f}"
-            writer.writerow([*texts, f"{score:.6f}", *sides, last])
+            writer.writerow([*texts, f"{score:.6f}", *sides, last, time])
 
 
 def _write_list(out: TextIO, entries: Iterable[dict[str, Any]]) -> None:
