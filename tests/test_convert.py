@@ -496,6 +496,13 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     pascal(tmp_path / "set")
     with pytest.raises(ConfigError, match=r"--format comp4: is of detections, and .* has labels"):
         convert(tmp_path / "set", tmp_path / "out", "comp4")
+    for wrong in ({"reading": Reading(min_score=0.5)}, {"scores": True}):
+        with pytest.raises(ConfigError, match=r"--scores: are of detections, and .*set has labels"):
+            convert(tmp_path / "set", tmp_path / "out", "yolo", **wrong)
+    with pytest.raises(ConfigError, match="--score nan: expected a number"):
+        convert(tmp_path / "set", tmp_path / "out", "yolo", reading=Reading(min_score=np.nan))
+    with pytest.raises(ConfigError, match=r"a\.txt: isn't a folder"):
+        convert(tmp_path / "set", tmp_path / "a.txt", "yolo")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -39,15 +40,21 @@ def convert(
         What was written.
 
     Raises:
-        ConfigError: the target holds detections alone, or `out` is in the source.
+        ConfigError: `out` is no folder or in the source, or what is of detections alone is asked of labels.
         DataError: the source can't be read.
         ArtifactError: a file of somebody else would be overwritten, or one can't be written.
     """
     layout, reading = LAYOUTS[target], reading or Reading()
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: isn't a folder")
+    if reading.min_score is not None and not math.isfinite(reading.min_score):
+        raise ConfigError(f"--score {reading.min_score}: expected a number")
     detections = is_detections(source)
     if not detections:
         if layout.of_detections:
             raise ConfigError(f"--format {target}: is of detections, and {source} has labels")
+        if scores or reading.min_score is not None:
+            raise ConfigError(f"--score, --scores: are of detections, and {source} has labels")
         _check_apart(source, out)
     data = read_found(source, reading) if detections else read_labels(source, reading)
     if layout.score_is_optional and not scores:

@@ -30,7 +30,7 @@ class Layout:
         place: path of an image below the folder of the set, if it is put there.
         images: whether images are put there unless told otherwise: where the target's programs find
             them by their place alone. They are copied, since some programs repair images in their place
-            and would do so through a link (Ultralytics with JPEGs that are cut short).
+            (Ultralytics JPEGs that are cut short), and a link could lead them to the originals.
         keeps: the facts beside whole boxes and classes that the format has.
         score_is_optional: whether scores are written only if asked for, since trainers refuse them.
         of_detections: whether it holds detections alone.
