@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sppdet.proposals.search import selective_search
     from sppdet.stages.combined import CombinedDetector
     from sppdet.stages.detector import Detector
-    from sppdet.stages.pipeline import train
+    from sppdet.stages.train import train
 
 _MODULE_OF = {
     "CombinedDetector": "sppdet.stages.combined",
@@ -38,7 +38,7 @@ _MODULE_OF = {
     "nms": "sppdet.boxes",
     "selective_search": "sppdet.proposals.search",
     "spp_windows": "sppdet.features.spp",
-    "train": "sppdet.stages.pipeline",
+    "train": "sppdet.stages.train",
 }
 
 __all__ = [

@@ -28,13 +28,14 @@ _SHOWN_ROWS = 20
 def to_pandas(found: Detections) -> pandas.DataFrame:
     """See `Detections.to_pandas`."""
     frame: Any = _library("pandas").DataFrame
-    missing = np.full(len(found), np.nan, np.float32)
-    columns = dict(zip(("x1", "y1", "x2", "y2"), found.boxes.T, strict=True))
-    probabilities = missing if found.probabilities is None else found.probabilities
-    named = {"label": found.labels, "name": np.array(found.names(), dtype=object)}
-    table: pandas.DataFrame = frame(
-        {**columns, "score": found.scores, "probability": probabilities, **named}
-    )
+    boxes = found.boxes.astype(np.float64)  # whose rounding prints few digits
+    columns = dict(zip(("x1", "y1", "x2", "y2"), boxes.T, strict=True))
+    columns["score"] = found.scores.astype(np.float64)
+    columns["probability"] = np.full(len(found), np.nan)
+    if found.probabilities is not None:
+        columns["probability"] = found.probabilities.astype(np.float64)
+    named = {"label": found.labels.copy(), "name": np.array(found.names(), dtype=object)}
+    table: pandas.DataFrame = frame({**columns, **named})
     return table
 
 
@@ -61,15 +62,15 @@ def to_coco(
     lacking = [name for name in found.names() if name not in category_ids]
     if lacking:
         raise ValueError(f"category_ids: no id of the class {one_line(lacking[0], 60)}")
-    return [
-        results_entry(
-            one.box,
-            one.score,
-            image=(image_id, found.path.replace("\\", "/")),
-            category=(category_ids[one.name], one.name),
-        )
+    image = image_id, found.path.replace("\\", "/")
+    entries = [
+        results_entry(one.box, one.score, image=image, category=(category_ids[one.name], one.name))
         for one in found
     ]
+    if not found.path:
+        for entry in entries:
+            del entry["file_name"]
+    return entries
 
 
 def results_entry(

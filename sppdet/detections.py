@@ -176,8 +176,8 @@ class Detections:
             category_ids: class name -> id in the annotations. None: the labels 1..K.
 
         Returns:
-            image_id, category_id, bbox [x, y, width, height], score, and the names `file_name` and
-            `category_name`, which pycocotools ignores.
+            image_id, category_id, bbox [x, y, width, height], score, and the names `category_name` and,
+            where the path is known, `file_name`, which pycocotools ignores.
 
         Raises:
             ValueError: a class of a detection isn't in `category_ids`.

@@ -285,6 +285,8 @@ def test_coco_results_are_read_by_pycocotools(found: Detections, tmp_path: Path)
     assert annotations[1]["bbox"] == [3, 4, 47.5, 56.25]
     assert [one["score"] for one in annotations] == SCORES.tolist()
     assert [one["category_id"] for one in found.to_coco(5)] == LABELS.tolist()
+    assert found.to_coco(5)[0]["file_name"] == "a/b.jpg"
+    assert "file_name" not in Detections(BOXES, SCORES, LABELS, NAMES).to_coco(5)[0]
     assert found.to_coco("b")[0]["image_id"] == "b" and found[:0].to_coco(1) == []
     with pytest.raises(ValueError, match="category_ids: no id of the class owl"):
         found.to_coco(5, {"cat": 1, "dog": 2})

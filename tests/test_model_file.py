@@ -6,6 +6,7 @@ import getpass
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,22 @@ def test_nothing_of_the_machine_is_in_the_file(pair: Pair, demo_root: Path) -> N
     values = list(strings(json.loads(json.loads(text)["sppdet"])))
     assert not [value for value in values if value.startswith(("/", "~")) or ":\\" in value]
     assert getpass.getuser() not in values
+
+
+def test_paths_in_settings_are_left_out(exported: Path, tmp_path: Path) -> None:
+    model = TrainedModel.open(exported)
+    config = model.config
+    changed = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"root": [Path("/home/ann/set")], "train_ids": Path("/home/ann/ids.txt")}
+            ),
+            "backbone": config.backbone.model_copy(update={"weights": "/home/ann/net.pth"}),
+            "store": Path("/home/ann/store"),
+        }
+    )
+    write_model(replace(model, config=changed), tmp_path / "model.sppdet")
+    assert (tmp_path / "model.sppdet").read_bytes() == exported.read_bytes()
 
 
 def strings(value: object) -> Any:
@@ -365,7 +382,7 @@ def test_what_is_not_exported(
             update={"proposals": model.config.proposals.model_copy(update=proposals)}
         )
         with pytest.raises(ConfigError, match="proposals"):
-            write_model(TrainedModel(**{**vars(model), "config": changed}), file)
+            write_model(replace(model, config=changed), file)
     assert not file.exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +24,6 @@ from sppdet.cli.process import given_words, show, start_libraries, state, sugges
 from sppdet.errors import ConfigError, SppdetError
 
 if TYPE_CHECKING:
-    from sppdet.config import Config
     from sppdet.stages.thresholds import Kind, Threshold
 
 StageName = Literal[
@@ -68,27 +66,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a detector; an interrupted run goes on where it stopped."""
-    from sppdet.io.settings import holds_images, load_config, load_for_images, settings_in
+    from sppdet.stages.choice import settings_and_choice
 
-    own, images = overrides or [], holds_images(config)
-    if (preset or minutes) and not images:
-        raise ConfigError(
-            f"{config}: has settings of its own; --preset and --minutes are for a folder of images"
-        )
-
-    @cache
-    def load(tuned: bool) -> Config:
-        return load_for_images(config, own, tuned=tuned)
-
-    settings = load(preset in ("balanced", "accurate")) if images else load_config(config, own)
+    settings, choice = settings_and_choice(config, overrides or [], preset=preset, minutes=minutes)
     start_libraries()
     from sppdet.stages.pipeline import train as run_stages
 
-    choice = None
-    if images:
-        from sppdet.stages.presets import Choice
-
-        choice = Choice(load, preset, minutes, settings_in(own))
     folder = run or default_run(config)
     run_stages(settings, folder, device=device, until=until, choice=choice)
     if until == "evaluate":

@@ -93,6 +93,10 @@ class MapCache:
         self._memory_first = stored == "overflow"
         self._memory: MapMemory | None = None
 
+    def over(self, images: ImageCache, folder: Path | None = None) -> MapCache:
+        """Return maps of the same layers and settings of other images, stored in another folder."""
+        return MapCache(self._backbone, self._scales, self._config, images, folder)
+
     def keep_in_memory(self, memory: MapMemory | None) -> None:
         """Cache maps in `memory` as well; None releases those that are in it."""
         self._memory = memory
