@@ -325,14 +325,17 @@ def test_other_routes_and_methods(client: Client) -> None:
 
 
 def test_an_error_of_ours_tells_the_client_nothing(
-    answerer: Answerer, photo: Path, caplog: pytest.LogCaptureFixture
+    answerer: Answerer,
+    photo: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Broken:
         calibration = None
         class_names = ("a",)
         made_by = "x"
 
-        def __call__(self, _: Any) -> Any:
+        def __call__(self, *_: Any) -> Any:
             raise RuntimeError("/home/secret: no such thing")
 
     broken: Any = Broken()
@@ -341,6 +344,9 @@ def test_an_error_of_ours_tells_the_client_nothing(
     line = "the detection failed; the service's log says why"
     assert refusal(response) == (500, line)
     assert "detect: RuntimeError: /home/secret: no such thing" in caplog.text
+    monkeypatch.setattr("sppdet.service.uploads.Upload._read", Broken.__call__)
+    response = client("POST", "/detect", content=b"x", headers=JPEG)
+    assert refusal(response) == (500, "the service failed; its log says why")
 
 
 # -- who may ask -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -124,10 +124,9 @@ class Answerer:
         began = time.perf_counter()
         pixels = self._decoded(data)
         try:
-            found = self.detector(pixels).above(least.scores)
+            found = self.detector(pixels).above(least.scores)[: wanted.max]
         except MemoryError:
             raise Refused(413, "the image needs more memory than there is") from None
-        found = _first(found, wanted.max)
         if wanted.draw:
             return _jpeg(draw_detections(pixels, found))
         height, width = pixels.shape[:2]
@@ -168,19 +167,6 @@ class Answerer:
             return Least(*least_scores(self.detector, threshold))
         except ConfigError:
             raise Refused(422, "min_probability: the model has no probabilities") from None
-
-
-def _first(found: Detections, count: int) -> Detections:
-    if len(found) <= count:
-        return found
-    p = found.probabilities
-    return replace(
-        found,
-        boxes=found.boxes[:count],
-        scores=found.scores[:count],
-        labels=found.labels[:count],
-        probabilities=None if p is None else p[:count],
-    )
 
 
 def _rows(found: Detections) -> list[dict[str, Any]]:

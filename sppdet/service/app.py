@@ -75,6 +75,7 @@ class Service:
         app = FastAPI(title="sppdet", version=__version__, docs_url=None, redoc_url=None)
         app.add_exception_handler(Refused, _refused)
         app.add_exception_handler(Gone, _gone)
+        app.add_exception_handler(Exception, _failed)
         app.add_exception_handler(HTTPException, _no_route)
         app.add_exception_handler(RequestValidationError, _wrong_query)
         reading = ["GET", "HEAD"]
@@ -165,6 +166,10 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; nginx's number in logs
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return _error(500, "the service failed; its log says why")  # uvicorn logs the error
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
