@@ -215,7 +215,7 @@ def notebook() -> Any:
     """Make the notebook, without outputs."""
     cells = []
     for number, (kind, text) in enumerate(CELLS, start=1):
-        make = new_code_cell if kind == "code" else new_markdown_cell
+        make: Any = new_code_cell if kind == "code" else new_markdown_cell
         cells.append(make(textwrap.dedent(text).strip(), id=f"cell-{number:02}"))
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})
