@@ -19,6 +19,7 @@ LAYERS = [
     {"pages"},
     {"stages"},
     {"folders", "classification", "demo"},
+    {"service"},
     {"cli"},
 ]
 DOORS = {"sppdet", "sppdet.__main__"}  # the package itself and `python -m sppdet`

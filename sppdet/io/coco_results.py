@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from sppdet.io.detection_rows import Key, Names, Rows
 from sppdet.io.files import name_problem, read_json
 from sppdet.io.image_ids import IdMeaning, labels_of_ids, rows_of_ids
 from sppdet.io.image_names import ImageNames, distinct_names, path_parts
+from sppdet.io.records import stated_size
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
@@ -79,7 +80,8 @@ class CocoResults:
     """A file of detections: a list of COCO results, or an object that names its images and categories.
 
     `images` and `categories` are None for a list, whose entries name theirs by `file_name` and
-    `category_name` (or `class`), or else by `image_id` and `category_id`.
+    `category_name` (or `class`), or else by `image_id` and `category_id`. `sizes` are the (width, height)
+    of the images in pixels, None where the file doesn't say.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class CocoResults:
     images: dict[CocoId, Names] | None
     categories: dict[CocoId, Names] | None
     where: str  # prefix of an entry's number in messages
+    sizes: Mapping[CocoId, tuple[int, int] | None] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> CocoResults:
@@ -110,7 +113,12 @@ class CocoResults:
                 )
         images = _table(data["images"], _names_of_image, f"{path}, images, entry ")
         categories = _table(data["categories"], _name_of_category, f"{path}, categories, entry ")
-        return cls(path, data["annotations"], images, categories, f"{path}, annotations, entry ")
+        sizes = {
+            key: stated_size(entry.get("width"), entry.get("height"))
+            for key, entry in zip(images, data["images"], strict=True)
+        }
+        where = f"{path}, annotations, entry "
+        return cls(path, data["annotations"], images, categories, where, sizes)
 
     def class_names(self, meaning: IdMeaning) -> list[str]:
         """List the names of the classes that the entries are of, where they have names; sorted.

@@ -151,6 +151,8 @@ def read_run_settings(run: Path, model: type[S]) -> S:
         ConfigError: see `load_settings`.
     """
     path = run / "config.yaml"
+    if run.is_file():
+        raise ArtifactError(f"{run}: a file; this needs the folder of a run")
     if not path.is_file():
         raise ArtifactError(f"{run}: not a run: it has no config.yaml")
     return validate(read_with_bases(path), str(path), model)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 
+from sppdet.detection.tiles import Tile
 from sppdet.errors import ImageError
 from sppdet.io.given_images import GivenImage, pixels_of
 from sppdet.parallel import detection_threads, ordered_map
@@ -33,15 +35,20 @@ class Prepares(Protocol[Views, Found]):
         """Resize an image; thread-safe."""
 
     def detect_prepared(
-        self, views: Views, proposals: Found, *, width: int, height: int, path: str = ""
+        self, views: Views, proposals: Found, *, width: int, height: int
     ) -> Detections:
         """Detect in what was prepared of an image of known size."""
+
+    def tiles(self, *, width: int, height: int) -> list[Tile]:
+        """List the parts of an image to detect in, often the image alone."""
+
+    def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
+        """Merge the detections of an image's tiles, each in pixels of its tile."""
 
 
 @dataclass(frozen=True)
 class _Prepared(Generic[Views, Found]):
-    views: Views
-    proposals: Found
+    tiles: list[tuple[Tile, Views, Found]]
     width: int
     height: int
     path: str
@@ -83,16 +90,18 @@ def _prepare(
 ) -> _Prepared[Views, Found]:
     given = pixels_of(image, bgr=bgr, max_pixels=detector.max_pixels)
     height, width = given.array.shape[:2]
-    proposals, views = detector.propose(given.array), detector.prepare(given.array)
-    return _Prepared(views, proposals, width, height, given.path, given.again)
+    tiles = []
+    for tile in detector.tiles(width=width, height=height):
+        x1, y1, x2, y2 = tile
+        part = np.ascontiguousarray(given.array[y1:y2, x1:x2])
+        tiles.append((tile, detector.prepare(part), detector.propose(part)))
+    return _Prepared(tiles, width, height, given.path, given.again)
 
 
 def _finish(detector: Prepares[Views, Found], prepared: _Prepared[Views, Found]) -> Detections:
-    found = detector.detect_prepared(
-        prepared.views,
-        prepared.proposals,
-        width=prepared.width,
-        height=prepared.height,
-        path=prepared.path,
-    )
-    return replace(found, read_image=prepared.again)
+    found = [
+        detector.detect_prepared(views, proposals, width=x2 - x1, height=y2 - y1)
+        for (x1, y1, x2, y2), views, proposals in prepared.tiles
+    ]
+    whole = detector.merge(found, width=prepared.width, height=prepared.height)
+    return replace(whole, path=prepared.path, read_image=prepared.again)

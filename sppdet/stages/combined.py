@@ -10,6 +10,7 @@ from typing import overload
 import torch
 
 from sppdet.detection.detect import suppress, weigh
+from sppdet.detection.tiles import Tile
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import ScaledImage
 from sppdet.io.given_images import GivenImage, GivenImages
@@ -72,6 +73,14 @@ class CombinedDetector:
     def device(self) -> torch.device:
         """The device of the first detector's networks."""
         return self.detectors[0].device
+
+    def tiles(self, *, width: int, height: int) -> list[Tile]:
+        """List the parts of an image to detect in: the image alone."""
+        return [(0, 0, width, height)]
+
+    def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
+        """Return the detections of an image's only tile."""
+        return found[0]
 
     @overload
     def __call__(self, image: GivenImage, *, bgr: bool = False) -> Detections: ...
