@@ -107,7 +107,7 @@ def results_entry(
 
 
 def html_of(found: Detections) -> str:
-    """Write a table of the best detections, below their image where it is known."""
+    """Write a table of the best detections, below the image with them where it is known."""
     rows = "".join(
         f"<tr><td>{html.escape(one_line(one.name, 80))}</td><td>{_number(one.probability, one.score)}"
         f"</td><td>{', '.join(f'{side:.0f}' for side in one.box)}</td></tr>"
@@ -140,7 +140,8 @@ def _image(found: Detections) -> str:
     if factor < 1:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    scaled = replace(found, boxes=found.boxes * np.float32(factor))
+    best = found[:_SHOWN_ROWS]
+    scaled = replace(best, boxes=best.boxes * np.float32(factor))
     data = io.BytesIO()
     scaled.plot(pixels).save(data, "JPEG", quality=85)
     uri = base64.b64encode(data.getvalue()).decode("ascii")

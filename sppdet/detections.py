@@ -122,7 +122,9 @@ class Detections:
         return self[self.scores >= least]
 
     def plot(self, image: ImageArray | Image | None = None) -> Image:
-        """Draw the detections on their image; see `sppdet.drawing.draw.draw_detections`.
+        """Draw all of these detections on their image; see `sppdet.drawing.draw.draw_detections`.
+
+        A detector returns improbable ones as well: `d[d.probabilities > 0.5].plot()` leaves them out.
 
         Args:
             image: an array (H, W, 3) uint8 RGB or a PIL image. None: the image that was passed to the

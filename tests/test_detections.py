@@ -208,6 +208,9 @@ def test_html_has_a_table_and_a_small_image(found: Detections) -> None:
     side = round(20 * 800 / 3000)  # the first box is drawn where it is at this size
     assert np.abs(ground[40:100, side] - 200).max(axis=1).min() > 40
     assert page_of(found).images == []
+    # only what is in the table is drawn
+    many = known[[0] * 20 + [1] * 30]
+    assert page_of(many).images == page_of(many[:20]).images
 
 
 def test_html_is_escaped_and_short() -> None:

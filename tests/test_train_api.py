@@ -74,6 +74,8 @@ def test_a_dict_builds_on_a_packaged_config(demo_root: Path, tmp_path: Path) -> 
     found = load_config({"base": str(own), "data": {"root": "x"}}, ["svm.layer=pool5"])
     assert (found.svm.C, found.seed, found.svm.layer) == (0.5, 3, "pool5")
     assert found.store == tmp_path / "cache"  # relative to its file
+    found = load_config({"base": str(own), "data": {"root": "x"}, "svm": {"C": 2}, "seed": 9})
+    assert (found.svm.C, found.seed) == (2, 9)  # the dict's come first
 
 
 def test_python_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
