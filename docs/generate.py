@@ -31,10 +31,11 @@ COMMANDS = (
         "compare",
         "diagnose",
         "audit",
+        "suggest",
         "report",
         "explain",
     ),
-    *("detect", "propose"),
+    *("detect", "convert", "serve", "export", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )

@@ -52,6 +52,16 @@ def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
     return clipped
 
 
+def whole_pixels(boxes: Boxes) -> NDArray[np.int64]:
+    """Round boxes (N, 4) to whole pixels; each keeps at least one pixel, the one that it begins in."""
+    rounded: NDArray[np.int64] = np.rint(boxes).astype(np.int64)
+    for low, high in ((0, 2), (1, 3)):
+        thin = rounded[:, high] <= rounded[:, low]
+        rounded[thin, low] = np.floor(boxes[thin, low]).astype(np.int64)
+        rounded[thin, high] = rounded[thin, low] + 1
+    return rounded
+
+
 def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:
     """Mirror boxes (N, 4) left to right with their image."""
     flipped: Boxes = boxes.copy()

@@ -16,8 +16,8 @@ from PIL import Image
 from runs import CLASSES, CommandLine
 from sppdet.errors import ConfigError
 from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.formats import FORMATS, parse_formats
 from sppdet.folders.journal import JOURNAL
-from sppdet.folders.planning import FORMATS, parse_formats
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation
 from sppdet.stages.detector import Detector
@@ -167,7 +167,8 @@ def test_images_of_the_same_name(detector: Detector, demo_root: Path, tmp_path: 
         drawn = read_image(out / "images" / f"{name}.jpg")
         assert drawn.shape == read_image(tmp_path / name).shape
         assert read_voc_annotation(out / "Annotations" / f"{name}.xml").objects
-    assert len(list(out.rglob("*.jpg"))) == len(list(out.rglob("*.xml"))) == 3
+    assert len(list(out.glob("images/**/*.jpg"))) == len(list(out.rglob("*.xml"))) == 3
+    assert len(list(out.glob("crops/**/*.jpg"))) == len(found["annotations"])
 
 
 def test_a_folder_and_one_within(detector: Detector, images: Path, tmp_path: Path) -> None:
@@ -320,8 +321,8 @@ def test_a_device_by_another_name_is_refused_at_once(
 
 
 def test_formats() -> None:
-    assert parse_formats("coco , images") == ("images", "coco")
+    assert parse_formats("crops,coco , images") == ("images", "coco", "crops")
     assert parse_formats(",".join(FORMATS)) == FORMATS
     for text in ("", " , "):
-        with pytest.raises(ConfigError, match="--save: expected some of images, json, csv"):
+        with pytest.raises(ConfigError, match="--save: expected some of images, json, jsonl"):
             parse_formats(text)

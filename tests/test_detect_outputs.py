@@ -23,10 +23,12 @@ from PIL import Image
 from runs import CommandLine, printed_to
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
 from sppdet.folders.finder import Finder, Found
-from sppdet.folders.folder import FolderResult, _write_drawing, detect_folder
+from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.formats import FORMATS, Format
+from sppdet.folders.image_files import Finding, content_of
 from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
 from sppdet.folders.outputs import _make
-from sppdet.folders.planning import FORMATS, Format, Item
+from sppdet.folders.planning import Item
 from sppdet.io.images import read_image
 from sppdet.io.names import unescape_name
 from sppdet.io.videos import write_video
@@ -36,6 +38,9 @@ from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
 LEAST = -1.2  # a score that this little training reaches
+OLD = [
+    kind for kind in FORMATS if kind not in ("yolo", "crops")
+]  # one drawing, one annotation an image
 
 
 @pytest.fixture(scope="session")
@@ -99,11 +104,20 @@ def test_annotations_made_by_hand_stay(
     assert files_in(root) == before
 
 
-@pytest.mark.parametrize("file", ["detections.json", "detections.csv", "coco_results.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "detections.json",
+        "detections.jsonl",
+        "detections.csv",
+        "coco_results.json",
+        "yolo/data.yaml",
+    ],
+)
 def test_joint_files_of_others_stay(
     detector: Detector, images: Path, tmp_path: Path, calls: list[int], file: str
 ) -> None:
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).parent.mkdir(parents=True)
     (tmp_path / "out" / file).write_text("mine")
     with pytest.raises(ConfigError, match=f"{file}: wasn't written by sppdet"):
         detect(detector, [images], tmp_path / "out")
@@ -210,9 +224,9 @@ def test_earlier_results_are_left_out_of_the_search(
     detector: Detector, images: Path, tmp_path: Path
 ) -> None:
     out = images / "found"
-    first, _ = detect(detector, [images], out)
+    first, _ = detect(detector, [images], out, formats=OLD)
     written = files_in(out)
-    again, said = detect(detector, [images], out)
+    again, said = detect(detector, [images], out, formats=OLD)
     assert first.images == again.images == 3
     assert "left out: 3 images that detect has written" in said
     assert files_in(out) == written
@@ -223,7 +237,7 @@ def test_earlier_results_are_left_out_of_the_search(
     shutil.copy(next(images.glob("*.jpg")), out / "images" / "mine.jpg")
     assert detect(detector, [images], tmp_path / "out2")[0].images == 4
     with pytest.raises(ConfigError, match=r"is searched for images \(.*mine.jpg\)"):
-        detect(detector, [images], out)
+        detect(detector, [images], out, formats=OLD)
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "dangling"])
@@ -318,13 +332,13 @@ def test_results_so_far_are_kept_when_the_work_ends_early(
     monkeypatch.setattr(Detector, "detect_prepared", interrupted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        detect(detector, [images], out)
+        detect(detector, [images], out, formats=OLD)
     assert len(list((out / "images").iterdir())) == 2
     assert len((out / JOURNAL).read_text().splitlines()) == 1 + 2 * 3
     assert not (out / "detections.json").exists()
-    detect(detector, [images], out)
+    detect(detector, [images], out, formats=OLD)
     assert calls == 4
-    detect(detector, [images], tmp_path / "whole")
+    detect(detector, [images], tmp_path / "whole", formats=OLD)
     assert files_in(out) == files_in(tmp_path / "whole")
 
 
@@ -406,6 +420,9 @@ def test_calls_that_are_killed_come_to_the_same_end(
         ("images/*", 1, "before"),
         ("images/*", 1, "after"),
         ("Annotations/*", 2, "after"),
+        ("crops/*/*", 2, "before"),
+        ("yolo/labels/*", 2, "after"),
+        ("crops/*/*", 4, "after"),
         ("line", 4, ""),
         ("images/clip.mp4", 1, "before"),
         ("images/clip.mp4", 1, "after"),
@@ -504,7 +521,7 @@ def test_detections_come_back_to_the_bit(tmp_path: Path) -> None:
         assert result.labels == found.labels.tolist()
         assert (result.width, result.height) == (999, 998)
     entry = again.entry("one")
-    assert entry is not None and (entry.made_by, entry.count) == ("m", 50)
+    assert entry is not None and (entry.made_by, len(entry.labels)) == ("m", 50)
     assert again.claims == {"f": {"0"}}
 
 
@@ -671,19 +688,18 @@ def test_stems_that_clash(detector: Detector, images: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("error", [MemoryError(), cv2.error("OpenCV: failed")])
 def test_an_image_that_can_not_be_drawn_on(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("sppdet.folders.folder.draw_detections", fail)
+    monkeypatch.setattr("sppdet.folders.image_files.draw_detections", fail)
     nothing = Detections(
         np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ("a",)
     )
-    found = Found("made by", np.zeros((4, 6, 3), np.uint8), nothing)
+    found = Finding("a.jpg", np.zeros((4, 6, 3), np.uint8), nothing)
     with pytest.raises(DataError, match="6x4 pixels can't be encoded as JPEG"):
-        _write_drawing(tmp_path / "a.jpg", found)
-    assert not list(tmp_path.iterdir())
+        content_of("images", found, 0)
 
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:

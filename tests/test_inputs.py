@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sppdet.errors import ImageError
+from sppdet.folders.formats import IMAGE_FORMATS
 from sppdet.folders.inputs import plan_images
 from sppdet.folders.sources import Film, FolderPlan, Still
 from sppdet.io.finding import walk
@@ -299,7 +300,8 @@ def test_urls_get_names_that_stay_in_the_folder() -> None:
     all_names = names(plan)
     assert len({name.casefold() for name in all_names}) == len(urls)
     for item in plan.stills:
-        parts = item.file("voc").split("/")
+        (file,) = IMAGE_FORMATS["voc"].files(item.stem, ())
+        parts = file.split("/")
         assert parts[0] == "Annotations" and not {"", ".", ".."} & set(parts)
         assert not set(item.name) & set('\\:*?"<>|')
     assert names(plan_images([urls[0]])) == ["b.jpg"]
@@ -337,7 +339,8 @@ def test_no_file_of_one_image_stands_in_the_way_of_another(tree: Path, odd: list
             paths += [f"Annotations/{stem}/{n:06d}.xml" for n in range(2)]
         elif isinstance(source, Still):
             results.append(source.name)
-            paths += [source.item.file(kind) for kind in source.item.kinds(("images", "voc"))]
+            for kind in ("images", "voc"):
+                paths += IMAGE_FORMATS[kind].files(source.item.stem, ())
     folded = [path.casefold() for path in paths]
     assert len(set(folded)) == len(folded) and len(set(results)) == len(results)
     for one, other in itertools.permutations(folded, 2):

@@ -21,9 +21,9 @@ import pytest
 from runs import CommandLine, printed_to
 from sppdet.errors import ConfigError, DataError, ImageError
 from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.formats import Format
 from sppdet.folders.inputs import plan_images
 from sppdet.folders.journal import JOURNAL
-from sppdet.folders.planning import Format
 from sppdet.io import videos
 from sppdet.io.images import read_image
 from sppdet.io.videos import Frame, open_video, write_video

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +13,7 @@ from sppdet.cli.options import (
     ConfigOrImagesArgument,
     DeviceOption,
     InputsArgument,
+    ModelArgument,
     RunArgument,
     RunOption,
     SetOption,
@@ -31,7 +31,7 @@ from sppdet.cli.thresholds import (
 from sppdet.errors import ConfigError, SppdetError
 
 if TYPE_CHECKING:
-    from sppdet.config import Config
+    pass
 
 StageName = Literal[
     "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
@@ -57,27 +57,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a detector; an interrupted run goes on where it stopped."""
-    from sppdet.io.settings import holds_images, load_config, load_for_images, settings_in
+    from sppdet.stages.choice import settings_and_choice
 
-    own, images = overrides or [], holds_images(config)
-    if (preset or minutes) and not images:
-        raise ConfigError(
-            f"{config}: has settings of its own; --preset and --minutes are for a folder of images"
-        )
-
-    @cache
-    def load(tuned: bool) -> Config:
-        return load_for_images(config, own, tuned=tuned)
-
-    settings = load(preset in ("balanced", "accurate")) if images else load_config(config, own)
+    settings, choice = settings_and_choice(config, overrides or [], preset=preset, minutes=minutes)
     start_libraries()
     from sppdet.stages.pipeline import train as run_stages
 
-    choice = None
-    if images:
-        from sppdet.stages.presets import Choice
-
-        choice = Choice(load, preset, minutes, settings_in(own))
     folder = run or default_run(config)
     run_stages(settings, folder, device=device, until=until, choice=choice)
     if until == "evaluate":
@@ -91,7 +76,8 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Folder of a run; the models of several are combined, with the settings of the first.",
+            help="Folder of a run; the models of several are combined, with the settings of the first. "
+            "Those after the first may be files of `sppdet export`.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
@@ -183,7 +169,7 @@ def report(
 
 
 def explain(
-    run: RunArgument,
+    run: ModelArgument,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     at: Annotated[
         str | None,
@@ -197,7 +183,11 @@ def explain(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: explain/NAME.html in the run.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Default, with a run: its explain/NAME.html.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -217,7 +207,7 @@ def explain(
 
 
 def detect(
-    run: RunArgument,
+    run: ModelArgument,
     inputs: InputsArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     score: ScoreOption = "auto",
@@ -225,7 +215,8 @@ def detect(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     save: Annotated[
-        str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
+        str,
+        typer.Option(help="Formats to write: some of images,json,jsonl,csv,voc,coco,yolo,crops."),
     ] = "images,json",
     workers: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="Default: one per core.")
@@ -254,8 +245,8 @@ def detect(
     """Detect in images: files, folders, patterns, lists, URLs, videos, cameras, standard input."""
     start_libraries()
     from sppdet.folders.folder import detect_folder
+    from sppdet.folders.formats import parse_formats
     from sppdet.folders.inputs import plan_images
-    from sppdet.folders.planning import parse_formats
     from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector

@@ -21,6 +21,10 @@ ConfigOrImagesArgument = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Folder of a run, or a file of `sppdet export`."),
+]
 ClassifierArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a classifier's run.")
 ]

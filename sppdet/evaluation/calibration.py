@@ -59,9 +59,12 @@ class Calibration:
 
     def probabilities(self, scores: Scores, labels: Labels) -> NDArray[np.float32]:
         """Compute the probabilities (N,) of detections of labels 1..K."""
+        return np.exp(-np.logaddexp(0.0, -self.log_odds(scores, labels))).astype(np.float32)
+
+    def log_odds(self, scores: Scores, labels: Labels) -> Values:
+        """Compute the logarithms of p / (1 − p), (N,), of detections of labels 1..K."""
         of = labels - 1
-        logits = self.slopes[of] * scores.astype(np.float64) + self.intercepts[of]
-        return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
+        return np.asarray(self.slopes[of] * scores.astype(np.float64) + self.intercepts[of])
 
     def scores_at(self, probability: float) -> Values:
         """Compute the score (K,) at which each class has a probability in (0, 1)."""

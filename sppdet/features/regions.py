@@ -80,6 +80,11 @@ def pool_windows(
     return pooled
 
 
+def whole_image_vector(maps: FeatureMaps) -> NDArray[np.float32]:
+    """Pool the map of the smallest scale as one bin: the maximum (C,) of each channel."""
+    return np.asarray(maps.maps[0].float().amax(dim=(1, 2)).cpu().numpy())
+
+
 def multiply_windows(
     maps: FeatureMaps, cells: NDArray[np.int64], levels: Sequence[int], weights: torch.Tensor
 ) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sppdet.folders.drawing import draw_detections
+from sppdet.drawing.draw import draw_detections
 from sppdet.folders.journal import Result
 from sppdet.folders.outputs import Outputs
 from sppdet.folders.sources import Film

@@ -21,7 +21,7 @@ from sppdet.runs.artifacts import fingerprint
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
-VERSION = 2  # incremented when the same detections give other files
+VERSION = 3  # incremented when the same detections give other files
 MISSED = 0.05  # least probability of a detection that counts as missed by the threshold
 
 

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.errors import ArtifactError, DataError, ImageError, one_line
-from sppdet.folders.drawing import draw_detections
+from sppdet.errors import ArtifactError, DataError, ImageError, one_line, shorten
 from sppdet.folders.films import write_film
 from sppdet.folders.finder import MISSED, Failed, Finder, Found, Kept, describe
+from sppdet.folders.formats import Format
+from sppdet.folders.image_files import Finding, content_of
 from sppdet.folders.inputs import plan_images
 from sppdet.folders.joint import JointFiles
 from sppdet.folders.journal import JournalError
 from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
-from sppdet.folders.planning import Format, Item
+from sppdet.folders.planning import Item
 from sppdet.folders.sources import FolderPlan
-from sppdet.io.names import escape_name
-from sppdet.io.voc_writing import voc_annotation
-from sppdet.runs.artifacts import write_text
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import track
 from sppdet.stages.detector import Detector
@@ -86,7 +83,7 @@ def detect_folder(
         plan = plan_images(plan)
     for line in plan.left_out:
         LOGGER.info("left out: %s", line)
-    with open_outputs(out, plan, formats) as outputs:
+    with open_outputs(out, plan, formats, detector.class_names) as outputs:
         finder = Finder(detector, plan, outputs.is_done, least)
         work = _Work(detector, plan, outputs, formats, finder)
         return work.run(workers)
@@ -132,8 +129,9 @@ class _Work:
                     self._fail(describe(film.whole, error))
         JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
         names = [item.name for item in with_results]
+        self.outputs.remove_stale()
         journal.compact(names)
-        detections = sum(entry.count for entry in map(journal.entry, names) if entry)
+        detections = sum(len(entry.labels) for entry in map(journal.entry, names) if entry)
         failed, missed = tuple(self.failed), tuple(self.found.missed)
         return FolderResult(images, len(with_results), detections, failed, missed)
 
@@ -141,14 +139,13 @@ class _Work:
         """Write an image's files, then its line in the journal, which vouches for them."""
         files: dict[str, str] = {}
         problems: list[str] = []
-        for kind in item.kinds(self.formats):
-            file = item.file(kind)
+        finding = Finding(item.name, found.image, found.detections)
+        labels = found.detections.labels.tolist()
+        for kind, number, file in self.outputs.files(item, labels):
             try:
+                content = content_of(kind, finding, number)
                 with self.outputs.writing(file) as temporary:
-                    if kind == "images":
-                        _write_drawing(temporary, found)
-                    else:
-                        _write_annotation(temporary, item, found)
+                    temporary.write_bytes(content)
                 files[file] = self.outputs.digest(file)
             except JournalError:
                 raise
@@ -157,7 +154,7 @@ class _Work:
                     raise
                 problems.append(str(error))
         if problems:
-            self._fail(one_line(f"{item.origin}: {'; '.join(problems)}"))
+            self._fail(one_line(f"{item.origin}: {shorten(problems, limit=3)}"))
         height, width = found.image.shape[:2]
         self.outputs.journal.add(
             item.name, found.detections,
@@ -167,31 +164,3 @@ class _Work:
     def _fail(self, problem: str) -> None:
         self.failed.append(problem)
         LOGGER.info("failed: %s", problem, extra=event("failed"))
-
-
-def _write_drawing(path: Path, found: Found) -> None:
-    height, width = found.image.shape[:2]
-    try:
-        drawn = draw_detections(found.image, found.detections)
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-    except (cv2.error, MemoryError):
-        done = False
-    if not done:
-        raise DataError(
-            f"{width}x{height} pixels can't be encoded as JPEG, expected 65500 a side at most"
-        )
-    path.write_bytes(np.asarray(data).tobytes())
-
-
-def _write_annotation(path: Path, item: Item, found: Found) -> None:
-    height, width = found.image.shape[:2]
-    write_text(
-        path,
-        voc_annotation(
-            filename=PurePosixPath(item.name).name,
-            width=width,
-            height=height,
-            boxes=found.detections.boxes,
-            names=[escape_name(name) for name in found.detections.names()],
-        ),
-    )

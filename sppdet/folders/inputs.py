@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from sppdet.errors import AnnotationError, ImageError
+from sppdet.folders.formats import IMAGE_FORMATS
 from sppdet.folders.journal import claimed_files
-from sppdet.folders.planning import IMAGE_FILES, Item
+from sppdet.folders.planning import Item
 from sppdet.folders.sources import Film, FolderPlan, Source, Still
 from sppdet.io.files import read_bytes, read_foreign_text
 from sppdet.io.finding import each_once, expand, find_files, is_pattern
@@ -303,7 +304,8 @@ def _stems(names: Sequence[str], is_film: Sequence[bool]) -> list[str]:
         stems = [n if film else next(stills) for n, film in zip(names, is_film, strict=True)]
     counts = Counter(map(_folded, stems))
     folders = {f.as_posix() for stem in stems for f in PurePosixPath(_folded(stem)).parents}
-    suffixes = [suffix for _, suffix in IMAGE_FILES.values()]
+    endings = [form.ending for form in IMAGE_FORMATS.values()]
+    taken = {e.sub("", folder) for folder in folders for e in endings if e.search(folder)}
     videos = Counter(
         _folded(s).removesuffix(".mp4") for s, f in zip(stems, is_film, strict=True) if f
     )
@@ -314,7 +316,7 @@ def _stems(names: Sequence[str], is_film: Sequence[bool]) -> list[str]:
             return True
         if film:
             return folded in folders or videos[folded.removesuffix(".mp4")] > 1
-        return any(folded + suffix in folders for suffix in suffixes)
+        return folded in taken
 
     return [
         f"{stem}~{_digest(name)}" if clashes(stem, film) else stem

@@ -79,11 +79,11 @@ _LINES: TypeAdapter[Result | _Claim] = TypeAdapter(Result | _Claim)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The line of an image in short: its offset, its number of detections, the rest as in `Result`."""
+    """The line of an image in short: its offset in the file, the rest as in `Result`."""
 
     offset: int
     made_by: str
-    count: int
+    labels: tuple[int, ...]
     files: dict[str, str]
 
 
@@ -118,7 +118,7 @@ class Journal:
             if line.made_by:
                 self._made_by[line.file, line.digest] = line.made_by
             return
-        entry = Entry(self._end, line.made_by, len(line.scores), line.files)
+        entry = Entry(self._end, line.made_by, tuple(line.labels), line.files)
         self._entries[line.image] = entry
         for file, digest in line.files.items():
             self.claims[file].add(digest)
@@ -155,7 +155,12 @@ class Journal:
         }
         if found.probabilities is not None:
             record["probabilities"] = found.probabilities.tolist()
-        self._entries[name] = Entry(self._append(record), made_by, len(found), files)
+        labels = tuple(found.labels.tolist())
+        self._entries[name] = Entry(self._append(record), made_by, labels, files)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the last line of every image."""
+        yield from self._entries.values()
 
     def results(self, names: Iterable[str]) -> Iterator[Result]:
         """Read the results of images that have an entry, one after another."""
