@@ -88,12 +88,13 @@ def table(args: argparse.Namespace, work: Path) -> int:
     return wrong
 
 
-def call(program: Path, words: Sequence[str | Path]) -> None:
+def call(program: Path, words: Sequence[str | Path], *, stdin: Path | None = None) -> None:
     """Call sppdet as it is installed: without the sources beside this file."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    ended = subprocess.run([program, *words], capture_output=True, text=True, env=env)
+    given = None if stdin is None else stdin.read_bytes()
+    ended = subprocess.run([program, *words], capture_output=True, input=given, env=env)
     if ended.returncode:
-        sys.exit(f"sppdet {' '.join(map(str, words))}: {ended.stderr}")
+        sys.exit(f"sppdet {' '.join(map(str, words))}: {ended.stderr.decode(errors='replace')}")
 
 
 def rows(images: Path) -> list[Row]:
