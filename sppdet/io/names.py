@@ -58,6 +58,11 @@ def safe_id(name: str) -> str:
     return f"_{safe}" if safe.startswith(".") or not safe else safe
 
 
+def frame_file(name: str) -> str:
+    """Name the file that a frame of a video has as an image: clip.mp4/000120.jpg for clip.mp4#000120."""
+    return re.sub(r"#(\d+)\Z", r"/\1.jpg", name)
+
+
 def unique_ids(file_names: Sequence[str]) -> list[str]:
     """Make ids for images named by relative paths.
 
