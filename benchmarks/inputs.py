@@ -18,7 +18,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pillow_heif
-from outputs import call, count_coco
+from outputs import call, count_coco, run_table
 from PIL import Image
 
 _COUNT = 6  # images of each input that has several
@@ -44,19 +43,7 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("sppdet", "run", "images"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--work", type=Path, help="folder; default: a temporary one")
-    parser.add_argument("--only", default="", help="the commands that have this text")
-    args = parser.parse_args()
-    work = args.work or Path(tempfile.mkdtemp(prefix="inputs-"))
-    try:
-        wrong = table(args, work)
-    finally:
-        if args.work is None:
-            shutil.rmtree(work)
-    sys.exit(wrong)
+    run_table(table, __doc__ or "", ("sppdet", "run", "images"))
 
 
 def table(args: argparse.Namespace, work: Path) -> int:

@@ -44,15 +44,20 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("sppdet", "run", "images", "labels"):
+    run_table(table, __doc__ or "", ("sppdet", "run", "images", "labels"))
+
+
+def run_table(
+    table: Callable[[argparse.Namespace, Path], int], description: str, names: Sequence[str]
+) -> None:
+    """Print a table in a folder of its own; the exit status is the number of its wrong rows."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in names:
         parser.add_argument(name, type=Path)
-    parser.add_argument(
-        "--work", type=Path, help="folder for the outputs; default: a temporary one"
-    )
+    parser.add_argument("--work", type=Path, help="folder for what is made; default: temporary")
     parser.add_argument("--only", default="", help="the commands that have this text")
     args = parser.parse_args()
-    work = args.work or Path(tempfile.mkdtemp(prefix="outputs-"))
+    work = args.work or Path(tempfile.mkdtemp(prefix="sppdet-"))
     try:
         wrong = table(args, work)
     finally:
