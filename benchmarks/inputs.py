@@ -12,8 +12,10 @@ work with status 1. Needs the extra `dev` and ffmpeg.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import http.server
+import io
 import json
 import shutil
 import subprocess
@@ -66,7 +68,8 @@ def table(args: argparse.Namespace, work: Path) -> int:
         paths = {"RUN": str(args.run), "model.sppdet": str(model)}
         replaced = [paths.get(word, word.replace("IN/", f"{given}/")) for word in words]
         call(args.sppdet, replaced, stdin=row.stdin)
-        images, objects = count_coco(out / "detections.json")
+        with contextlib.redirect_stdout(io.StringIO()):  # what pycocotools says
+            images, objects = count_coco(out / "detections.json")
         right = images == row.images
         if row.same:
             right &= all(found == wanted[name] for name, found in detections(out).items())
