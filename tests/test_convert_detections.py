@@ -225,6 +225,18 @@ def test_two_images_that_lead_to_one_file(
         convert(found, tmp_path / "out", target, reading=Reading(images=images))
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [("table,table", "table is named twice"), ("table,,猫", "one is empty"), ("", "empty")],
+)
+def test_classes_that_are_no_list_of_names(
+    found: Path, tmp_path: Path, sppdet: CommandLine, given: str, problem: str
+) -> None:
+    words = ("convert", found, tmp_path / "out", "--format", "csv", "--classes", given)
+    status, _, err = sppdet(*words)
+    assert status == 1 and problem in err and len(err.splitlines()) == 1
+
+
 def test_results_by_numbers(images: Path, tmp_path: Path) -> None:
     """The annotations that the ids are of say what they mean."""
     entries = [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}]
