@@ -23,10 +23,12 @@ from pathlib import Path
 
 # what these rows import, and the wheels that bring it where it is missing
 WHEELS = {
+    "PIL": "pillow",
     "annotated_types": "annotated-types",
     "cv2": "opencv-python-headless",
     "defusedxml": "defusedxml",
     "filelock": "filelock",
+    "fontTools": "fonttools",
     "jinja2": "jinja2",
     "markupsafe": "markupsafe",
     "matplotlib": "matplotlib",

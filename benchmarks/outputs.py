@@ -44,15 +44,20 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("sppdet", "run", "images", "labels"):
+    run_table(table, __doc__ or "", ("sppdet", "run", "images", "labels"))
+
+
+def run_table(
+    table: Callable[[argparse.Namespace, Path], int], description: str, names: Sequence[str]
+) -> None:
+    """Print a table in a folder of its own; the exit status is the number of its wrong rows."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in names:
         parser.add_argument(name, type=Path)
-    parser.add_argument(
-        "--work", type=Path, help="folder for the outputs; default: a temporary one"
-    )
+    parser.add_argument("--work", type=Path, help="folder for what is made; default: temporary")
     parser.add_argument("--only", default="", help="the commands that have this text")
     args = parser.parse_args()
-    work = args.work or Path(tempfile.mkdtemp(prefix="outputs-"))
+    work = args.work or Path(tempfile.mkdtemp(prefix="sppdet-"))
     try:
         wrong = table(args, work)
     finally:
@@ -88,12 +93,13 @@ def table(args: argparse.Namespace, work: Path) -> int:
     return wrong
 
 
-def call(program: Path, words: Sequence[str | Path]) -> None:
+def call(program: Path, words: Sequence[str | Path], *, stdin: Path | None = None) -> None:
     """Call sppdet as it is installed: without the sources beside this file."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    ended = subprocess.run([program, *words], capture_output=True, text=True, env=env)
+    given = None if stdin is None else stdin.read_bytes()
+    ended = subprocess.run([program, *words], capture_output=True, input=given, env=env)
     if ended.returncode:
-        sys.exit(f"sppdet {' '.join(map(str, words))}: {ended.stderr}")
+        sys.exit(f"sppdet {' '.join(map(str, words))}: {ended.stderr.decode(errors='replace')}")
 
 
 def rows(images: Path) -> list[Row]:

@@ -20,7 +20,8 @@ def check_array(array: NDArray[Any], name: str, shape: tuple[int | None, ...], d
         want is not None and have != want for have, want in zip(array.shape, shape, strict=False)
     )
     if wrong_shape or array.dtype != np.dtype(dtype):
-        want = tuple("N" if side is None else side for side in shape)
+        sides = ", ".join("any" if side is None else str(side) for side in shape)
+        want = f"({sides},)" if len(shape) == 1 else f"({sides})"
         raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {want}")
 
 

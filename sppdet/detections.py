@@ -192,9 +192,16 @@ class Detections:
         expected = "expected an integer, a slice, or an array of integers or booleans"
         if isinstance(rows, slice):
             return rows
-        if isinstance(rows, tuple | str) or np.ndim(rows) > 1:
+        if isinstance(rows, tuple | str):
             raise TypeError(f"index of detections: {one_line(repr(rows), 60)}, {expected}")
-        array = np.asarray(rows)
+        try:
+            array = np.asarray(rows)
+        except ValueError:  # lists of several lengths
+            raise TypeError(
+                f"index of detections: {one_line(repr(rows), 60)}, {expected}"
+            ) from None
+        if array.ndim > 1:
+            raise TypeError(f"index of detections: {array.dtype} {array.shape}, {expected}")
         if array.size == 0:
             array = array.astype(bool if array.dtype == bool else np.int64)
         if array.dtype == bool:

@@ -241,8 +241,8 @@ def test_probabilities_in_the_files(
         )
         assert row["probability"] >= 0.0199
     header, *lines = (out / "detections.csv").read_text().splitlines()
-    assert header.endswith(",probability") and len(lines) == len(rows)
-    assert float(lines[0].split(",")[-1]) == pytest.approx(rows[0]["probability"], abs=1e-4)
+    assert header.endswith(",probability,seconds") and len(lines) == len(rows)
+    assert float(lines[0].split(",")[-2]) == pytest.approx(rows[0]["probability"], abs=1e-4)
 
 
 def test_the_best_of_no_detection_is_said(

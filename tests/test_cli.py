@@ -38,17 +38,24 @@ COMMANDS = {
     ),
     "diagnose": ("RUN", "--split", "--score", "--min-probability", "--device"),
     "report": ("RUN", "--split", "--out"),
-    "explain": ("RUN", "IMAGE", "--at", "--detection", "--score", "--out", "--device"),
+    "explain": ("MODEL", "IMAGE", "--at", "--detection", "--score", "--out", "--device"),
     "check": ("DATA", "--out", "--proposals", "--strict", "--set"),
     "crossval": ("CONFIG", "--folds", "--run", "--set", "--device"),
     "curve": ("CONFIG", "--fractions", "--seeds", "--run", "--set", "--device"),
     "compare": ("RUN_A", "RUN_B", "--split", "--metric", "--json"),
     "audit": ("RUN", "--top", "--out"),
-    "detect": ("RUN", "PATH", "--out", "--score", "--save", "--workers", "--device"),
+    "detect": (
+        *("MODEL", "INPUT", "--out", "--score", "--save", "--workers", "--device"),
+        *("--tile", "--overlap", "--every", "--frames", "--max-pixels"),
+    ),
+    "convert": ("FROM", "TO", "--format", "--from", "--split", "--images", "--score"),
+    "suggest": ("RUN", "--out", "--count", "--format"),
+    "export": ("MODEL", "FILE", "--onnx"),
+    "serve": ("MODEL", "--host", "--port", "--max-bytes", "--timeout", "--queue"),
     "propose": ("CONFIG", "--out", "--run", "--set"),
     "download": ("--root", "voc2007", "voc2012"),
     "demo": ("--out", "--seed"),
-    "info": ("RUN",),
+    "info": ("MODEL",),
 }
 
 
@@ -144,7 +151,7 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     ),
     "unknown format": (
         lambda _, run, empty: ["detect", run, empty, "--out", empty, "--save", "images,nonsense"],
-        "--save nonsense: expected some of images, json, csv, voc, coco",
+        "--save nonsense: expected some of images, json, jsonl, csv, voc, coco, yolo, crops",
     ),
     "no format": (
         lambda _, run, empty: ["detect", run, empty, "--out", empty, "--save", ""],

@@ -167,6 +167,76 @@ def test_images_that_have_moved(found: Path, images: Path, tmp_path: Path) -> No
     assert link.resolve() == (tmp_path / "elsewhere" / "süß" / "b 1.png").resolve()
 
 
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """A detections.json of two frames of a video, and of an image behind a URL."""
+    (tmp_path / "a clip.mp4").write_bytes(b"no image")
+    video, url = str(tmp_path / "a clip.mp4"), "https://example.org/é/cat.jpg?size=1"
+    size = {"width": WIDTH, "height": HEIGHT}
+    images = [
+        {"id": 1, "file_name": "a clip.mp4#000000", "path": video, "seconds": 0.0, **size},
+        {"id": 2, "file_name": "a clip.mp4#000012", "path": video, "seconds": 0.5, **size},
+        {"id": 3, "file_name": "cat.jpg", "path": url, **size},
+    ]
+    rows = [
+        {"image_id": k, "category_id": 1, "bbox": [k, 2, 3, 4], "score": 0.5 + k} for k in (1, 2, 3)
+    ]
+    categories = [{"id": 1, "name": "cat"}]
+    path = tmp_path / "frames.json"
+    path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+    return path
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_frames_of_a_video_and_urls_are_images_of_their_own(
+    frames: Path, tmp_path: Path, target: Target
+) -> None:
+    with pytest.raises(ImageError, match=r"a clip.mp4/000000.jpg: no such file; .*--images none"):
+        convert(frames, tmp_path / "out", target, images="copy")
+    data = convert(frames, tmp_path / "out", target, images="none")
+    assert {image.name: image.boxes[0].tolist() for image in data.images} == {
+        "a clip.mp4/000000.jpg": [1, 2, 4, 6],
+        "a clip.mp4/000012.jpg": [2, 2, 5, 6],
+        "cat.jpg": [3, 2, 6, 6],
+    }
+
+
+def test_frames_that_were_taken_from_the_video(
+    frames: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = tmp_path / "taken"
+    for name in ("a clip.mp4/000000.jpg", "a clip.mp4/000012.jpg", "cat.jpg"):
+        save_image(there / name, noise(name))
+    convert(frames, tmp_path / "out", "yolo", reading=Reading(images=there))
+    for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+        folder = tmp_path / "out" / kind
+        assert (folder / "a clip.mp4" / f"000012.{suffix}").is_file()
+        assert (folder / f"cat.{suffix}").is_file()
+    assert "times of frames aren't converted" in caplog.text
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_two_images_that_lead_to_one_file(
+    found: Path, images: Path, tmp_path: Path, target: Target
+) -> None:
+    text = found.read_text().replace(json.dumps(str(images / "c.png")), '"/gone/a.png"')
+    found.write_text(text.replace('"c.png"', '"x/a.png"'))
+    with pytest.raises(DataError, match=r"a\.png for several images; expected a file for each"):
+        convert(found, tmp_path / "out", target, reading=Reading(images=images))
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [("table,table", "table is named twice"), ("table,,猫", "one is empty"), ("", "empty")],
+)
+def test_classes_that_are_no_list_of_names(
+    found: Path, tmp_path: Path, sppdet: CommandLine, given: str, problem: str
+) -> None:
+    words = ("convert", found, tmp_path / "out", "--format", "csv", "--classes", given)
+    status, _, err = sppdet(*words)
+    assert status == 1 and problem in err and len(err.splitlines()) == 1
+
+
 def test_results_by_numbers(images: Path, tmp_path: Path) -> None:
     """The annotations that the ids are of say what they mean."""
     entries = [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}]

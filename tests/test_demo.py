@@ -57,8 +57,9 @@ def test_a_small_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [image["file_name"] for image in found["images"]] == ["000013.jpg", "000014.jpg"]
     assert [category["name"] for category in found["categories"]] == sorted(CLASS_NAMES)
     files = {p.name for p in (tmp_path / "detections").iterdir()}
-    joint = ("detections.json", "detections.csv", "coco_results.json")
-    assert files == {"images", "Annotations", *joint, ".sppdet-detect.jsonl"}
+    joint = ("detections.json", "detections.jsonl", "detections.csv", "coco_results.json")
+    folders = ("images", "Annotations", "crops", "yolo")
+    assert files == {*folders, *joint, ".sppdet-detect.jsonl"}
     timings = [
         json.loads((tmp_path / run / "timings.json").read_text()) for run in ("backbone", "run")
     ]

@@ -17,7 +17,7 @@ from runs import CLASSES, CommandLine
 from sppdet.errors import ConfigError
 from sppdet.folders.folder import FolderResult, detect_folder
 from sppdet.folders.formats import FORMATS, parse_formats
-from sppdet.folders.journal import JOURNAL
+from sppdet.io.finding import JOURNAL
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation
 from sppdet.stages.detector import Detector

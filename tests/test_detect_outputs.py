@@ -26,9 +26,10 @@ from sppdet.folders.finder import Finder, Found
 from sppdet.folders.folder import FolderResult, detect_folder
 from sppdet.folders.formats import FORMATS, Format
 from sppdet.folders.image_files import Finding, content_of
-from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
+from sppdet.folders.journal import _HEADER, Journal, _line
 from sppdet.folders.outputs import _make
 from sppdet.folders.planning import Item
+from sppdet.io.finding import JOURNAL
 from sppdet.io.images import read_image
 from sppdet.io.names import unescape_name
 from sppdet.io.videos import write_video

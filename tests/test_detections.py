@@ -96,6 +96,7 @@ def test_an_index_selects_rows(found: Detections, index: Any, expected: list[int
         ((0, 1), TypeError, "expected an integer, a slice, or an array"),
         (None, TypeError, "expected an integer, a slice, or an array"),
         ([[0]], TypeError, "expected an integer, a slice, or an array"),
+        ([[0], [1, 2]], TypeError, "expected an integer, a slice, or an array"),
         (["cat"], TypeError, "expected an integer, a slice, or an array"),
     ],
 )

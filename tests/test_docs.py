@@ -89,17 +89,11 @@ def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md"]
-    + [
-        f"docs/{name}.md"
-        for name in ("config", "method", "classification", "results", "performance", "serve")
-    ]
-    + [
-        "docs/index.md",
-        "docs/architecture.md",
-        "docs/tutorial.md",
-        "docs/photos.md",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
         "data/README.md",
+        *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
     ],
 )
 def test_links_and_configs_exist(page: str) -> None:

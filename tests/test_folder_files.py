@@ -13,6 +13,7 @@ from images import save_image
 from sppdet.errors import AnnotationError
 from sppdet.io.coco import read_coco_set
 from sppdet.io.files import read_foreign_text
+from sppdet.io.finding import JOURNAL, find_images
 from sppdet.io.folder_files import FolderFiles
 from sppdet.io.records import Skips
 from sppdet.io.voc import parse_xml, read_set_file, read_voc_set
@@ -175,3 +176,18 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
         (root / name).symlink_to(target)
     wanted = ("all/c.jpg", "later/a.jpg", "more/d.jpg", "own/b.jpg")  # each file once
     assert FolderFiles(root).images == wanted
+
+
+def test_results_of_detect_are_neither_labels_nor_images_of_a_set(tmp_path: Path) -> None:
+    """A folder of results among the photos has detections that look like COCO's and VOC's labels."""
+    save_image(tmp_path / "a.png", sets.noise("a"))
+    results = tmp_path / "sub" / "found"
+    for name in ("images/a.jpg", "crops/cat/a-1.jpg"):
+        save_image(results / name, sets.noise(name))
+    for name in ("detections.json", "Annotations/a.xml", JOURNAL):
+        (results / name).parent.mkdir(exist_ok=True)
+        (results / name).touch()
+    assert FolderFiles(tmp_path).names == ("a.png",)
+    assert find_images([tmp_path]) == [tmp_path / "a.png"]
+    assert "detections.json" in FolderFiles(results).names  # named by itself
+    assert len(find_images([results])) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sppdet.errors import ImageError, SppdetError
+from sppdet.errors import ConfigError, ImageError, SppdetError
 from sppdet.io.given_images import pixels_of
 from sppdet.io.images import read_image
 from sppdet.stages.combined import CombinedDetector
@@ -153,6 +153,13 @@ TENSOR = torch.zeros(3, 4, 5)
         (TENSOR + 255, r"tensor float32 \(3, 4, 5\) from 255 to 255, expected uint8, or values in"),
         (TENSOR - 0.1, r"from -0.1 to -0.1, expected uint8, or values in 0..1"),
         (TENSOR * float("nan"), r"from nan to nan, expected uint8, or values in 0..1"),
+        (
+            TENSOR.to_sparse(),
+            r"tensor float32 \(3, 4, 5\), torch.sparse_coo: expected a dense tensor",
+        ),
+        (TENSOR.to("meta"), "meta: expected a dense tensor with values"),
+        (TENSOR.to(torch.float8_e4m3fn), "float8_e4m3fn .*, expected uint8, or floating-point"),
+        ("", "image: an empty path, expected a path"),
     ],
 )
 def test_what_is_no_image(image: Any, message: str) -> None:
@@ -229,6 +236,31 @@ def test_combined_detectors_take_the_same(detector: Detector, fresh: list[Path])
     assert np.array_equal(listed[0].boxes, expected.boxes) and listed[1] == both(fresh[1])
     with pytest.raises(ValueError, match="image: dict, expected a path"):
         both({})  # type: ignore[call-overload]
+
+
+def test_combined_detectors_search_the_tiles_of_the_first(
+    detector: Detector, fresh: list[Path]
+) -> None:
+    tiled = detector.tiled(160, overlap=0.3)
+    expected, whole = tiled(fresh[0]), detector(fresh[0])
+    assert not np.array_equal(expected.boxes, whole.boxes)
+    for others, same in (([tiled, detector], expected), ([detector, tiled], whole)):
+        found = CombinedDetector.of(others)(fresh[0])
+        assert np.array_equal(found.boxes, same.boxes)
+        assert np.array_equal(found.scores, same.scores)
+
+
+def test_a_detector_shows_itself_in_a_line(detector: Detector) -> None:
+    names = ", ".join(detector.class_names)
+    assert repr(detector) == f"<Detector: {names} on cpu>"
+    assert repr(detector.tiled(160)) == f"<Detector: {names} on cpu, tiles of 160 px>"
+    assert len({detector, detector.tiled(160), detector}) == 2  # by identity
+
+
+@pytest.mark.parametrize("device", ["gpu", None, 3, torch.device("meta")])
+def test_devices_that_arent_there(device: Any, trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected auto, cpu, cuda, cuda:N or mps"):
+        Detector.load(trained, device=device)
 
 
 def test_detections_of_any_kind_can_be_plotted(detector: Detector, fresh: list[Path]) -> None:

@@ -44,7 +44,7 @@ def raised_within(number: int) -> Callable[..., NoReturn]:
 @pytest.mark.parametrize(
     ("arguments", "function", "how"),
     [
-        (["train", "c.yaml"], "sppdet.io.settings.load_config", GOES_ON),
+        (["train", "c.yaml"], "sppdet.stages.choice.load_config", GOES_ON),
         (["pretrain", "c.yaml"], "sppdet.io.settings.load_settings", GOES_ON),
         (
             ["detect", "run", "a", "--out", "b"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,9 +57,20 @@ def test_small_images_are_whole_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "overlap"), [(31, 0.2), (64, -0.1), (64, 0.91), (64, float("nan"))]
+    ("side", "overlap"),
+    [
+        (31, 0.2),
+        (64.5, 0.2),
+        (float("nan"), 0.2),
+        ("64", 0.2),
+        (64, -0.1),
+        (64, 0.91),
+        (64, float("nan")),
+        (64, "0.2"),
+        (64, None),
+    ],
 )
-def test_tilings_that_are_refused(side: int, overlap: float) -> None:
+def test_tilings_that_are_refused(side: Any, overlap: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         Tiling(side, overlap)
 

@@ -65,7 +65,7 @@ def convert(
     from sppdet.stages.convert import convert as run
     from sppdet.stages.convert_labels import Reading
 
-    names = tuple(name.strip() for name in classes.split(",")) if classes else None
+    names = None if classes is None else tuple(name.strip() for name in classes.split(","))
     reading = Reading(
         format=source_format,
         split=split,

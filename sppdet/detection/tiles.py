@@ -30,17 +30,17 @@ class Tiling:
     """Tiles of `side_px` pixels a side of which neighbours share the fraction `overlap` or more.
 
     Raises:
-        ValueError: a side below 32, or an overlap that isn't in [0, 0.9].
+        ValueError: a side that is no integer or below 32, or an overlap that isn't in [0, 0.9].
     """
 
     side_px: int
     overlap: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.side_px < 32:
-            raise ValueError(f"tiles of {self.side_px} pixels: expected 32 or more")
-        if not 0 <= self.overlap <= 0.9:
-            raise ValueError(f"overlap of tiles {self.overlap}: expected 0 to 0.9")
+        if not isinstance(self.side_px, int) or self.side_px < 32:
+            raise ValueError(f"tiles of {self.side_px!r} pixels: expected an integer, 32 or more")
+        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap <= 0.9:
+            raise ValueError(f"overlap of tiles {self.overlap!r}: expected 0 to 0.9")
 
     def tiles(self, *, width: int, height: int) -> list[Tile]:
         """List the tiles of an image row by row, and last the whole image.

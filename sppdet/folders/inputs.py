@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import sys
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sppdet.errors import AnnotationError, ImageError
@@ -24,7 +22,7 @@ from sppdet.io.files import read_bytes, read_foreign_text
 from sppdet.io.finding import each_once, expand, find_files, is_pattern
 from sppdet.io.heif import AVIF_SUFFIXES, HEIF_SUFFIXES, INSTALL, reads_avif, reads_heif
 from sppdet.io.images import IMAGE_SUFFIXES
-from sppdet.io.names import escape_name, safe_id
+from sppdet.io.names import distinct_stems, escape_name, safe_id, short_digest
 from sppdet.io.videos import VIDEO_SUFFIXES, Capture, open_camera, open_video
 from sppdet.io.web import fetch, is_url
 
@@ -249,12 +247,11 @@ def _distinct_names(
         names += [_other_names(word)[1] for word in others]
     names = [escape_name(name) for name in names]
     counts = Counter(names)
-    for row, word in enumerate(
-        others, start=len(paths)
-    ):  # two URLs may differ in their query alone
-        if counts[names[row]] > 1:
+    for row, word in enumerate(others, start=len(paths)):
+        if counts[names[row]] > 1:  # two URLs may differ in their query alone
             stem, dot, suffix = names[row].rpartition(".")
-            names[row] = f"{stem}~{_digest(word)}.{suffix}" if dot else f"{suffix}~{_digest(word)}"
+            mark = f"~{short_digest(word)}"
+            names[row] = f"{stem}{mark}.{suffix}" if dot else f"{suffix}{mark}"
     return names
 
 
@@ -278,56 +275,11 @@ def _other_names(word: str) -> tuple[str, str]:
 def _named(names: Sequence[str], is_film: Sequence[bool]) -> list[tuple[str, str]]:
     """Pair each name with the stem of its files; a film is named so that no image has a frame's name."""
     chosen = [
-        f"{name}~{_digest(name)}"
+        f"{name}~{short_digest(name)}"
         if film and any(other.startswith(f"{name}#") for other in names)
         else name
         for name, film in zip(names, is_film, strict=True)
     ]
-    return list(zip(chosen, _stems(chosen, is_film), strict=True))
-
-
-def _stems(names: Sequence[str], is_film: Sequence[bool]) -> list[str]:
-    """Strip the suffixes of the images' names, unless two would be the same then.
-
-    Stems differ on every file system, and no file of one stands where another needs a folder. A film
-    keeps its suffix: its stem is that of a video and the folder of its frames' files.
-    """
-    of_stills = [
-        PurePosixPath(name).with_suffix("").as_posix()
-        for name, film in zip(names, is_film, strict=True)
-        if not film
-    ]
-    keep = len(set(map(_folded, of_stills))) < len(of_stills)
-    stills = iter(of_stills)
-    stems = list(names)
-    if not keep:
-        stems = [n if film else next(stills) for n, film in zip(names, is_film, strict=True)]
-    counts = Counter(map(_folded, stems))
-    folders = {f.as_posix() for stem in stems for f in PurePosixPath(_folded(stem)).parents}
     endings = [form.ending for form in IMAGE_FORMATS.values()]
-    taken = {e.sub("", folder) for folder in folders for e in endings if e.search(folder)}
-    videos = Counter(
-        _folded(s).removesuffix(".mp4") for s, f in zip(stems, is_film, strict=True) if f
-    )
-
-    def clashes(stem: str, film: bool) -> bool:
-        folded = _folded(stem)
-        if counts[folded] > 1:
-            return True
-        if film:
-            return folded in folders or videos[folded.removesuffix(".mp4")] > 1
-        return folded in taken
-
-    return [
-        f"{stem}~{_digest(name)}" if clashes(stem, film) else stem
-        for stem, name, film in zip(stems, names, is_film, strict=True)
-    ]
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def _folded(name: str) -> str:
-    """Fold names that some file system takes for the same."""
-    return unicodedata.normalize("NFC", name.casefold())
+    stems = distinct_stems(chosen, endings, is_film=is_film)
+    return list(zip(chosen, stems, strict=True))

@@ -22,10 +22,10 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, model_validator
 
 from sppdet.errors import ArtifactError, ConfigError
+from sppdet.io.finding import JOURNAL
 from sppdet.runs.artifacts import atomic_path
 from sppdet.types import Detections
 
-JOURNAL = ".sppdet-detect.jsonl"
 _log = logging.getLogger("sppdet")
 _HEADER = {"sppdet": "detect", "version": 1}
 _START = b'{"check": "'  # then 16 hexadecimal digits, of the rest of the line

@@ -19,7 +19,9 @@ from sppdet.io.detection_rows import Key, Names, Rows
 from sppdet.io.files import name_problem, read_json
 from sppdet.io.image_ids import IdMeaning, labels_of_ids, rows_of_ids
 from sppdet.io.image_names import ImageNames, distinct_names, path_parts
+from sppdet.io.names import frame_file
 from sppdet.io.records import stated_size
+from sppdet.io.web import is_url
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
@@ -81,7 +83,7 @@ class CocoResults:
 
     `images` and `categories` are None for a list, whose entries name theirs by `file_name` and
     `category_name` (or `class`), or else by `image_id` and `category_id`. `sizes` are the (width, height)
-    of the images in pixels, None where the file doesn't say.
+    of the images in pixels, None where the file doesn't say. `timed`: some are frames with a time.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class CocoResults:
     categories: dict[CocoId, Names] | None
     where: str  # prefix of an entry's number in messages
     sizes: Mapping[CocoId, tuple[int, int] | None] = field(default_factory=dict)
+    timed: bool = False
 
     @classmethod
     def read(cls, path: Path) -> CocoResults:
@@ -118,7 +121,8 @@ class CocoResults:
             for key, entry in zip(images, data["images"], strict=True)
         }
         where = f"{path}, annotations, entry "
-        return cls(path, data["annotations"], images, categories, where, sizes)
+        timed = any("seconds" in entry for entry in data["images"])
+        return cls(path, data["annotations"], images, categories, where, sizes, timed)
 
     def class_names(self, meaning: IdMeaning) -> list[str]:
         """List the names of the classes that the entries are of, where they have names; sorted.
@@ -272,8 +276,15 @@ def _table(
 
 
 def _names_of_image(entry: _Entry, where: str) -> Names:
-    """List the absolute path on this machine, the path, the file name: the best first."""
+    """List the absolute path on this machine, the path, the file name: the best first.
+
+    Frames of a video share its path, and a URL is none; these have a file name alone.
+    """
     path, name = _text(entry, "path", where), _text(entry, "file_name", where)
+    if name is not None and "seconds" in entry:
+        return (frame_file(name),)
+    if name is not None and path is not None and is_url(path):
+        return (name,)
     names = () if path is None else (os.path.abspath(path), path)
     if name is None and path is None:
         _refuse(f"{where}: file_name", None, "expected text")

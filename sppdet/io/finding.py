@@ -11,14 +11,21 @@ from pathlib import Path
 from sppdet.errors import ImageError
 from sppdet.io.images import IMAGE_SUFFIXES
 
+JOURNAL = ".sppdet-detect.jsonl"
+"""The file that a folder of results of `detect` has."""
+
 _MAGIC = re.compile(r"[*?[]")
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, *, results: bool = True) -> Iterator[tuple[Path, list[str]]]:
     """Yield each folder from `root` down, and the sorted names of its files; hidden ones are left out.
 
     Links to folders elsewhere are followed; those to a folder that is listed anyway, or above, are not,
     so that no folder comes twice and no link leads in a circle.
+
+    Args:
+        results: whether folders of results of `detect` below `root` are listed, too. Their images have
+            boxes drawn in, and their detections look like labels.
     """
     top = Path(os.path.realpath(root))
     seen = {top, *top.parents}
@@ -26,7 +33,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     def is_new(folder: Path) -> bool:
         target = Path(os.path.realpath(folder))
         listed = folder.is_symlink() and top in target.parents
-        if listed or target in seen:
+        if listed or target in seen or (not results and (folder / JOURNAL).exists()):
             return False
         seen.add(target)
         return True
@@ -37,10 +44,10 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(parent), sorted(name for name in names if not name.startswith("."))
 
 
-def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+def find_files(root: Path, suffixes: Sequence[str], *, results: bool = True) -> Iterator[Path]:
     """Yield the files below a folder with one of the suffixes, which are in lower case; see `walk`."""
     wanted = frozenset(suffixes)
-    for parent, names in walk(root):
+    for parent, names in walk(root, results=results):
         yield from (parent / name for name in names if Path(name).suffix.lower() in wanted)
 
 
@@ -48,7 +55,8 @@ def find_images(paths: Sequence[Path | str]) -> list[Path]:
     """Find the images in `paths`: files as they are, folders searched to any depth.
 
     In folders every file with a suffix of `IMAGE_SUFFIXES` (any case) counts; hidden files and
-    folders are skipped, and links to folders are followed as by `walk`.
+    folders are skipped, links to folders are followed as by `walk`, and results of `detect` below a folder
+    left out.
 
     Returns:
         Paths, relative where the one given was, sorted by name, each file once.
@@ -60,7 +68,8 @@ def find_images(paths: Sequence[Path | str]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise ImageError(f"{path}: no such file or folder")
-        found += find_files(path, IMAGE_SUFFIXES) if path.is_dir() else (path,)
+        inside = find_files(path, IMAGE_SUFFIXES, results=False) if path.is_dir() else (path,)
+        found += inside
     if not found:
         raise ImageError(f"{', '.join(map(str, paths)) or 'no paths given'}: no images found")
     return each_once(found)

@@ -24,7 +24,8 @@ _ROUGHLY = 2  # the stem alone is the same
 class FolderFiles:
     """The files below a folder, listed once; hidden ones are left out.
 
-    Links to folders are followed as by `sppdet.io.finding.walk`.
+    Links to folders are followed as by `sppdet.io.finding.walk`, and results of `detect` below the folder
+    left out.
 
     Attributes:
         root: the folder.
@@ -34,7 +35,7 @@ class FolderFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         found: list[str] = []
-        for parent, names in walk(root):
+        for parent, names in walk(root, results=False):
             below = parent.relative_to(root).as_posix()
             start = "" if below == "." else f"{below}/"
             found += [f"{start}{name}" for name in names]

@@ -34,6 +34,7 @@ EXPECTED = (
     "a path, the bytes of an image file, a PIL image, an array uint8 (H, W, 3), a tensor (3, H, W) or "
     "(H, W, 3), or a list of them"
 )
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of PIL, of more than 8 bits
 
 
@@ -74,6 +75,8 @@ def pixels_of(image: GivenImage, *, bgr: bool, max_pixels: int) -> Pixels:
         raise ValueError(f"bgr with {shown}: expected an array; a file is read in its own order")
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
+        if not path:
+            raise ValueError(f"image: an empty path, expected {EXPECTED}")
         again = partial(read_image, path, max_pixels=max_pixels)
         return Pixels(again(), path, again)
     if isinstance(image, bytes | bytearray | memoryview):
@@ -106,8 +109,11 @@ def _of_tensor(image: torch.Tensor) -> ImageArray:
     if image.ndim != 3 or 3 not in (shape[0], shape[2]) or 0 in shape:
         several = "; a batch is passed as a list: list(batch)" if image.ndim == 4 else ""
         raise ValueError(f"{found}, expected (3, H, W) or (H, W, 3){several}")
+    if image.layout != torch.strided or image.is_meta:
+        kind = "meta" if image.is_meta else image.layout
+        raise ValueError(f"{found}, {kind}: expected a dense tensor with values")
     values = image.detach().cpu()
-    if values.is_floating_point():
+    if values.dtype in _FLOATS:
         low, high = (float(value) for value in torch.aminmax(values))
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise ValueError(

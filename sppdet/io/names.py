@@ -58,6 +58,11 @@ def safe_id(name: str) -> str:
     return f"_{safe}" if safe.startswith(".") or not safe else safe
 
 
+def frame_file(name: str) -> str:
+    """Name the file that a frame of a video has as an image: clip.mp4/000120.jpg for clip.mp4#000120."""
+    return re.sub(r"#(\d+)\Z", r"/\1.jpg", name)
+
+
 def unique_ids(file_names: Sequence[str]) -> list[str]:
     """Make ids for images named by relative paths.
 
@@ -106,31 +111,52 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
     return number_repeats(names)
 
 
-def distinct_stems(names: Sequence[str], endings: Sequence[re.Pattern[str]]) -> list[str]:
+def distinct_stems(
+    names: Sequence[str],
+    endings: Sequence[re.Pattern[str]],
+    *,
+    is_film: Sequence[bool] | None = None,
+) -> list[str]:
     """Strip the suffixes of paths of images, unless two would be the same then.
 
-    Stems differ on every file system, and no file of one stands where another needs a folder.
+    Stems differ on every file system, and no file of one stands where another needs a folder. A film
+    keeps its suffix: its stem is that of a video and the folder of its frames' files.
 
     Args:
         names: paths with `/`.
         endings: what files about the images have behind their stems.
+        is_film: which names are films; None: none.
     """
-    stems = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
-    if len(set(map(_folded, stems))) < len(stems):
+    films = list(is_film) if is_film is not None else [False] * len(names)
+    stems = [
+        name if film else PurePosixPath(name).with_suffix("").as_posix()
+        for name, film in zip(names, films, strict=True)
+    ]
+    of_stills = [_folded(stem) for stem, film in zip(stems, films, strict=True) if not film]
+    if len(set(of_stills)) < len(of_stills):
         stems = list(names)
-    counts = Counter(map(_folded, stems))
-    folders = {f.as_posix() for stem in stems for f in PurePosixPath(_folded(stem)).parents}
+    folded = list(map(_folded, stems))
+    counts = Counter(folded)
+    folders = {f.as_posix() for stem in folded for f in PurePosixPath(stem).parents}
     taken = {e.sub("", folder) for folder in folders for e in endings if e.search(folder)}
+    videos = Counter(s.removesuffix(".mp4") for s, film in zip(folded, films, strict=True) if film)
 
-    def clashes(stem: str) -> bool:
-        return counts[_folded(stem)] > 1 or _folded(stem) in taken
+    def clashes(stem: str, film: bool) -> bool:
+        if counts[stem] > 1:
+            return True
+        if film:
+            return stem in folders or videos[stem.removesuffix(".mp4")] > 1
+        return stem in taken
 
     return [
-        f"{stem}~{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-        if clashes(stem)
-        else stem
-        for stem, name in zip(stems, names, strict=True)
+        f"{stem}~{short_digest(name)}" if clashes(fold, film) else stem
+        for stem, fold, name, film in zip(stems, folded, names, films, strict=True)
     ]
+
+
+def short_digest(text: str) -> str:
+    """Hash a name to eight hexadecimal digits, which tell it from another that it clashes with."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def text_cell(text: str) -> str:

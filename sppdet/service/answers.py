@@ -16,6 +16,7 @@ from sppdet.drawing.draw import draw_detections
 from sppdet.errors import ConfigError, ImageError
 from sppdet.io.headers import read_header
 from sppdet.io.images import decode
+from sppdet.randomness import rng
 from sppdet.runs.environment import release_memory
 from sppdet.service.limits import Limits, Refused
 from sppdet.stages.detector import Detector
@@ -89,7 +90,9 @@ class Answerer:
             ConfigError: the detector doesn't have the threshold.
         """
         made = cls(detector, limits, Least(*least_scores(detector, threshold)))
-        noise = np.random.default_rng(0).integers(0, 256, (*_WARM_UP, 3), dtype=np.uint8)
+        noise = rng(0, "image to warm up a service").integers(
+            0, 256, (*_WARM_UP, 3), dtype=np.uint8
+        )
         cv2.blur(noise, (9, 9), noise)
         detector(noise)
         release_memory()  # of loading

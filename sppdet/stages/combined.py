@@ -38,14 +38,18 @@ class CombinedDetector:
         """Combine detectors of the same classes: one NMS over the proposals that all have scored.
 
         Args:
-            detectors: two or more. The first one's settings of `detect` but `flip` and `svd` apply.
+            detectors: two or more. The first one's settings of `detect` but `flip` and `svd` apply,
+                and so do its tiles.
             weights: positive, one for each; see `sppdet.detection.detect.weigh`. None: all 1.
 
         Raises:
             ConfigError: the class names differ, in more than their order, or one scores by SVMs and
                 another by a softmax.
-            ValueError: fewer than two detectors, or weights that don't fit.
+            ValueError: fewer than two, something else than detectors, or weights that don't fit.
         """
+        strange = [type(one).__name__ for one in detectors if not isinstance(one, Detector)]
+        if strange:
+            raise ValueError(f"detectors: {strange[0]}, expected what `Detector.load` returns")
         if len(detectors) < 2:
             raise ValueError(f"detectors: {len(detectors)}, expected two or more")
         factors = tuple(1.0 for _ in detectors) if weights is None else tuple(weights)
@@ -75,12 +79,12 @@ class CombinedDetector:
         return self.detectors[0].device
 
     def tiles(self, *, width: int, height: int) -> list[Tile]:
-        """List the parts of an image to detect in: the image alone."""
-        return [(0, 0, width, height)]
+        """List the parts of an image to detect in, the first detector's."""
+        return self.detectors[0].tiles(width=width, height=height)
 
     def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
-        """Return the detections of an image's only tile."""
-        return found[0]
+        """Merge the detections of an image's `tiles`, as the first detector does."""
+        return self.detectors[0].merge(found, width=width, height=height)
 
     @overload
     def __call__(self, image: GivenImage, *, bgr: bool = False) -> Detections: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def convert(
         raise ConfigError(f"{out}: isn't a folder")
     if reading.min_score is not None and not math.isfinite(reading.min_score):
         raise ConfigError(f"--score {reading.min_score}: expected a number")
+    if not all(reading.classes or ["-"]):
+        raise ConfigError("--classes: expected names separated by commas, and one is empty")
+    if repeated := [n for n, count in Counter(reading.classes or ()).items() if count > 1]:
+        raise ConfigError(f"--classes: {repeated[0]} is named twice")
     detections = is_detections(source)
     if not detections:
         if layout.of_detections:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -71,6 +72,9 @@ def read_found(path: Path, reading: Reading) -> LabelledSet:
     if not names:
         raise DataError(f"{path}: names no class; expected --classes")
     real = [Path(os.path.abspath(file)) for _, file, _ in files]
+    if len(set(real)) < len(real):
+        twice, _ = Counter(real).most_common(1)[0]
+        raise DataError(f"{path}: names {twice} for several images; expected a file for each")
     short, folders = image_names({"": real})
     stems = image_stems(short)
     ids = number_repeats([safe_id(stems[file]) for file in real])  # as comp4 files name them
@@ -78,8 +82,11 @@ def read_found(path: Path, reading: Reading) -> LabelledSet:
         _image(key, stated, size) for key, (stated, _, size) in zip(ids, files, strict=True)
     )
     found = opened.detections(Dataset("all", names, annotated), meaning)
-    if isinstance(opened, CocoResults) and _have(opened.entries, "probability"):
-        LOGGER.warning("%s: probabilities aren't converted", path)
+    if isinstance(opened, CocoResults):
+        if _have(opened.entries, "probability"):
+            LOGGER.warning("%s: probabilities aren't converted", path)
+        if opened.timed:
+            LOGGER.warning("%s: times of frames aren't converted", path)
     joined = tuple(
         _joined(found[image.id], image, (file, short[file], stems[file]), reading)
         for image, file in zip(annotated, real, strict=True)
@@ -110,11 +117,13 @@ def _file(
     """Find an image by its path, or by its name below `--images-in` or the folder of the file."""
     texts = [unescape_name(name) for name in names]
     places = [*texts, *(str(source.parent / text) for text in texts)]
+    missing = source.parent / texts[0]
     if reading.images is not None:
+        missing = reading.images / texts[-1]
         places = [str(reading.images / text) for text in reversed(texts)]
         places += [str(reading.images / Path(texts[-1]).name)]
     there = (Path(place) for place in places if os.path.lexists(place))
-    file = next(there, Path(places[0]))
+    file = next(there, missing)
     return Path(names[0]), file, _size(file, stated)
 
 

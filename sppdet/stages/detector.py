@@ -22,7 +22,7 @@ from sppdet.detection.detect import (
 )
 from sppdet.detection.ranking import Ranking
 from sppdet.detection.tiles import Tile, Tiling, merge_tiles
-from sppdet.errors import ArtifactError
+from sppdet.errors import ArtifactError, one_line, shorten
 from sppdet.evaluation.calibration import Calibration
 from sppdet.features.backbones import ScaledImage
 from sppdet.features.head import truncated
@@ -50,7 +50,7 @@ from sppdet.tensor_types import TensorType
 from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detector:
     """SPP-net detection with trained parts.
 
@@ -58,6 +58,8 @@ class Detector:
     `detector([image, ...])` on several; `detect` works on proposals and maps that are there already.
     Arrays are RGB, as Pillow, imageio and torchvision decode them. OpenCV decodes to BGR, which no
     check can tell from RGB and in which a detector finds nonsense: pass `bgr=True` with such arrays.
+
+    Threads may call one detector at the same time. It isn't pickled: each process loads its own.
     """
 
     class_names: tuple[str, ...]
@@ -73,6 +75,11 @@ class Detector:
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
     signature: str = ""  # the settings in a line, see `model_files.signature`; empty: unknown
     tiling: Tiling | None = None  # None: images are searched as they are
+
+    def __repr__(self) -> str:
+        tiles = f", tiles of {self.tiling.side_px} px" if self.tiling else ""
+        names = shorten([one_line(name, 60) for name in self.class_names], limit=6)
+        return f"<Detector: {names} on {self.device}{tiles}>"
 
     @property
     def min_score(self) -> float:
@@ -100,6 +107,7 @@ class Detector:
         Raises:
             ArtifactError: neither of them, damaged, or its training isn't finished or was by other
                 settings.
+            ConfigError: torch has no such device here.
         """
         return cls.of(TrainedModel.open(Path(run)), device=device)
 
@@ -107,7 +115,7 @@ class Detector:
     def of(cls, model: TrainedModel, *, device: str | torch.device = "auto") -> Detector:
         """Build the detector of a model; errors are those of `load`."""
         config, needed = model.config, needed_parts(model.config)
-        target = device if isinstance(device, torch.device) else choose_device(device)
+        target = choose_device(device)
         svm = model.read("svm")
         classifiers, names = read_classifiers(svm)
         backbone = read_backbone(model.read("backbone"), config)

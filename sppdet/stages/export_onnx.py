@@ -21,6 +21,7 @@ from sppdet.features.levels import spp_width
 from sppdet.features.onnx_export import is_installed, session, to_onnx
 from sppdet.features.onnx_layers import TOLERANCE
 from sppdet.features.preprocessing import MIN_SIDE, Preprocessing
+from sppdet.randomness import rng
 from sppdet.runs.log import LOGGER
 from sppdet.runs.owned import replace_files
 from sppdet.stages.detector import Detector
@@ -121,7 +122,7 @@ class MapsOfPixels(nn.Module):
 
 
 def _noise(height: int, width: int) -> NDArray[np.float32]:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3))
+    pixels = rng(0, "image to compare an exported network").integers(0, 256, (height, width, 3))
     return pixels.astype(np.float32)
 
 

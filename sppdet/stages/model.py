@@ -209,24 +209,25 @@ def _layer(part: Part) -> Layer:
     raise ArtifactError(f"{part.where}: damaged: expected the name of a layer in its header")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """Resolve a device: auto (a GPU of NVIDIA's where there is one, else cpu), cpu, cuda, cuda:1, mps.
 
     Raises:
         ConfigError: torch has no such device here.
     """
+    name = str(device)
     if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name) is None:
         raise ConfigError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
+    chosen = torch.device(name)
+    if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             raise ConfigError(f"--device {name}: torch finds no GPU here; expected cpu or auto")
-        if device.index is not None and device.index >= count:
+        if chosen.index is not None and chosen.index >= count:
             there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
             raise ConfigError(f"--device {name}: torch finds {count} here; expected {there}")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: torch finds no GPU of Apple's here; expected cpu or auto")
-    return device
+    return chosen
