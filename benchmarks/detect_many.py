@@ -93,13 +93,16 @@ def watch(
     journal = out / JOURNAL
     done = before = sum(1 for _ in lines_from(journal, 0)) - 1 if journal.exists() else 0
     at = journal.stat().st_size if journal.exists() else 0
-    start = time.monotonic()
+    start, inode = time.monotonic(), journal.stat().st_ino if journal.exists() else 0
     with subprocess.Popen(command) as process:
         last, last_done, due = Usage(0, 0), done, (done // every + 1) * every
         while process.poll() is None:
             time.sleep(0.05)
             if not journal.exists() or process.poll() is not None:
                 continue
+            if done and journal.stat().st_ino != inode:
+                continue  # rewritten at the end
+            inode = journal.stat().st_ino
             for line in lines_from(journal, at):
                 at += len(line)
                 done += line.startswith(b'{"check"') and b'"image"' in line

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.boxes import box_iou, intersections, nms
+from sppdet.boxes import box_iou, intersections
 from sppdet.types import Boxes, Detections, Flags
 
 Tile = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the image, half-open
@@ -22,6 +22,7 @@ _NEAR = (
     0.01  # of a tile's side: an edge so near to the tile's may be the tile's, moved by regression
 )
 _COVERED = 0.5  # of a cut box's area
+_CUT = 0.1  # of the score, by which a cut box stands behind
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ def merge_tiles(
     """Merge the detections of an image's tiles, moved to the image, by NMS per class.
 
     A box that ends at an edge of its tile within the image (within 1 % of the tile's side) may be part
-    of an object that another tile sees whole. So whole boxes come first, whatever their scores: among
-    them a box is dropped if its IoU with a kept one of higher score is > `max_iou`. Then the cut ones in
-    descending score: one is dropped for the same reason, or if a box that is kept covers half of its
-    area or more. A cut box that nothing replaces stays: part of an object is better than none.
+    of an object that another tile sees whole. Such a cut box stands 0.1 behind its score in the order of
+    NMS, so that of two views that score alike the whole one wins. It is dropped if its IoU with a kept
+    box is > `max_iou`, as any is, and also if a kept box covers half of its area or more. A cut box that
+    nothing better replaces stays: part of an object is better than none. Whole boxes don't go first
+    whatever their scores, since a poor one would take the place of a good cut one.
 
     Args:
         found: of every tile, in pixels of the tile.
@@ -142,15 +144,12 @@ def _keep(
     boxes: Boxes, scores: NDArray[np.float32], cut: Flags, *, max_iou: float
 ) -> NDArray[np.int64]:
     """Select the rows of one class; see `merge_tiles`."""
-    whole = np.flatnonzero(~cut)
-    kept: list[int] = whole[nms(boxes[whole], scores[whole], max_iou=max_iou)].tolist()
-    rows = np.flatnonzero(cut)
-    for row in rows[np.argsort(-scores[rows], kind="stable")].tolist():
-        one = boxes[[row]]
-        inside = intersections(one, boxes[kept])[0] / _area(one)
-        if (inside >= _COVERED).any() or (box_iou(one, boxes[kept]) > max_iou).any():
-            continue
-        kept.append(row)
+    kept: list[int] = []
+    for row in np.argsort(-(scores - _CUT * cut), kind="stable").tolist():
+        one, others = boxes[[row]], boxes[kept]
+        covered = cut[row] and (intersections(one, others)[0] / _area(one) >= _COVERED).any()
+        if not covered and not (box_iou(one, others) > max_iou).any():
+            kept.append(row)
     return np.array(kept, dtype=np.int64)
 
 
