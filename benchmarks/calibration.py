@@ -60,7 +60,7 @@ def row(run: Path, *, least: float) -> str:
     files = ModelFiles(run)
     made_for = files.detection_fingerprint(read_run_config(run))
     classes = len(scored.dataset.class_names)
-    calibration = read_calibration(files.calibration, classes=classes, made_for=made_for)
+    calibration = read_calibration(files.find("calibration"), classes=classes, made_for=made_for)
     if calibration is None:
         return f"| {run.name} | no probabilities |"
     results = class_results(scored.dataset, scored.detections, metric="voc07")

@@ -34,8 +34,9 @@ from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import FeatureExtractor
 from sppdet.folders.folder import detect_folder
 from sppdet.io.backbone_weights import load_backbone
+from sppdet.io.finding import find_images
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.images import find_images, read_image
+from sppdet.io.images import read_image
 from sppdet.runs.environment import available_cores, set_threads
 from sppdet.stages.detector import Detector
 from sppdet.stages.map_cache import MapCache

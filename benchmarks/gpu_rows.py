@@ -28,7 +28,7 @@ from sppdet.config import Config
 from sppdet.features.head import build_head
 from sppdet.features.levels import spp_width
 from sppdet.io.backbone_weights import load_backbone
-from sppdet.io.images import find_images
+from sppdet.io.finding import find_images
 from sppdet.io.settings import load_config
 from sppdet.stages.backbone import load_unfitted
 from sppdet.stages.detector import Detector

@@ -20,8 +20,9 @@ from svm import by_dual, made_features
 from sppdet.config import Config
 from sppdet.features.levels import spp_width
 from sppdet.io.coco import read_coco_annotations
+from sppdet.io.finding import find_images
 from sppdet.io.image_cache import ImageInfo
-from sppdet.io.images import find_images, read_image
+from sppdet.io.images import read_image
 from sppdet.io.records import Skips
 from sppdet.runs.artifacts import read_header, read_json, read_tensors
 from sppdet.stages.crossfit import read_detections

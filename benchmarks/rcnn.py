@@ -34,7 +34,8 @@ from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.pyramid import SpatialPyramid
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
-from sppdet.io.images import find_images, read_image
+from sppdet.io.finding import find_images
+from sppdet.io.images import read_image
 from sppdet.parallel import multiplying_in
 from sppdet.runs.environment import set_threads
 from sppdet.stages.proposer import Proposer

@@ -29,7 +29,8 @@ from sppdet.config import FeaturesConfig, ProposalsConfig
 from sppdet.demo.set import make_demo_set
 from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
-from sppdet.io.images import find_images, read_image
+from sppdet.io.finding import find_images
+from sppdet.io.images import read_image
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.environment import set_threads
 from sppdet.types import Boxes, ImageArray

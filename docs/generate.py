@@ -35,7 +35,7 @@ COMMANDS = (
         "report",
         "explain",
     ),
-    *("detect", "propose"),
+    *("detect", "convert", "serve", "export", "propose"),
     *("pretrain", "pretrain-eval", "classify", "probe"),
     *("init", "download", "demo", "info"),
 )

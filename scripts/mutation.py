@@ -61,7 +61,7 @@ TESTS = {
     "features/levels.py": "test_spp test_pyramid",
     "training/processes.py": "test_finetune test_svm",
     "stages/detector.py": "test_detector test_stage_run",
-    "folders/drawing.py": "test_drawing test_detect_folder",
+    "drawing/*.py": "test_drawing",
     "folders/*.py": "test_detect_*",
     "detection/*.py": "test_detect_* test_detector",
     "stages/evaluate_files.py": "test_evaluation_ids test_detect_then_eval test_cli",

@@ -17,6 +17,7 @@ from sppdet.version import __version__
 
 if TYPE_CHECKING:
     from sppdet.boxes import box_iou, nms
+    from sppdet.detections import Detections
     from sppdet.errors import SppdetError
     from sppdet.features.pyramid import SpatialPyramid
     from sppdet.features.spp import spp_windows
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from sppdet.proposals.search import selective_search
     from sppdet.stages.combined import CombinedDetector
     from sppdet.stages.detector import Detector
-    from sppdet.stages.pipeline import train
-    from sppdet.types import Detections
+    from sppdet.stages.train import train
 
 _MODULE_OF = {
     "CombinedDetector": "sppdet.stages.combined",
-    "Detections": "sppdet.types",
+    "Detections": "sppdet.detections",
     "Detector": "sppdet.stages.detector",
     "SpatialPyramid": "sppdet.features.pyramid",
     "SppdetError": "sppdet.errors",
@@ -38,7 +38,7 @@ _MODULE_OF = {
     "nms": "sppdet.boxes",
     "selective_search": "sppdet.proposals.search",
     "spp_windows": "sppdet.features.spp",
-    "train": "sppdet.stages.pipeline",
+    "train": "sppdet.stages.train",
 }
 
 __all__ = [

@@ -28,9 +28,7 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
         whole pixels is 0.5.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
-    low = np.maximum(x[:, None, :2], y[None, :, :2])  # [N, M, 2]
-    high = np.minimum(x[:, None, 2:], y[None, :, 2:])
-    inter = np.prod(np.clip(high - low, 0.0, None), axis=2)
+    inter = intersections(a, b)
     area_x = np.prod(x[:, 2:] - x[:, :2], axis=1)
     area_y = np.prod(y[:, 2:] - y[:, :2], axis=1)
     union = area_x[:, None] + area_y[None, :] - inter
@@ -38,11 +36,30 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     return iou
 
 
+def intersections(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Compute the area (N, M) that every box of `a` (N, 4) shares with every box of `b` (M, 4)."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    low = np.maximum(x[:, None, :2], y[None, :, :2])  # [N, M, 2]
+    high = np.minimum(x[:, None, 2:], y[None, :, 2:])
+    inter: NDArray[np.float64] = np.prod(np.clip(high - low, 0.0, None), axis=2)
+    return inter
+
+
 def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
     """Clip boxes (N, 4) to the image; a box outside the image is left without area."""
     limit = np.array([width, height, width, height], dtype=np.float32)
     clipped: Boxes = np.clip(boxes, np.float32(0), limit)
     return clipped
+
+
+def whole_pixels(boxes: Boxes) -> NDArray[np.int64]:
+    """Round boxes (N, 4) to whole pixels; each keeps at least one pixel, the one that it begins in."""
+    rounded: NDArray[np.int64] = np.rint(boxes).astype(np.int64)
+    for low, high in ((0, 2), (1, 3)):
+        thin = rounded[:, high] <= rounded[:, low]
+        rounded[thin, low] = np.floor(boxes[thin, low]).astype(np.int64)
+        rounded[thin, high] = rounded[thin, low] + 1
+    return rounded
 
 
 def flip_boxes(boxes: Boxes, *, width: int) -> Boxes:

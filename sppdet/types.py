@@ -7,37 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Boxes = NDArray[np.float32]  # (N, 4) xyxy, original pixels, half-open
-Labels = NDArray[np.int64]  # (N,) 1..K; 0 is background
-Scores = NDArray[np.float32]  # (N,) SVM margins, not probabilities
-Flags = NDArray[np.bool_]
-ImageArray = NDArray[np.uint8]  # (H, W, 3) RGB
-
-
-def _check(array: NDArray[Any], name: str, shape: tuple[int | None, ...], dtype: type) -> None:
-    wrong_shape = array.ndim != len(shape) or any(
-        want is not None and have != want for have, want in zip(array.shape, shape, strict=False)
-    )
-    if wrong_shape or array.dtype != np.dtype(dtype):
-        want = tuple("N" if side is None else side for side in shape)
-        raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {want}")
-
-
-def check_boxes(boxes: NDArray[Any], name: str = "boxes") -> None:
-    """Raise ValueError unless `boxes` is a float32 (N, 4) array of finite boxes with area."""
-    _check(boxes, name, (None, 4), np.float32)
-    bad = ~(
-        np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    )
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"{name}, row {row}: {boxes[row].tolist()} has no area")
+from sppdet.arrays import Boxes as Boxes
+from sppdet.arrays import Flags as Flags
+from sppdet.arrays import ImageArray as ImageArray
+from sppdet.arrays import Labels as Labels
+from sppdet.arrays import Scores as Scores
+from sppdet.arrays import check_array
+from sppdet.arrays import check_boxes as check_boxes
+from sppdet.detections import Detections as Detections
 
 
 @dataclass(frozen=True)
@@ -60,9 +42,9 @@ class AnnotatedImage:
     def __post_init__(self) -> None:
         check_boxes(self.gt_boxes, f"{self.id}: gt_boxes")
         count = len(self.gt_boxes)
-        _check(self.gt_labels, f"{self.id}: gt_labels", (count,), np.int64)
-        _check(self.difficult, f"{self.id}: difficult", (count,), np.bool_)
-        _check(self.truncated, f"{self.id}: truncated", (count,), np.bool_)
+        check_array(self.gt_labels, f"{self.id}: gt_labels", (count,), np.int64)
+        check_array(self.difficult, f"{self.id}: difficult", (count,), np.bool_)
+        check_array(self.truncated, f"{self.id}: truncated", (count,), np.bool_)
         if count and self.gt_labels.min() < 1:
             raise ValueError(f"{self.id}: gt_labels: label 0 is background")
 
@@ -114,7 +96,7 @@ class FeatureMaps:
     offset: float
 
     def __post_init__(self) -> None:
-        _check(self.scale_factors, "scale_factors", (len(self.maps),), np.float64)
+        check_array(self.scale_factors, "scale_factors", (len(self.maps),), np.float64)
         if not self.maps or any(m.ndim != 3 or 0 in m.shape for m in self.maps):
             raise ValueError("maps: expected one (C, H, W) map or more, none of them empty")
 
@@ -138,51 +120,7 @@ class RegionFeatures:
     def __post_init__(self) -> None:
         if self.values.ndim != 2:
             raise ValueError(f"values: {tuple(self.values.shape)}, expected (U, D)")
-        _check(self.index, "index", (None,), np.int64)
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Scored, labelled final boxes of one image, in descending score.
-
-    `class_names[label - 1]` names a label; `path` is empty if the image was passed as an array.
-    `probabilities` are those that a detection is right at IoU 0.5; None without calibration.
-    """
-
-    boxes: Boxes  # (N, 4)
-    scores: Scores  # (N,)
-    labels: Labels  # (N,) 1..K
-    class_names: tuple[str, ...] = field(default=())
-    path: str = ""
-    probabilities: NDArray[np.float32] | None = None  # (N,)
-
-    def __post_init__(self) -> None:
-        check_boxes(self.boxes)
-        _check(self.scores, "scores", (len(self.boxes),), np.float32)
-        _check(self.labels, "labels", (len(self.boxes),), np.int64)
-        if self.probabilities is not None:
-            _check(self.probabilities, "probabilities", (len(self.boxes),), np.float32)
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def names(self) -> list[str]:
-        """List the class name of every detection."""
-        return [self.class_names[label - 1] for label in self.labels]
-
-    def above(self, score: float | NDArray[np.float32]) -> Detections:
-        """Select the detections with score >= `score`, one number or one for each class (K,)."""
-        least = score if isinstance(score, float | int) else score[self.labels - 1]
-        keep = self.scores >= least
-        probabilities = self.probabilities
-        return Detections(
-            self.boxes[keep],
-            self.scores[keep],
-            self.labels[keep],
-            self.class_names,
-            self.path,
-            None if probabilities is None else probabilities[keep],
-        )
+        check_array(self.index, "index", (None,), np.int64)
 
 
 @dataclass(frozen=True)

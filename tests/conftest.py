@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ import torch
 
 import stages
 from images import shape_sets
+from kinds import KINDS, Pair, train_kind
 from runs import (
     FAST,
     CommandLine,
@@ -30,6 +32,7 @@ from sppdet.config import Config
 from sppdet.features.backbones import Backbone
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import load_config
+from sppdet.stages.trained_model import TrainedModel, write_model
 
 # a shell that starts the tests in the background has some of them ignored, and so would subprocesses
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -39,6 +42,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(number, usual)
 torch.set_num_threads(1)  # more only wait for each other over maps as small as the tests'
 cv2.setNumThreads(1)
+os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # as `set_variables` has it, before the first video
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,6 +93,30 @@ def trained(settings: Path) -> Path:
     run = settings.parent / "run"
     train_quietly(settings, run)
     return run
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model file of `trained`; not to be changed."""
+    path = tmp_path_factory.mktemp("exported") / "model.sppdet"
+    write_model(TrainedModel.open(trained), path)
+    return path
+
+
+@pytest.fixture(scope="session", params=["trained", *KINDS])
+def pair(
+    request: pytest.FixtureRequest,
+    trained: Path,
+    exported: Path,
+    demo_root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Pair:
+    """A run of each kind, and its model file; not to be changed."""
+    if request.param == "trained":
+        return Pair(trained, exported)
+    if request.param == "timm":
+        pytest.importorskip("timm")
+    return train_kind(request.param, tmp_path_factory.mktemp("kind"), demo_root)
 
 
 @pytest.fixture

@@ -89,10 +89,11 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def opened(path: Path, **options: Any) -> Iterator[Any]:
+def opened(path: Path | str, **options: Any) -> Iterator[Any]:
     """Open a page in headless Chromium; on leaving nothing may have gone wrong in it.
 
     Args:
+        path: a file, or the URL of a service, which the page may ask and which may refuse.
         options: of the context, such as `viewport`.
     """
     playwright = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
@@ -100,28 +101,33 @@ def opened(path: Path, **options: Any) -> Iterator[Any]:
     if chromium is None:
         pytest.skip("there is no chromium")
     wrong: list[str] = []
+    url = path if isinstance(path, str) else path.absolute().as_uri()
+    known = ("data:", "blob:", url if isinstance(path, str) else "file:")
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # which Chromium refuses to root
 
     def refused(dialog: Any) -> None:
         wrong.append(dialog.message)
         dialog.dismiss()
 
+    def said(message: Any) -> None:
+        refusal = "Failed to load resource: the server responded with a status of 4"
+        if not (isinstance(path, str) and message.text.startswith(refusal)):
+            wrong.append(message.text)
+
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=flags)
         context = browser.new_context(**options)
         page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text))
+        page.on("console", said)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", refused)
         page.on(
             "request",
-            lambda request: (
-                None if request.url.startswith(("file:", "data:")) else wrong.append(request.url)
-            ),
+            lambda request: None if request.url.startswith(known) else wrong.append(request.url),
         )
-        page.goto(path.absolute().as_uri())
+        page.goto(url)
         try:
             yield page
         finally:
             browser.close()
-    assert not wrong
+    assert not wrong, wrong

@@ -25,7 +25,7 @@ from sppdet.io.splits import read_split
 from sppdet.io.voc import read_voc_annotation
 from sppdet.io.voc_writing import voc_annotation
 from sppdet.runs.artifacts import write_text
-from sppdet.runs.owned import replace_files
+from sppdet.runs.owned import Copied, replace_files
 from sppdet.stages.audit import audit_run, with_probabilities
 from sppdet.stages.audit_drawing import draw_suspicion
 from sppdet.stages.audit_report import annotation_folders, files_of
@@ -318,7 +318,7 @@ def test_files_are_replaced_only_where_they_are_our_own(tmp_path: Path) -> None:
 
 def test_files_are_copied_by_their_path(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"photo")
-    folder, source = tmp_path / "out", tmp_path / "source"
+    folder, source = tmp_path / "out", Copied(tmp_path / "source")
     replace_files(folder, {"images/a.jpg": source, "b.txt": b"1"}, command="suggest")
     assert (folder / "images" / "a.jpg").read_bytes() == b"photo"
     replace_files(folder, {"images/a.jpg": source}, command="suggest")
@@ -327,7 +327,7 @@ def test_files_are_copied_by_their_path(tmp_path: Path) -> None:
         replace_files(folder, {"images/a.jpg": source}, command="suggest")
     other = tmp_path / "other"
     with pytest.raises(ArtifactError, match="gone: can't be read: No such file"):
-        replace_files(other, {"a.txt": b"1", "b.jpg": tmp_path / "gone"}, command="suggest")
+        replace_files(other, {"a.txt": b"1", "b.jpg": Copied(tmp_path / "gone")}, command="suggest")
     assert not other.exists()
 
 

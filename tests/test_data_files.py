@@ -21,7 +21,8 @@ from sppdet.config import Config
 from sppdet.errors import AnnotationError, ConfigError, ImageError, SppdetError, one_line
 from sppdet.io.coco import read_coco_annotations
 from sppdet.io.files import name_problem, read_bytes, read_text
-from sppdet.io.images import decode, find_images, read_image
+from sppdet.io.finding import find_images
+from sppdet.io.images import decode, read_image
 from sppdet.io.records import Skips
 from sppdet.io.settings import load_config, load_settings
 from sppdet.io.voc import read_set_file, read_voc_annotation, read_voc_set
@@ -77,7 +78,8 @@ def test_a_folder_with_special_files_ends(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to("/dev/zero")
     Image.new("RGB", (4, 3)).save(tmp_path / "c.png")
     code = (
-        "import sys; from pathlib import Path; from sppdet.io.images import *\n"
+        "import sys; from pathlib import Path\n"
+        "from sppdet.io.finding import *; from sppdet.io.images import *\n"
         "for path in find_images([Path(sys.argv[1])]):\n"
         "    try: print(path.name, read_image(path).shape)\n"
         "    except Exception as error: print(error)\n"

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from sppdet.errors import ImageError
-from sppdet.io.images import find_images, read_image
+from sppdet.io.finding import find_images
+from sppdet.io.images import read_image
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,11 +16,13 @@ from PIL import Image
 from runs import CLASSES, CommandLine
 from sppdet.errors import ConfigError
 from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.formats import FORMATS, parse_formats
 from sppdet.folders.journal import JOURNAL
-from sppdet.folders.planning import FORMATS, parse_formats
 from sppdet.io.images import read_image
 from sppdet.io.voc import read_voc_annotation
 from sppdet.stages.detector import Detector
+from sppdet.stages.model import choose_device
+from sppdet.types import Detections
 
 LEAST = -1.2  # a score that this little training reaches
 
@@ -164,7 +167,8 @@ def test_images_of_the_same_name(detector: Detector, demo_root: Path, tmp_path: 
         drawn = read_image(out / "images" / f"{name}.jpg")
         assert drawn.shape == read_image(tmp_path / name).shape
         assert read_voc_annotation(out / "Annotations" / f"{name}.xml").objects
-    assert len(list(out.rglob("*.jpg"))) == len(list(out.rglob("*.xml"))) == 3
+    assert len(list(out.glob("images/**/*.jpg"))) == len(list(out.rglob("*.xml"))) == 3
+    assert len(list(out.glob("crops/**/*.jpg"))) == len(found["annotations"])
 
 
 def test_a_folder_and_one_within(detector: Detector, images: Path, tmp_path: Path) -> None:
@@ -198,14 +202,127 @@ def test_several_images_in_flight_change_nothing(
 ) -> None:
     one = detect(detector, [demo_root / "fresh"], tmp_path / "one")[1]
     monkeypatch.setattr(
-        "sppdet.folders.folder.detection_threads", lambda device: 3
+        "sppdet.folders.finder.detection_threads", lambda device: 3
     )  # as with a GPU
     assert detect(detector, [demo_root / "fresh"], tmp_path / "three")[1] == one
 
 
+def test_tiles_of_a_folder_are_those_of_the_detector(
+    sppdet: CommandLine, trained: Path, detector: Detector, demo_root: Path, tmp_path: Path
+) -> None:
+    tiled = detector.tiled(160, overlap=0.3)
+    image = read_image(sorted((demo_root / "fresh").iterdir())[0])
+    height, width = image.shape[:2]
+    tiles = tiled.tiles(width=width, height=height)
+    parts = [detector(np.ascontiguousarray(image[y1:y2, x1:x2])) for x1, y1, x2, y2 in tiles]
+    by_hand = tiled.merge(parts, width=width, height=height)
+    expected = tiled(image)
+    assert len(tiles) > 4 and len(expected) > 0
+    np.testing.assert_array_equal(expected.boxes, by_hand.boxes)
+    np.testing.assert_array_equal(expected.scores, by_hand.scores)
+    out = tmp_path / "out"
+    words = ["detect", trained, demo_root / "fresh", "--out", out, "--score", LEAST]
+    tiles_of = ["--device", "cpu", "--save", "json", "--tile", "160", "--overlap", "0.3"]
+    assert sppdet(*words, *tiles_of)[0] == 0
+    found = json.loads((out / "detections.json").read_text())
+    rows = [row for row in found["annotations"] if row["image_id"] == 1]
+    kept = expected.above(LEAST)
+    assert [row["score"] for row in rows] == pytest.approx(kept.scores.tolist(), abs=1e-6)
+    status, said, _ = sppdet(*words, *tiles_of)
+    assert status == 0 and "3 of 3 images were done already" in said
+    status, said, _ = sppdet(*words, *tiles_of[:-1], "0.2")  # other tiles
+    assert status == 0 and "done already" not in said
+
+
+def test_a_tile_that_fails_fails_its_image_alone(
+    detector: Detector, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, calls = Detector.detect_prepared, 0
+
+    def failing(self: Detector, *arguments: Any, **named: Any) -> Detections:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise MemoryError
+        return genuine(self, *arguments, **named)
+
+    monkeypatch.setattr(Detector, "detect_prepared", failing)
+    result, found = detect(detector.tiled(200), [demo_root / "fresh"], tmp_path / "out")
+    assert len(result.failed) == 1 and "not enough memory" in result.failed[0]
+    assert result.detected == 2 == len(found["images"])
+
+
+def test_the_largest_image_of_a_call(
+    sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
+) -> None:
+    words = ["detect", trained, demo_root / "fresh", "--out", tmp_path, "--device", "cpu"]
+    status, said, _ = sppdet(*words, "--max-pixels", "1000")
+    assert status == 1 and said.count("pixels, expected 1000 at most") == 3
+    assert sppdet(*words, "--max-pixels", "1000000")[0] == 0
+
+
+def test_an_image_on_standard_input(
+    sppdet: CommandLine, trained: Path, detector: Detector, demo_root: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = sorted((demo_root / "fresh").iterdir())[0]
+    words = ["detect", trained, "-", "--score", LEAST, "--device", "cpu", "--out"]
+    for content in (path.read_bytes(), b""):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+            status, said, _ = sppdet(*words, tmp_path / f"out{len(content)}")
+        if content:
+            assert status == 0
+            out = tmp_path / f"out{len(content)}"
+            found = json.loads((out / "detections.json").read_text())
+            assert [image["file_name"] for image in found["images"]] == ["stdin"]
+            assert len(found["annotations"]) == len(detector(path).above(LEAST)) > 0
+            assert (out / "images" / "stdin.jpg").is_file()
+        else:
+            assert status == 1
+            assert "failed: standard input: is empty, expected an image\n" in said
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [
+        ("mps", "--device mps: torch finds no GPU of Apple's here; expected cpu or auto"),
+        ("cuda", "--device cuda: torch finds no GPU here; expected cpu or auto"),
+        ("cuda:1", "--device cuda:1: torch finds no GPU here; expected cpu or auto"),
+        ("gpu", "--device gpu: expected auto, cpu, cuda, cuda:N or mps"),
+        ("cuda:x", "--device cuda:x: expected auto, cpu, cuda, cuda:N or mps"),
+    ],
+)
+def test_devices_that_are_not_there(
+    device: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        choose_device(device)
+    assert str(caught.value) == problem
+
+
+def test_one_gpu_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert str(choose_device("cuda:1")) == "cuda:1" and str(choose_device("auto")) == "cuda"
+    with pytest.raises(ConfigError, match="cuda:2: torch finds 2 here; expected cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert str(choose_device("mps")) == "mps"
+
+
+def test_a_device_by_another_name_is_refused_at_once(
+    sppdet: CommandLine, trained: Path, tmp_path: Path
+) -> None:
+    status, _, err = sppdet("detect", trained, "x.jpg", "--out", tmp_path, "--device", "gpu")
+    assert status == 2 and "gpu: expected auto, cpu, cuda, cuda:N or mps" in err
+
+
 def test_formats() -> None:
-    assert parse_formats("coco , images") == ("images", "coco")
+    assert parse_formats("crops,coco , images") == ("images", "coco", "crops")
     assert parse_formats(",".join(FORMATS)) == FORMATS
     for text in ("", " , "):
-        with pytest.raises(ConfigError, match="--save: expected some of images, json, csv"):
+        with pytest.raises(ConfigError, match="--save: expected some of images, json, jsonl"):
             parse_formats(text)

@@ -22,17 +22,25 @@ from PIL import Image
 
 from runs import CommandLine, printed_to
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError
-from sppdet.folders.folder import FolderResult, _Found, _Work, _write_drawing, detect_folder
+from sppdet.folders.finder import Finder, Found
+from sppdet.folders.folder import FolderResult, detect_folder
+from sppdet.folders.formats import FORMATS, Format
+from sppdet.folders.image_files import Finding, content_of
 from sppdet.folders.journal import _HEADER, JOURNAL, Journal, _line
 from sppdet.folders.outputs import _make
-from sppdet.folders.planning import FORMATS, Format
+from sppdet.folders.planning import Item
+from sppdet.io.images import read_image
 from sppdet.io.names import unescape_name
+from sppdet.io.videos import write_video
 from sppdet.io.voc import read_voc_annotation
 from sppdet.runs.artifacts import atomic_path
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
 LEAST = -1.2  # a score that this little training reaches
+OLD = [
+    kind for kind in FORMATS if kind not in ("yolo", "crops")
+]  # one drawing, one annotation an image
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +104,20 @@ def test_annotations_made_by_hand_stay(
     assert files_in(root) == before
 
 
-@pytest.mark.parametrize("file", ["detections.json", "detections.csv", "coco_results.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "detections.json",
+        "detections.jsonl",
+        "detections.csv",
+        "coco_results.json",
+        "yolo/data.yaml",
+    ],
+)
 def test_joint_files_of_others_stay(
     detector: Detector, images: Path, tmp_path: Path, calls: list[int], file: str
 ) -> None:
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).parent.mkdir(parents=True)
     (tmp_path / "out" / file).write_text("mine")
     with pytest.raises(ConfigError, match=f"{file}: wasn't written by sppdet"):
         detect(detector, [images], tmp_path / "out")
@@ -207,20 +224,20 @@ def test_earlier_results_are_left_out_of_the_search(
     detector: Detector, images: Path, tmp_path: Path
 ) -> None:
     out = images / "found"
-    first, _ = detect(detector, [images], out)
+    first, _ = detect(detector, [images], out, formats=OLD)
     written = files_in(out)
-    again, said = detect(detector, [images], out)
+    again, said = detect(detector, [images], out, formats=OLD)
     assert first.images == again.images == 3
     assert "left out: 3 images that detect has written" in said
     assert files_in(out) == written
     other, _ = detect(detector, [images], tmp_path / "out")
     assert other.images == 3
-    with pytest.raises(ImageError, match="no images besides 3 that detect has written"):
+    with pytest.raises(ImageError, match="no images besides 3 images that detect has written"):
         detect(detector, [out / "images"], tmp_path / "out")
     shutil.copy(next(images.glob("*.jpg")), out / "images" / "mine.jpg")
     assert detect(detector, [images], tmp_path / "out2")[0].images == 4
     with pytest.raises(ConfigError, match=r"is searched for images \(.*mine.jpg\)"):
-        detect(detector, [images], out)
+        detect(detector, [images], out, formats=OLD)
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "dangling"])
@@ -315,13 +332,13 @@ def test_results_so_far_are_kept_when_the_work_ends_early(
     monkeypatch.setattr(Detector, "detect_prepared", interrupted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        detect(detector, [images], out)
+        detect(detector, [images], out, formats=OLD)
     assert len(list((out / "images").iterdir())) == 2
     assert len((out / JOURNAL).read_text().splitlines()) == 1 + 2 * 3
     assert not (out / "detections.json").exists()
-    detect(detector, [images], out)
+    detect(detector, [images], out, formats=OLD)
     assert calls == 4
-    detect(detector, [images], tmp_path / "whole")
+    detect(detector, [images], tmp_path / "whole", formats=OLD)
     assert files_in(out) == files_in(tmp_path / "whole")
 
 
@@ -334,6 +351,7 @@ from sppdet.folders import journal
 from sppdet.folders import outputs
 from sppdet.cli.main import main
 from contextlib import contextmanager, suppress
+from sppdet.io.videos import write_video
 from sppdet.runs.artifacts import atomic_path as genuine
 from sppdet.folders.journal import Journal
 
@@ -393,19 +411,39 @@ print(statuses)
 def test_calls_that_are_killed_come_to_the_same_end(
     trained: Path, images: Path, tmp_path: Path
 ) -> None:
+    frames = [read_image(path)[:100, :140] for path in sorted(images.iterdir())]
+    write_video(tmp_path / "clip", frames, fps=3)
+    clip = (tmp_path / "clip").rename(tmp_path / "clip.mp4")
     kills = [
         ("line", 1, ""),
+        ("clip.mp4/000001.xml", 1, "after"),
         ("images/*", 1, "before"),
         ("images/*", 1, "after"),
         ("Annotations/*", 2, "after"),
+        ("crops/*/*", 2, "before"),
+        ("yolo/labels/*", 2, "after"),
+        ("crops/*/*", 4, "after"),
         ("line", 4, ""),
+        ("images/clip.mp4", 1, "before"),
+        ("images/clip.mp4", 1, "after"),
         ("detections.json", 1, "before"),
         ("coco_results.json", 1, "after"),
         (JOURNAL, 1, "before"),
         (JOURNAL, 1, "after"),
     ]
     out, whole = tmp_path / "out", tmp_path / "whole"
-    command = ["--threads", "1", "detect", trained, images, "--score", LEAST, "--device", "cpu"]
+    command = [
+        "--threads",
+        "1",
+        "detect",
+        trained,
+        images,
+        clip,
+        "--score",
+        LEAST,
+        "--device",
+        "cpu",
+    ]
     command += ["--save", ",".join(FORMATS), "--workers", "1", out, whole]
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, command), json.dumps(kills)],
@@ -483,7 +521,7 @@ def test_detections_come_back_to_the_bit(tmp_path: Path) -> None:
         assert result.labels == found.labels.tolist()
         assert (result.width, result.height) == (999, 998)
     entry = again.entry("one")
-    assert entry is not None and (entry.made_by, entry.count) == ("m", 50)
+    assert entry is not None and (entry.made_by, len(entry.labels)) == ("m", 50)
     assert again.claims == {"f": {"0"}}
 
 
@@ -497,10 +535,11 @@ def test_memory_does_not_grow_with_the_images(
     scores, labels = np.linspace(2, 1, 100, dtype=np.float32), np.ones(100, np.int64)
     found = Detections(boxes, scores, labels, detector.class_names)
 
-    def detected(work: _Work, _: int) -> Iterator[_Found]:
-        return (_Found("", np.zeros((8, 8, 3), np.uint8), found) for _ in work.plan.items)
+    def detected(finder: Finder, _: int) -> Iterator[tuple[Item, Found]]:
+        image = np.zeros((8, 8, 3), np.uint8)
+        return ((item, Found("", image, found)) for item in finder.plan.stills)
 
-    monkeypatch.setattr(_Work, "_detected", detected)
+    monkeypatch.setattr(Finder, "outcomes", detected)
     peaks = []
     for count in (10, 60):
         paths = [tmp_path / f"{number}.png" for number in range(count)]
@@ -579,7 +618,7 @@ def test_an_image_that_is_deleted_meanwhile(
 
     monkeypatch.setattr(Detector, "detect_prepared", deleting)
     monkeypatch.setattr(
-        "sppdet.folders.folder.ordered_map", lambda f, items, workers: map(f, items)
+        "sppdet.folders.finder.ordered_map", lambda f, items, workers: map(f, items)
     )
     result, _ = detect(detector, [images], tmp_path / "out")
     assert result.detected == 2 and result.failed == (f"{last}: no such file",)
@@ -649,19 +688,18 @@ def test_stems_that_clash(detector: Detector, images: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("error", [MemoryError(), cv2.error("OpenCV: failed")])
 def test_an_image_that_can_not_be_drawn_on(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("sppdet.folders.folder.draw_detections", fail)
+    monkeypatch.setattr("sppdet.folders.image_files.draw_detections", fail)
     nothing = Detections(
         np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ("a",)
     )
-    found = _Found("made by", np.zeros((4, 6, 3), np.uint8), nothing)
+    found = Finding("a.jpg", np.zeros((4, 6, 3), np.uint8), nothing)
     with pytest.raises(DataError, match="6x4 pixels can't be encoded as JPEG"):
-        _write_drawing(tmp_path / "a.jpg", found)
-    assert not list(tmp_path.iterdir())
+        content_of("images", found, 0)
 
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:

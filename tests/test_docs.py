@@ -92,7 +92,7 @@ def test_cli_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> N
     ["README.md", "CONTRIBUTING.md"]
     + [
         f"docs/{name}.md"
-        for name in ("config", "method", "classification", "results", "performance")
+        for name in ("config", "method", "classification", "results", "performance", "serve")
     ]
     + [
         "docs/index.md",

@@ -11,7 +11,7 @@ from gpu_checks import CHECKS, Check
 
 from sppdet import Detector, load_config, train
 from sppdet.boxes import box_iou
-from sppdet.io.images import find_images
+from sppdet.io.finding import find_images
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

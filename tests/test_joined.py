@@ -21,6 +21,7 @@ from sppdet.features.joined import JoinedMaps, fit_joined, resampled
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import load_config
 from sppdet.runs.artifacts import read_header, read_tensors, write_tensors
+from sppdet.runs.weights import read_part
 from sppdet.stages.detector import Detector
 from sppdet.stages.model import read_backbone
 
@@ -178,4 +179,4 @@ def test_a_damaged_geometry_is_refused(tmp_path: Path, demo_root: Path) -> None:
     for wrong in ([[4, 0.5]], [[4, "a"], [8, 0.5]], [[0, 0.5], [8, 0.5]], None):
         write_tensors(path, tensors, made_by="x", about=about | {"geometries": wrong})
         with pytest.raises(ArtifactError, match="strides and centres"):
-            read_backbone(path, config)
+            read_backbone(read_part(path), config)

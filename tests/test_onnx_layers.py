@@ -101,13 +101,13 @@ def maps_of(backbone: Backbone, **features: object) -> tuple[torch.Tensor, ...]:
 
 def test_the_setting_chooses(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    genuine = module._session
+    genuine = module.runner
 
-    def session(model: bytes) -> module.Layers:
+    def runner(model: bytes) -> module.Layers:
         used.append("onnxruntime")
         return genuine(model)
 
-    monkeypatch.setattr(module, "_session", session)
+    monkeypatch.setattr(module, "runner", runner)
     expected = maps_of(tiny, runtime="torch")
     assert not used
     for runtime in ("auto", "onnxruntime"):

@@ -14,8 +14,9 @@ from evaluation_samples import make_image
 from runs import CommandLine
 from sppdet.config import Config
 from sppdet.io.settings import settings_in, validate
+from sppdet.stages.choice import Choice
 from sppdet.stages.forecast import Speed, forecast, megapixels
-from sppdet.stages.presets import Choice, Chosen, are_small, candidate, describe
+from sppdet.stages.presets import Chosen, are_small, candidate, describe
 from sppdet.types import Dataset
 
 FAST = {"scales": [480], "head": None, "finetune": None}
@@ -233,7 +234,7 @@ def test_stored_proposals_are_not_searched_to_measure(
 def test_settings_of_their_own_take_no_preset(sppdet: CommandLine, settings: Path) -> None:
     status, _, err = sppdet("train", settings, "--preset", "fast")
     assert status == 1 and err.count("\n") == 1
-    assert "--preset and --minutes are for a folder of images" in err
+    assert "preset and minutes are for a folder of images" in err
 
 
 def test_times_are_announced_before_the_work(

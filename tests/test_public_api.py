@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import sppdet
-from sppdet import boxes, errors, types, version
+from sppdet import boxes, detections, errors, types, version
 from sppdet.config import ProposalsConfig
 from sppdet.features import pyramid, spp
 from sppdet.io import settings as config_file
 from sppdet.proposals import search
 from sppdet.proposals import selective_search as engine
-from sppdet.stages import detector, pipeline
+from sppdet.stages import detector
+from sppdet.stages import train as training
 
 
 def test_public_names() -> None:
@@ -43,11 +44,11 @@ def test_names_are_what_they_stand_for() -> None:
     assert sppdet.spp_windows is spp.spp_windows
     assert sppdet.nms is boxes.nms and sppdet.box_iou is boxes.box_iou
     assert sppdet.selective_search is search.selective_search
-    assert Detections is types.Detections
+    assert Detections is types.Detections is detections.Detections
     assert Detector is detector.Detector
     assert SppdetError is errors.SppdetError
     assert load_config is config_file.load_config
-    assert train is pipeline.train
+    assert train is training.train
     assert __version__ == version.__version__
 
 

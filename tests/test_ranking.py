@@ -22,6 +22,7 @@ from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.images import read_image
 from sppdet.io.settings import check_config
 from sppdet.runs.artifacts import read_header
+from sppdet.runs.weights import read_part
 from sppdet.stages.detector import Detector
 from sppdet.stages.model import read_ranking, save_ranking
 from sppdet.stages.ranking import fitted
@@ -170,11 +171,11 @@ def test_a_run_with_a_ranking(settings: Path, run_copy: Path, demo_root: Path) -
 def test_a_ranking_of_another_pyramid_is_refused(run_copy: Path, tmp_path: Path) -> None:
     path = tmp_path / "ranking.safetensors"
     save_ranking(path, Ranking((2, 1), torch.zeros(20), 0.25), made_by="x")
-    assert read_ranking(path, levels=[3, 2, 1], channels=4).bias == 0.25
+    assert read_ranking(read_part(path), levels=[3, 2, 1], channels=4).bias == 0.25
     with pytest.raises(ArtifactError, match="it is for other levels"):
-        read_ranking(path, levels=[3, 1], channels=4)
+        read_ranking(read_part(path), levels=[3, 1], channels=4)
     with pytest.raises(ArtifactError, match=r"weights .*20"):
-        read_ranking(path, levels=[3, 2, 1], channels=5)
+        read_ranking(read_part(path), levels=[3, 2, 1], channels=5)
 
 
 def test_windows_are_those_of_the_stage(tmp_path: Path) -> None:

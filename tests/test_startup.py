@@ -37,6 +37,7 @@ def imported_by(*arguments: str | Path) -> str:
         ["--version"],
         ["info", "--help"],
         ["train", "--help"],
+        ["serve", "--help"],
         ["compare", "--help"],
         ["init", "--list"],
     ],
@@ -92,3 +93,12 @@ def test_another_import_error_keeps_its_traceback(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path},
     )
     assert ended.returncode == 1 and "Traceback" in ended.stderr
+
+
+def test_garbage_is_collected_again_once_the_libraries_are_imported() -> None:
+    probe = (
+        "import gc; from sppdet.cli.process import start_libraries; start_libraries(); "
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert ended.stdout.split() == ["True", "True"], ended.stderr

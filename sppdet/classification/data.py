@@ -17,7 +17,8 @@ from sppdet.classification.config import AugmentConfig, FolderConfig
 from sppdet.errors import DataError, ImageError, image_named
 from sppdet.features.preprocessing import IMAGENET
 from sppdet.io.digests import FileDigests, name_below
-from sppdet.io.images import find_images, read_image
+from sppdet.io.finding import find_images
+from sppdet.io.images import read_image
 from sppdet.parallel import ordered_map
 from sppdet.randomness import rng
 from sppdet.resizing import resized, resized_to

@@ -20,7 +20,8 @@ from sppdet.classification.config import TestConfig, ViewSet, read_classifier_co
 from sppdet.classification.data import read_sets
 from sppdet.classification.views import score_crops, score_maps, views_of
 from sppdet.errors import ArtifactError, ConfigError, DataError, ImageError, image_named
-from sppdet.io.images import find_images, read_image
+from sppdet.io.finding import find_images
+from sppdet.io.images import read_image
 from sppdet.io.settings import check_config
 from sppdet.parallel import ordered_map
 from sppdet.runs.artifacts import read_json, write_json

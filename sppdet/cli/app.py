@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sppdet.cli import classifier, detector, labelling, tools, trust
+from sppdet.cli import classifier, convert, detector, export, labelling, service, tools, trust
 from sppdet.cli.process import state
 from sppdet.cli.shared import App, with_options
 from sppdet.version import __version__
@@ -30,7 +30,10 @@ app.command()(trust.curve)
 app.command()(trust.audit)
 app.command()(labelling.suggest)
 app.command()(detector.detect)
+app.command()(convert.convert)
+app.command()(export.export)
 app.command()(detector.propose)
+app.command()(service.serve)
 app.command()(classifier.pretrain)
 app.command("pretrain-eval")(classifier.pretrain_eval)
 app.command()(classifier.classify)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,39 +12,31 @@ from sppdet.cli.options import (
     MAX_THREADS,
     ConfigOrImagesArgument,
     DeviceOption,
-    PathsArgument,
+    InputsArgument,
+    ModelArgument,
     RunArgument,
     RunOption,
     SetOption,
     default_run,
 )
 from sppdet.cli.process import given_words, show, start_libraries, state, suggest
+from sppdet.cli.thresholds import (
+    PrecisionOption,
+    ProbabilityOption,
+    RecallOption,
+    ScoreOption,
+    of_missed,
+    threshold,
+)
 from sppdet.errors import ConfigError, SppdetError
 
 if TYPE_CHECKING:
-    from sppdet.config import Config
-    from sppdet.stages.thresholds import Kind, Threshold
+    pass
 
 StageName = Literal[
     "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
 ]
 MetricName = Literal["voc07", "voc10", "coco"]
-ScoreOption = Annotated[
-    str,
-    typer.Option(
-        metavar="<auto|float>",
-        help="Minimum score (an SVM margin, or log odds). auto: the best F1 on training images.",
-    ),
-]
-ProbabilityOption = Annotated[
-    float | None, typer.Option(help="Minimum probability that a detection is right.")
-]
-PrecisionOption = Annotated[
-    float | None, typer.Option(help="Threshold with this precision on training images.")
-]
-RecallOption = Annotated[
-    float | None, typer.Option(help="Threshold with this recall on training images.")
-]
 
 
 def train(
@@ -67,27 +57,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a detector; an interrupted run goes on where it stopped."""
-    from sppdet.io.settings import holds_images, load_config, load_for_images, settings_in
+    from sppdet.stages.choice import settings_and_choice
 
-    own, images = overrides or [], holds_images(config)
-    if (preset or minutes) and not images:
-        raise ConfigError(
-            f"{config}: has settings of its own; --preset and --minutes are for a folder of images"
-        )
-
-    @cache
-    def load(tuned: bool) -> Config:
-        return load_for_images(config, own, tuned=tuned)
-
-    settings = load(preset in ("balanced", "accurate")) if images else load_config(config, own)
+    settings, choice = settings_and_choice(config, overrides or [], preset=preset, minutes=minutes)
     start_libraries()
     from sppdet.stages.pipeline import train as run_stages
 
-    choice = None
-    if images:
-        from sppdet.stages.presets import Choice
-
-        choice = Choice(load, preset, minutes, settings_in(own))
     folder = run or default_run(config)
     run_stages(settings, folder, device=device, until=until, choice=choice)
     if until == "evaluate":
@@ -101,7 +76,8 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Folder of a run; the models of several are combined, with the settings of the first.",
+            help="Folder of a run; the models of several are combined, with the settings of the first. "
+            "Those after the first may be files of `sppdet export`.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="test, train or the name of a set.")] = "test",
@@ -173,7 +149,7 @@ def diagnose(
     start_libraries()
     from sppdet.stages.causes import diagnose_run
 
-    wanted = read_threshold(score, min_probability, precision, recall)
+    wanted = threshold(score, min_probability, precision, recall)
     diagnose_run(run, split, wanted=wanted, device=device)
 
 
@@ -193,7 +169,7 @@ def report(
 
 
 def explain(
-    run: RunArgument,
+    run: ModelArgument,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     at: Annotated[
         str | None,
@@ -207,7 +183,11 @@ def explain(
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: explain/NAME.html in the run.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Default, with a run: its explain/NAME.html.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -219,7 +199,7 @@ def explain(
     from sppdet.stages.explain import parse_point
 
     point = None if at is None else parse_point(at)
-    wanted = read_threshold(score, min_probability, precision, recall)
+    wanted = threshold(score, min_probability, precision, recall)
     page = write_page(
         run, image, at=point, detection=detection, wanted=wanted, out=out, device=device
     )
@@ -227,40 +207,65 @@ def explain(
 
 
 def detect(
-    run: RunArgument,
-    paths: PathsArgument,
+    run: ModelArgument,
+    inputs: InputsArgument,
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     score: ScoreOption = "auto",
     min_probability: ProbabilityOption = None,
     precision: PrecisionOption = None,
     recall: RecallOption = None,
     save: Annotated[
-        str, typer.Option(help="Formats to write: some of images,json,csv,voc,coco.")
+        str,
+        typer.Option(help="Formats to write: some of images,json,jsonl,csv,voc,coco,yolo,crops."),
     ] = "images,json",
     workers: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="Default: one per core.")
     ] = None,
     device: DeviceOption = "auto",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=32, metavar="PX", help="Search large images by tiles of so many pixels, too."
+        ),
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Fraction of a tile that neighbours share.")
+    ] = 0.2,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Largest image; default: the run's data.max_pixels."),
+    ] = None,
+    every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Of videos and cameras take every Nth frame.")
+    ] = 1,
+    frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Frames of each video or camera at most.")
+    ] = None,
 ) -> None:
-    """Detect in images and folders of images."""
+    """Detect in images: files, folders, patterns, lists, URLs, videos, cameras, standard input."""
     start_libraries()
     from sppdet.folders.folder import detect_folder
-    from sppdet.folders.planning import parse_formats
+    from sppdet.folders.formats import parse_formats
+    from sppdet.folders.inputs import plan_images
     from sppdet.runs.environment import available_cores
     from sppdet.runs.log import LOGGER, RESULT, event
     from sppdet.stages.detector import Detector
     from sppdet.stages.thresholds import least_scores
 
     formats = parse_formats(save)
-    wanted = read_threshold(score, min_probability, precision, recall)
+    wanted = threshold(score, min_probability, precision, recall)
     detector = Detector.load(run, device=device)
+    if tile is not None:
+        detector = detector.tiled(tile, overlap=overlap)
+    if max_pixels is not None:
+        detector = replace(detector, max_pixels=max_pixels)
     least, text = least_scores(detector, wanted)
     minimum = detector.min_score
     if wanted.kind == "score" and wanted.value < minimum:
         LOGGER.info("--score %s: the run's detect.min_score is %s", score, minimum)
     result = detect_folder(
         detector,
-        paths,
+        plan_images(inputs, every=every, most=frames),
         out,
         min_score=least,
         formats=formats,
@@ -268,7 +273,7 @@ def detect(
     )
     counts = f"{result.detections} detections in {result.detected} images, {text}"
     if not result.detections and result.missed:
-        counts += _of_missed(result.missed)
+        counts += of_missed(result.missed)
     numbers = {"detections": result.detections, "images": result.detected}
     facts = event("detected", **numbers, failed=len(result.failed))
     LOGGER.log(RESULT, "%s; see %s", counts, out, extra=facts)
@@ -276,38 +281,6 @@ def detect(
         raise SppdetError(
             f"{len(result.failed)} of {result.images} images failed; the first: {result.failed[0]}"
         )
-
-
-def read_threshold(
-    score: str, min_probability: float | None, precision: float | None, recall: float | None
-) -> Threshold:
-    """Read the options of what is wanted; at most one of them."""
-    from sppdet.stages.thresholds import Threshold
-
-    options: list[tuple[Kind, float | None]] = [
-        ("probability", min_probability),
-        ("precision", precision),
-        ("recall", recall),
-    ]
-    given = {kind: value for kind, value in options if value is not None}
-    if score != "auto":
-        try:
-            given["score"] = float(score)
-        except ValueError:
-            raise ConfigError(f"--score {score}: expected a number or auto") from None
-    if len(given) > 1:
-        raise ConfigError("expected one of --score, --min-probability, --precision and --recall")
-    return Threshold(*next(iter(given.items()))) if given else Threshold()
-
-
-def _of_missed(missed: Sequence[tuple[str, float]]) -> str:
-    """Say what there was below the threshold, and how to see it."""
-    name, best = max(missed, key=lambda one: one[1])
-    shown = math.floor(10 * best) / 10 or math.floor(100 * best) / 100
-    count = sum(probability >= shown for _, probability in missed)
-    return (
-        f": the best had probability {best:.2f}, {name}; --min-probability {shown:g} shows {count}"
-    )
 
 
 def propose(

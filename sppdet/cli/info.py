@@ -1,4 +1,4 @@
-"""Describe a run in a few lines, from its small files and the headers of its large ones: no torch."""
+"""Describe a run or a model file in a few lines, from small files and headers of large ones: no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sppdet.errors import ArtifactError, shorten
 from sppdet.runs.artifacts import TensorHeader, read_header, read_json
 from sppdet.runs.weights import class_names_in
 from sppdet.stages.model_files import ModelFiles, read_run_config, signature
+from sppdet.stages.trained_model import is_model_file, needed_parts, read_model_header
 from sppdet.training_config import Layer
 
 # tensors of a network that aren't weights: the statistics of batch normalisation
@@ -18,11 +19,14 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def describe_run(run: Path) -> Iterator[str]:
-    """Yield lines on a run's settings, parts, times and scores.
+    """Yield lines on the settings, parts, times and scores of a run, or on those of a model file.
 
     Raises:
-        ArtifactError: not a run, or, after all other lines, a file of times or scores is damaged.
+        ArtifactError: neither of them, or, after all other lines, a file of times or scores is damaged.
     """
+    if is_model_file(run):
+        yield from _describe_file(run)
+        return
     if (run / "model" / "net.safetensors").is_file():
         yield from _describe_classifier(run)
         return
@@ -58,6 +62,26 @@ def describe_run(run: Path) -> Iterator[str]:
             problems.append(error)
     if problems:
         raise problems[0]
+
+
+def _describe_file(path: Path) -> Iterator[str]:
+    about, config, headers = read_model_header(path)
+    missing = [
+        name for name in needed_parts(config) if not (name in headers and headers[name].layout)
+    ]
+    if missing:
+        raise ArtifactError(f"{path}: damaged: has no {missing[0]}")
+    names = class_names_in(headers["svm"].about, f"{path}: svm")
+    yield f"model      {path}, {path.stat().st_size / 2**20:.1f} MiB, by sppdet {about['sppdet']}"
+    yield f"settings   {about['signature']}"
+    yield f"classes    {len(names)}: {', '.join(names)}"
+    yield f"svms       on {config.svm_layer()}"
+    yield f"weights    {headers['backbone'].about.get('origin') or 'of unknown origin'}"
+    for name, header in headers.items():
+        values = sum(math.prod(shape) for _, shape in header.layout.values())
+        yield (
+            f"part       {name}, {values:,} values" if values else f"part       {name}, not needed"
+        )
 
 
 def _header(path: Path) -> TensorHeader:

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from sppdet.cli.detector import ProbabilityOption, ScoreOption, read_threshold
 from sppdet.cli.options import DeviceOption, PathsArgument, RunArgument
 from sppdet.cli.process import start_libraries
+from sppdet.cli.thresholds import ProbabilityOption, ScoreOption, threshold
 from sppdet.errors import SppdetError
 
 
@@ -35,7 +35,7 @@ def suggest(
     start_libraries()
     from sppdet.stages.suggest import suggest_images
 
-    wanted = read_threshold(score, min_probability, None, None)
+    wanted = threshold(score, min_probability, None, None)
     made = suggest_images(
         *(run, paths),
         out=out,

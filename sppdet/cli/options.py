@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -20,11 +21,23 @@ ConfigOrImagesArgument = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Folder of a run, or a file of `sppdet export`."),
+]
 ClassifierArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a classifier's run.")
 ]
 PathsArgument = Annotated[
     list[Path], typer.Argument(metavar="PATH", help="Images, or folders of them.")
+]
+InputsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT",
+        help="Images, videos, folders, patterns ('**/*.jpg'), lists (@list.txt), URLs, camera:0, or -"
+        " for an image on standard input.",
+    ),
 ]
 RunOption = Annotated[
     Path | None, typer.Option(help="Folder of the run; default: runs/NAME-OF-CONFIG.")
@@ -32,8 +45,22 @@ RunOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
 ]
+
+
+def _device(text: str) -> str:
+    """Check the form of a device's name, before torch is imported."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", text) is None:
+        raise typer.BadParameter(f"{text}: expected auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the networks.")
+    str,
+    typer.Option(
+        metavar="<device>",
+        callback=_device,
+        help="Device of the networks: auto, cpu, cuda, cuda:N or mps.",
+    ),
 ]
 
 

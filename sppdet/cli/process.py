@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import shlex
 import sys
@@ -27,7 +29,8 @@ state = State()
 
 
 def start_libraries() -> None:
-    """Import torch and OpenCV and set their numbers of threads; commands that compute begin so."""
+    """Import torch, OpenCV and numba and set their threads; commands that compute begin so."""
+    _import_libraries()
     import cv2
 
     from sppdet.runs.environment import available_cores, set_threads
@@ -35,6 +38,22 @@ def start_libraries() -> None:
     # broken images are reported by sppdet
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     set_threads(state.threads or available_cores())
+
+
+def _import_libraries() -> None:
+    """Import what takes longest with the garbage collector off, which would look for garbage in vain.
+
+    It passes over what is there now from then on, which nobody drops before the process ends.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("numba")
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _WarningHandler(logging.Handler):

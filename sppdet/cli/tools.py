@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sppdet.cli.options import RunArgument
+from sppdet.cli.options import ModelArgument
 from sppdet.cli.process import show, start_libraries, suggest
 from sppdet.errors import ConfigError
 
@@ -62,8 +62,8 @@ def demo(
     suggest("train", "FOLDER", when="with your own labelled images")
 
 
-def info(run: RunArgument) -> None:
-    """Describe a run: settings, parts, times and scores."""
+def info(run: ModelArgument) -> None:
+    """Describe a run or a model file: settings, parts, times and scores."""
     from sppdet.cli.info import describe_run
 
     for line in describe_run(run):

@@ -14,7 +14,7 @@ from sppdet.config import Config
 from sppdet.demo.set import GENERATOR_VERSION, make_demo_set
 from sppdet.errors import DataError
 from sppdet.folders.folder import detect_folder
-from sppdet.folders.planning import FORMATS
+from sppdet.folders.formats import FORMATS
 from sppdet.io.files import read_text
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.packaged_configs import packaged_config

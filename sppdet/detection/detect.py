@@ -27,7 +27,7 @@ from sppdet.training_config import Layer
 from sppdet.types import Boxes, Detections, FeatureMaps, Proposals, Scores
 
 VERSION = 1  # raise it when the same model gives other detections
-_TINY = 1e-7  # that the probability 1 is taken less of, to have finite odds
+TINY = 1e-7  # that the probability 1 is taken less of, to have finite odds
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Classifiers:
         linear = products + self.biases
         if self.kind == "svm":
             return linear
-        log_p = torch.log_softmax(linear, dim=1)[:, 1:].clamp(max=-_TINY)
+        log_p = torch.log_softmax(linear, dim=1)[:, 1:].clamp(max=-TINY)
         return log_p - torch.log(-torch.expm1(log_p))
 
 

@@ -201,7 +201,7 @@ _SAME = 1e-6  # distance from the mean, in the longest vector, that is rounding
 def similarities(one: Values, other: Values) -> Values:
     """Compute cosines (I, J) of rows of length 1, or 0 at the mean: such rows are the same image."""
     cosines = np.clip(one @ other.T, -1, 1)
-    at_mean = ~one.any(axis=1)[:, None] & ~other.any(axis=1)[None]
+    at_mean = np.logical_and.outer(~one.any(axis=1), ~other.any(axis=1))
     return np.asarray(np.where(at_mean, 1.0, cosines))
 
 

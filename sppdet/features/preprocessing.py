@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sppdet.resizing import Interpolation, resized
 from sppdet.types import ImageArray
 
-_MIN_SIDE = 64  # resized pixels; some networks make no cell of a narrower image
+MIN_SIDE = 64  # resized pixels; some networks make no cell of a narrower image
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Preprocessing:
     def padded_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise an image (h, w, 3) in 0..255; returns (1, 3, h, w) float32 on its device.
 
-        Sides shorter than `_MIN_SIDE`, or between multiples of `multiple`, are padded with zeros on the
+        Sides shorter than `MIN_SIDE`, or between multiples of `multiple`, are padded with zeros on the
         right or below.
         """
         x = self.normalised(pixels[None])
         wanted = [
-            -(-max(_MIN_SIDE, side) // self.multiple) * self.multiple
+            -(-max(MIN_SIDE, side) // self.multiple) * self.multiple
             for side in (x.shape[3], x.shape[2])
         ]
         padded = F.pad(x, (0, wanted[0] - x.shape[3], 0, wanted[1] - x.shape[2]))

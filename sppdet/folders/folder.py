@@ -6,36 +6,27 @@ written at the end, and a repeated call does only what is left.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.errors import ArtifactError, DataError, ImageError, SppdetError, one_line
-from sppdet.features.backbones import ScaledImage
-from sppdet.folders.drawing import draw_detections
+from sppdet.errors import ArtifactError, DataError, ImageError, one_line, shorten
+from sppdet.folders.films import write_film
+from sppdet.folders.finder import MISSED, Failed, Finder, Found, Kept, describe
+from sppdet.folders.formats import Format
+from sppdet.folders.image_files import Finding, content_of
+from sppdet.folders.inputs import plan_images
 from sppdet.folders.joint import JointFiles
 from sppdet.folders.journal import JournalError
 from sppdet.folders.outputs import Outputs, is_of_one_file, open_outputs
-from sppdet.folders.planning import IMAGE_FILES, FolderPlan, Format, Item, plan_images
-from sppdet.io.files import read_bytes
-from sppdet.io.names import escape_name
-from sppdet.io.voc_writing import voc_annotation
-from sppdet.parallel import detection_threads, ordered_map
-from sppdet.runs.artifacts import fingerprint, write_text
+from sppdet.folders.planning import Item
+from sppdet.folders.sources import FolderPlan
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import track
 from sppdet.stages.detector import Detector
-from sppdet.types import Detections, ImageArray, Proposals
-
-VERSION = 2  # incremented when the same detections give other files
-
-
-_MISSED = 0.05  # least probability of a detection that counts as missed by the threshold
 
 
 @dataclass(frozen=True)
@@ -53,47 +44,23 @@ class FolderResult:
     missed: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class _Failed:
-    problem: str
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """An image whose results were there already."""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    made_by: str
-    image: ImageArray
-    proposals: Proposals
-    views: tuple[ScaledImage, ...]
-
-
-@dataclass(frozen=True)
-class _Found:
-    made_by: str
-    image: ImageArray
-    detections: Detections
-
-
 def detect_folder(
     detector: Detector,
-    paths: Sequence[Path],
+    plan: FolderPlan | Sequence[Path | str],
     out: Path,
     *,
     min_score: float | NDArray[np.float32],
     formats: Sequence[Format],
     workers: int,
 ) -> FolderResult:
-    """Detect in images and folders of images and write the results into `out`.
+    """Detect in images, folders and videos and write the results into `out`.
 
     An image that can't be read, or whose files can't be written, is listed in the result and doesn't
     end the call. Results are kept whatever ends it, and a call with the same images, model and
     settings doesn't repeat them.
 
     Args:
+        plan: what to detect in, by `plan_images`, or the words that it takes.
         min_score: detections with a score >= this are kept; one number, or one for each class (K,).
         workers: threads that decode and resize images and search for proposals.
 
@@ -109,14 +76,16 @@ def detect_folder(
         # lower scores influence neither NMS nor soft-NMS, so nothing is computed for them
         lowest = float(least.min())
         if detector.calibration is not None:  # what is just missed is said
-            lowest = min(lowest, float(detector.calibration.scores_at(_MISSED).min()))
+            lowest = min(lowest, float(detector.calibration.scores_at(MISSED).min()))
         settings = detector.config.model_copy(update={"min_score": max(lowest, detector.min_score)})
         detector = replace(detector, config=settings)
-    plan = plan_images(paths)
-    if plan.left_out:
-        LOGGER.info("left out: %d images that detect has written", plan.left_out)
-    with open_outputs(out, plan, formats) as outputs:
-        work = _Work(detector, plan, outputs, formats, least)
+    if not isinstance(plan, FolderPlan):
+        plan = plan_images(plan)
+    for line in plan.left_out:
+        LOGGER.info("left out: %s", line)
+    with open_outputs(out, plan, formats, detector.class_names) as outputs:
+        finder = Finder(detector, plan, outputs.is_done, least)
+        work = _Work(detector, plan, outputs, formats, finder)
         return work.run(workers)
 
 
@@ -126,99 +95,57 @@ class _Work:
     plan: FolderPlan
     outputs: Outputs
     formats: Sequence[Format]
-    least: NDArray[np.float32]  # (K,) score of each class
+    found: Finder
     failed: list[str] = field(default_factory=list)
-    missed: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self, workers: int) -> FolderResult:
         """Detect in all images; report and collect failures."""
-        items, journal = self.plan.items, self.outputs.journal
+        journal, pixels = self.outputs.journal, self.detector.max_pixels
         with_results: list[Item] = []
-        kept = 0
-        work = zip(items, self._detected(workers), strict=True)
+        images = kept = 0
         new = track(
-            work,
-            total=len(items),
+            self.found.outcomes(workers),
+            total=self.plan.count(pixels),
             label="detecting",
-            made=lambda one: not isinstance(one[1], _Kept),
+            made=lambda one: not isinstance(one[1], Kept),
         )
         for item, found in new:
-            if isinstance(found, _Failed):
+            images += 1
+            if isinstance(found, Failed):
                 self._fail(found.problem)
                 continue
-            if isinstance(found, _Found):
+            if isinstance(found, Found):
                 self._write(item, found)
-            kept += isinstance(found, _Kept)
+            kept += isinstance(found, Kept)
             with_results.append(item)
         if kept:
-            LOGGER.info("%d of %d images were done already", kept, len(items))
+            LOGGER.info("%d of %d images were done already", kept, images)
+        if "images" in self.formats:
+            done = [item.name for item in with_results]
+            for film in self.plan.films:
+                try:
+                    write_film(film, self.outputs, done, self.detector)
+                except (DataError, ImageError) as error:
+                    self._fail(describe(film.whole, error))
         JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
         names = [item.name for item in with_results]
+        self.outputs.remove_stale()
         journal.compact(names)
-        detections = sum(entry.count for entry in map(journal.entry, names) if entry)
-        failed, missed = tuple(self.failed), tuple(self.missed)
-        return FolderResult(len(items), len(with_results), detections, failed, missed)
+        detections = sum(len(entry.labels) for entry in map(journal.entry, names) if entry)
+        failed, missed = tuple(self.failed), tuple(self.found.missed)
+        return FolderResult(images, len(with_results), detections, failed, missed)
 
-    def _detected(self, workers: int) -> Iterator[_Kept | _Found | _Failed]:
-        """Yield the outcome of every item, in order; memory holds a few of them."""
-        prepared = ordered_map(self._prepare, self.plan.items, workers=workers)
-        due = zip(self.plan.items, prepared, strict=True)
-        return ordered_map(self._detect, due, workers=detection_threads(self.detector.maps.device))
-
-    def _prepare(self, item: Item) -> _Kept | _Prepared | _Failed:
-        try:
-            made_by = self._made_by(item)
-            if self.detector.made_by and self.outputs.is_done(item, made_by):
-                return _Kept()
-            image = self.detector.read(item.path)
-            proposals = self.detector.proposer.of(image)
-            return _Prepared(made_by, image, proposals, self.detector.prepare(image))
-        except Exception as error:  # one image's failure must not end the others
-            return _Failed(_describe(item, error))
-
-    def _made_by(self, item: Item) -> str:
-        """Fingerprint the inputs of an image's results: its bytes, the model, the settings."""
-        digest = hashlib.blake2b(read_bytes(item.path, ImageError), digest_size=20).hexdigest()
-        config = self.detector.config.model_dump()
-        config["min_score"] = self.least.tolist()
-        return fingerprint("detect", VERSION, self.detector.made_by, config, digest)
-
-    def _detect(self, due: tuple[Item, _Kept | _Prepared | _Failed]) -> _Kept | _Found | _Failed:
-        item, prepared = due
-        if not isinstance(prepared, _Prepared):
-            return prepared
-        try:
-            height, width = prepared.image.shape[:2]
-            found = self.detector.detect_prepared(
-                prepared.views, prepared.proposals, width=width, height=height
-            )
-            kept = found.above(self.least)
-            self._note_missed(found)
-            return _Found(prepared.made_by, prepared.image, kept)
-        except Exception as error:  # as above
-            return _Failed(_describe(item, error))
-
-    def _note_missed(self, found: Detections) -> None:
-        if found.probabilities is not None:
-            below = found.scores < self.least[found.labels - 1]
-            names = found.names()
-            self.missed.extend(
-                (names[row], float(found.probabilities[row]))
-                for row in np.flatnonzero(below & (found.probabilities >= _MISSED)).tolist()
-            )
-
-    def _write(self, item: Item, found: _Found) -> None:
+    def _write(self, item: Item, found: Found) -> None:
         """Write an image's files, then its line in the journal, which vouches for them."""
         files: dict[str, str] = {}
         problems: list[str] = []
-        for kind in (kind for kind in self.formats if kind in IMAGE_FILES):
-            file = item.file(kind)
+        finding = Finding(item.name, found.image, found.detections)
+        labels = found.detections.labels.tolist()
+        for kind, number, file in self.outputs.files(item, labels):
             try:
+                content = content_of(kind, finding, number)
                 with self.outputs.writing(file) as temporary:
-                    if kind == "images":
-                        _write_drawing(temporary, found)
-                    else:
-                        _write_annotation(temporary, item, found)
+                    temporary.write_bytes(content)
                 files[file] = self.outputs.digest(file)
             except JournalError:
                 raise
@@ -227,7 +154,7 @@ class _Work:
                     raise
                 problems.append(str(error))
         if problems:
-            self._fail(one_line(f"{item.path}: {'; '.join(problems)}"))
+            self._fail(one_line(f"{item.origin}: {shorten(problems, limit=3)}"))
         height, width = found.image.shape[:2]
         self.outputs.journal.add(
             item.name, found.detections,
@@ -237,40 +164,3 @@ class _Work:
     def _fail(self, problem: str) -> None:
         self.failed.append(problem)
         LOGGER.info("failed: %s", problem, extra=event("failed"))
-
-
-def _describe(item: Item, error: Exception) -> str:
-    """One line that names the image."""
-    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError):
-        text = "not enough memory"
-    path = str(item.path)
-    return one_line(text if text.startswith(path) else f"{path}: {text}")
-
-
-def _write_drawing(path: Path, found: _Found) -> None:
-    height, width = found.image.shape[:2]
-    try:
-        drawn = draw_detections(found.image, found.detections)
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-    except (cv2.error, MemoryError):
-        done = False
-    if not done:
-        raise DataError(
-            f"{width}x{height} pixels can't be encoded as JPEG, expected 65500 a side at most"
-        )
-    path.write_bytes(np.asarray(data).tobytes())
-
-
-def _write_annotation(path: Path, item: Item, found: _Found) -> None:
-    height, width = found.image.shape[:2]
-    write_text(
-        path,
-        voc_annotation(
-            filename=PurePosixPath(item.name).name,
-            width=width,
-            height=height,
-            boxes=found.detections.boxes,
-            names=[escape_name(name) for name in found.detections.names()],
-        ),
-    )

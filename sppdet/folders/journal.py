@@ -65,12 +65,13 @@ class Result(BaseModel):
 
 
 class _Claim(BaseModel):
-    """The line of a file that is about to be written."""
+    """The line of a file that is about to be written, and of a video what made it."""
 
     model_config = ConfigDict(strict=True)
 
     file: str
     digest: str
+    made_by: str = ""
 
 
 _LINES: TypeAdapter[Result | _Claim] = TypeAdapter(Result | _Claim)
@@ -78,11 +79,11 @@ _LINES: TypeAdapter[Result | _Claim] = TypeAdapter(Result | _Claim)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The line of an image in short: its offset, its number of detections, the rest as in `Result`."""
+    """The line of an image in short: its offset in the file, the rest as in `Result`."""
 
     offset: int
     made_by: str
-    count: int
+    labels: tuple[int, ...]
     files: dict[str, str]
 
 
@@ -96,6 +97,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         self.claims: dict[str, set[str]] = defaultdict(set)
+        self._made_by: dict[tuple[str, str], str] = {}  # of a file's content, by path and digest
         self._entries: dict[str, Entry] = {}
         self._end = 0  # of the last whole line
         self._out: BinaryIO | None = None
@@ -113,8 +115,10 @@ class Journal:
     def _note(self, line: Result | _Claim) -> None:
         if isinstance(line, _Claim):
             self.claims[line.file].add(line.digest)
+            if line.made_by:
+                self._made_by[line.file, line.digest] = line.made_by
             return
-        entry = Entry(self._end, line.made_by, len(line.scores), line.files)
+        entry = Entry(self._end, line.made_by, tuple(line.labels), line.files)
         self._entries[line.image] = entry
         for file, digest in line.files.items():
             self.claims[file].add(digest)
@@ -123,10 +127,16 @@ class Journal:
         """Look up the last line of an image; None if there is none."""
         return self._entries.get(name)
 
-    def claim(self, file: str, digest: str) -> None:
+    def made_by(self, file: str, digest: str) -> str:
+        """Look up what has made a file of this content; empty if nothing is known."""
+        return self._made_by.get((file, digest), "")
+
+    def claim(self, file: str, digest: str, made_by: str = "") -> None:
         """Record that the file is about to get this content."""
-        self._append({"file": file, "digest": digest})
+        self._append(_claim(file, digest, made_by))
         self.claims[file].add(digest)
+        if made_by:
+            self._made_by[file, digest] = made_by
 
     def add(
         self, name: str, found: Detections, *, width: int, height: int,
@@ -145,7 +155,12 @@ class Journal:
         }
         if found.probabilities is not None:
             record["probabilities"] = found.probabilities.tolist()
-        self._entries[name] = Entry(self._append(record), made_by, len(found), files)
+        labels = tuple(found.labels.tolist())
+        self._entries[name] = Entry(self._append(record), made_by, labels, files)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the last line of every image."""
+        yield from self._entries.values()
 
     def results(self, names: Iterable[str]) -> Iterator[Result]:
         """Read the results of images that have an entry, one after another."""
@@ -181,7 +196,8 @@ class Journal:
                         with contextlib.suppress(OSError):  # the file is gone, or on its way
                             digest = digest_of(self.path.parent / file)
                             if digest in untold:
-                                new.write(_line({"file": file, "digest": digest}))
+                                made_by = self.made_by(file, digest)
+                                new.write(_line(_claim(file, digest, made_by)))
             self.close()  # Windows replaces no file that is open
 
     def close(self) -> None:
@@ -240,6 +256,11 @@ def digest_of(path: Path) -> str:
         while block := handle.read(2**16):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _claim(file: str, digest: str, made_by: str) -> dict[str, str]:
+    made = {"made_by": made_by} if made_by else {}
+    return {"file": file, "digest": digest, **made}
 
 
 def _line(record: dict[str, Any]) -> bytes:

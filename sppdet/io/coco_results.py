@@ -6,11 +6,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sppdet.conversions import results_entry
 from sppdet.errors import DataError
 from sppdet.evaluation.inputs import check_detections
 from sppdet.io.coco import CocoId, coco_id
@@ -18,40 +19,12 @@ from sppdet.io.detection_rows import Key, Names, Rows
 from sppdet.io.files import name_problem, read_json
 from sppdet.io.image_ids import IdMeaning, labels_of_ids, rows_of_ids
 from sppdet.io.image_names import ImageNames, distinct_names, path_parts
+from sppdet.io.records import stated_size
 from sppdet.runs.artifacts import write_text
 from sppdet.types import Dataset, Detections
 
 _log = logging.getLogger("sppdet")
 _Entry = dict[str, Any]
-
-
-def results_entry(
-    box: Sequence[float], score: float, *, image: tuple[CocoId, str], category: tuple[CocoId, str]
-) -> dict[str, Any]:
-    """Build a COCO results entry that names its image and class as well as numbering them.
-
-    The ids are what COCO's tools look at; they mean something only beside the annotation file that
-    they come from. The names identify image and class anywhere; pycocotools ignores them.
-
-    Args:
-        box: x1, y1, x2, y2 in original pixels, 0-based, half-open.
-        image: id, and path with `/` between folders: below the searched folder, or as much of its
-            end as no other image of the set shares.
-        category: id and class name.
-
-    Returns:
-        image_id, category_id, bbox [x, y, width, height], score, file_name, category_name. Nine
-        digits, so that float32 scores come back as they were and boxes to 1e-5 px.
-    """
-    x1, y1, x2, y2 = box
-    return {
-        "image_id": image[0],
-        "category_id": category[0],
-        "bbox": [float(f"{value:.9g}") for value in (x1, y1, x2 - x1, y2 - y1)],
-        "score": float(f"{score:.9g}"),
-        "file_name": image[1],
-        "category_name": category[1],
-    }
 
 
 def write_coco_results(
@@ -107,7 +80,8 @@ class CocoResults:
     """A file of detections: a list of COCO results, or an object that names its images and categories.
 
     `images` and `categories` are None for a list, whose entries name theirs by `file_name` and
-    `category_name` (or `class`), or else by `image_id` and `category_id`.
+    `category_name` (or `class`), or else by `image_id` and `category_id`. `sizes` are the (width, height)
+    of the images in pixels, None where the file doesn't say.
     """
 
     path: Path
@@ -115,6 +89,7 @@ class CocoResults:
     images: dict[CocoId, Names] | None
     categories: dict[CocoId, Names] | None
     where: str  # prefix of an entry's number in messages
+    sizes: Mapping[CocoId, tuple[int, int] | None] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> CocoResults:
@@ -138,7 +113,12 @@ class CocoResults:
                 )
         images = _table(data["images"], _names_of_image, f"{path}, images, entry ")
         categories = _table(data["categories"], _name_of_category, f"{path}, categories, entry ")
-        return cls(path, data["annotations"], images, categories, f"{path}, annotations, entry ")
+        sizes = {
+            key: stated_size(entry.get("width"), entry.get("height"))
+            for key, entry in zip(images, data["images"], strict=True)
+        }
+        where = f"{path}, annotations, entry "
+        return cls(path, data["annotations"], images, categories, where, sizes)
 
     def class_names(self, meaning: IdMeaning) -> list[str]:
         """List the names of the classes that the entries are of, where they have names; sorted.

@@ -22,13 +22,25 @@ _log = logging.getLogger("sppdet")
 
 
 def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detections]) -> list[Path]:
-    """Write `comp4_det_<set>_<class>.txt` for every class, with or without detections.
+    """Write the files of `comp4_files` into a folder; returns their paths.
+
+    Raises:
+        DataError: detections that do not fit the data set.
+    """
+    files = comp4_files(dataset, detections)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    return [folder / name for name in files]
+
+
+def comp4_files(dataset: Dataset, detections: Mapping[str, Detections]) -> dict[str, str]:
+    """Make `comp4_det_<set>_<class>.txt` for every class, with or without detections.
 
     A line is `id score x1 y1 x2 y2`, the box 1-based and inclusive as VOC has it. Nine digits, so
     that scores come back as they were and boxes to 1e-5 px.
 
     Returns:
-        The files, in the order of the classes.
+        The texts by the names of the files, in the order of the classes.
 
     Raises:
         DataError: detections that do not fit the data set (see `flatten_detections`).
@@ -36,8 +48,8 @@ def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detecti
     found = flatten_detections(dataset, detections)
     boxes = found.boxes.astype(np.float64) + np.array([1.0, 1.0, 0.0, 0.0])
     values = np.column_stack([found.scores, boxes])
-    paths = _paths(folder, dataset)
-    for label, path in enumerate(paths, start=1):
+    files = {}
+    for label, name in enumerate(_file_names(dataset), start=1):
         rows = np.flatnonzero(found.labels == label)
         lines = [
             f"{dataset.images[index].id} {' '.join(f'{value:.9g}' for value in row)}\n"
@@ -45,8 +57,8 @@ def write_comp4(folder: Path, dataset: Dataset, detections: Mapping[str, Detecti
                 found.image_index[rows].tolist(), values[rows].tolist(), strict=True
             )
         ]
-        write_text(path, "".join(lines))
-    return paths
+        files[name] = "".join(lines)
+    return files
 
 
 def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
@@ -81,9 +93,9 @@ def read_comp4(folder: Path, dataset: Dataset) -> dict[str, Detections]:
     return rows.group(dataset, images=images, labels=labels)
 
 
-def _paths(folder: Path, dataset: Dataset) -> list[Path]:
+def _file_names(dataset: Dataset) -> list[str]:
     names = class_file_names(dataset.class_names)
-    return [folder / f"comp4_det_{safe_id(dataset.name)}_{name}.txt" for name in names]
+    return [f"comp4_det_{safe_id(dataset.name)}_{name}.txt" for name in names]
 
 
 def _find_files(folder: Path, dataset: Dataset) -> dict[int, Path]:
@@ -91,7 +103,7 @@ def _find_files(folder: Path, dataset: Dataset) -> dict[int, Path]:
     there = sorted(folder.glob("comp4_det_*.txt"))
     if not there:
         raise DataError(f"{folder}: no comp4_det_*.txt in it")
-    expected = _paths(folder, dataset)
+    expected = [folder / name for name in _file_names(dataset)]
     candidates = {k: [path] * (path in there) for k, path in enumerate(expected, start=1)}
     for path in there:
         label = _label_of(path, dataset)

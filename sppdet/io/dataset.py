@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -89,17 +89,43 @@ def load_dataset(
         only=only,
         skips=skips,
     )
-    records = [_usable(record, skips) for record in records]
-    labels = _labels(records, class_names)
-    infos: dict[Path, ImageInfo] = {}
+    records = [usable(record, skips) for record in records]
+    names = class_order(records) if class_names is None else tuple(class_names)
+    infos: dict[Path, ImageInfo] | None = None
     if read_images:
         cache = ImageCache() if known is None else known
         infos = _look_up(split, records, cache, workers=workers, skips=skips)
+        _warn_of_depths(split, infos)
+    return label_records(
+        split, records, infos, class_names=names, skips=skips, repair_sizes=repair_sizes
+    )
+
+
+def label_records(
+    split: str,
+    records: Sequence[ImageRecord],
+    infos: Mapping[Path, ImageInfo] | None,
+    *,
+    class_names: Sequence[str],
+    skips: Skips,
+    repair_sizes: bool = False,
+) -> Dataset:
+    """Label records, all of whose objects can be used, and clip their boxes to their images.
+
+    Args:
+        infos: the images by path; records of others are left out. None: nothing is known of any.
+        skips: told of boxes without area in their image.
+
+    Raises:
+        DataError: no image or class is left, or a class name is given twice.
+    """
+    labels = _labels(class_names)
+    if infos is not None:
         records = [record for record in records if record.path in infos]
         if not records:
             raise DataError(f"{split}: no image can be read; the first: {skips.lines[0]}")
-        _warn_of_depths(split, infos)
         records = _check_sizes(split, records, infos, repair=repair_sizes)
+    infos = infos or {}
     annotated = [_annotate(record, infos.get(record.path), labels, skips) for record in records]
     clipped = sum(count for _, count in annotated)
     if clipped:
@@ -212,7 +238,7 @@ def _of_classes(records: Iterable[ImageRecord], names: frozenset[str]) -> list[I
     return kept
 
 
-def _usable(record: ImageRecord, skips: Skips) -> ImageRecord:
+def usable(record: ImageRecord, skips: Skips) -> ImageRecord:
     """Leave out and report the objects that the file describes wrongly."""
     for item in record.objects:
         if item.problem:
@@ -220,14 +246,22 @@ def _usable(record: ImageRecord, skips: Skips) -> ImageRecord:
     return replace(record, objects=tuple(item for item in record.objects if not item.problem))
 
 
-def _labels(records: Iterable[ImageRecord], class_names: Sequence[str] | None) -> dict[str, int]:
-    """Map class names to labels: 1..K in the order given, or sorted as found."""
-    found = {item.name for record in records for item in record.objects}
-    names = sorted(found) if class_names is None else class_names
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"class names given twice: {shorten(twice)}")
+def class_order(records: Iterable[ImageRecord]) -> tuple[str, ...]:
+    """List the classes of the objects, sorted.
+
+    Raises:
+        DataError: there is no object.
+    """
+    names = {item.name for record in records for item in record.objects}
     if not names:
         raise DataError("no class: the annotations have no object and no class is named")
+    return tuple(sorted(names))
+
+
+def _labels(names: Sequence[str]) -> dict[str, int]:
+    """Map class names to labels 1..K."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"class names given twice: {shorten(twice)}")
     return {name: label for label, name in enumerate(names, start=1)}
 
 
@@ -263,7 +297,7 @@ def _warn_of_depths(split: str, infos: dict[Path, ImageInfo]) -> None:
 
 
 def _check_sizes(
-    split: str, records: Sequence[ImageRecord], infos: dict[Path, ImageInfo], *, repair: bool
+    split: str, records: Sequence[ImageRecord], infos: Mapping[Path, ImageInfo], *, repair: bool
 ) -> list[ImageRecord]:
     """Warn of stated sizes that contradict their images, a line per kind; repair boxes if asked."""
     kept: list[ImageRecord] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from sppdet.errors import AnnotationError, one_line
+from sppdet.io.finding import walk
 from sppdet.io.images import IMAGE_SUFFIXES
 
 _Parts = tuple[str, ...]  # folders and file name, in the form of `_key`
@@ -24,7 +24,7 @@ _ROUGHLY = 2  # the stem alone is the same
 class FolderFiles:
     """The files below a folder, listed once; hidden ones are left out.
 
-    Links to folders elsewhere are followed; those to a folder that is listed anyway, or above, are not.
+    Links to folders are followed as by `sppdet.io.finding.walk`.
 
     Attributes:
         root: the folder.
@@ -34,23 +34,10 @@ class FolderFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         found: list[str] = []
-        top = Path(os.path.realpath(root))
-        seen = {top, *top.parents}
-
-        def is_new(folder: Path) -> bool:
-            target = Path(os.path.realpath(folder))
-            listed = folder.is_symlink() and top in target.parents
-            if listed or target in seen:
-                return False
-            seen.add(target)
-            return True
-
-        for parent, folders, names in os.walk(root, followlinks=True):
-            shown = sorted(name for name in folders if not name.startswith("."))
-            folders[:] = [name for name in shown if is_new(Path(parent, name))]
-            below = Path(parent).relative_to(root).as_posix()
+        for parent, names in walk(root):
+            below = parent.relative_to(root).as_posix()
             start = "" if below == "." else f"{below}/"
-            found += [f"{start}{name}" for name in names if not name.startswith(".")]
+            found += [f"{start}{name}" for name in names]
         self.names: tuple[str, ...] = tuple(sorted(found))
         self._by_stem: dict[tuple[str, ...], dict[str, list[str]]] = {}
 

@@ -43,7 +43,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Read the header of an image file in a format of OpenCV's; None for anything else."""
+    """Read the header of an image file in a format of OpenCV's or HEIC; None for anything else."""
     for pattern, read in _READERS:
         if re.match(pattern, data, re.DOTALL):
             try:
@@ -139,8 +139,12 @@ def _jpeg2000(width: int, height: int, bits: int) -> Header:
     return Header("JPEG 2000", width, height, bits=bits, white=2**bits - 1 if 8 < bits < 16 else 0)
 
 
-def _avif(data: bytes) -> Header:
+def _heif(data: bytes) -> Header:
+    """Read AVIF and HEIC, which are alike but for the brands in their first box."""
+    name = "HEIF"
     for kind, start, end in _boxes(data, 0, len(data)):
+        if kind == b"ftyp" and re.search(b"avi[fs]", data[start:end]):
+            name = "AVIF"
         if kind == b"meta":
             meta = data[start:end]
             sizes = [
@@ -150,7 +154,7 @@ def _avif(data: bytes) -> Header:
             turn, mirror = meta.find(b"\x09irot"), meta.find(b"\x09imir")
             quarters = meta[turn + 5] & 3 if turn >= 0 else 0
             axis = meta[mirror + 5] & 1 if mirror >= 0 else None
-            return Header("AVIF", width, height, _AVIF_TURNS[quarters, axis])
+            return Header(name, width, height, _AVIF_TURNS[quarters, axis])
     raise ValueError("no meta box")
 
 
@@ -221,7 +225,7 @@ _READERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (rb"II[*+]\0|MM\0[*+]", _tiff),
     (rb"\0\0\0\x0cjP  ", _jp2),
     (rb"\xff\x4f\xff\x51", _j2k),
-    (rb".{4}ftyp", _avif),
+    (rb".{4}ftyp", _heif),
     (rb"BM", _bmp),
     (rb"GIF8[79]a", _gif),
     (rb"\x59\xa6\x6a\x95", _sun),

@@ -1,10 +1,9 @@
-"""Images: decoding them to RGB and finding them in folders."""
+"""Images: decoding them to RGB."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,17 @@ from numpy.typing import NDArray
 from sppdet.errors import ImageError
 from sppdet.io.files import read_bytes
 from sppdet.io.headers import Header, read_header
+from sppdet.io.heif import AVIF_SUFFIXES, HEIF_SUFFIXES, INSTALL, decode_avif, decode_heif
 from sppdet.setting_types import MAX_PIXELS
 from sppdet.types import ImageArray
 
 _log = logging.getLogger("sppdet")
 
-# formats that OpenCV reads, `.jpg` first; GIF and AVIF only in builds that have them
+# `.jpg` first; GIF and AVIF only in builds of OpenCV that have them, HEIC with pillow-heif
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jpe", ".jp2", ".dib", ".ppm"),
-    *(".pgm", ".pbm", ".pnm", ".pfm", ".ras", ".sr", ".hdr", ".pic", ".gif", ".avif"),
+    *(".pgm", ".pbm", ".pnm", ".pfm", ".ras", ".sr", ".hdr", ".pic", ".gif"),
+    *(*AVIF_SUFFIXES, *HEIF_SUFFIXES),
 )
 
 
@@ -74,6 +75,11 @@ def read_image(
     data = read_image_bytes(path, max_pixels=max_pixels)
     if check is not None:
         check(data)
+    return to_rgb(data, path, max_pixels=max_pixels)
+
+
+def to_rgb(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> ImageArray:
+    """Decode the bytes of an image file as `read_image` does; `path` names it in messages."""
     decoded = decode(data, path, max_pixels=max_pixels)
     if decoded.depth and decoded.depth not in _warned:
         _warned.add(decoded.depth)
@@ -84,8 +90,13 @@ def read_image(
 
 
 def read_image_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Read an image file; refuse more bytes than `max_pixels` need uncompressed."""
-    return read_bytes(path, ImageError, max_bytes=8 * max_pixels + 2**26)
+    """Read an image file; refuse more bytes than `most_bytes`."""
+    return read_bytes(path, ImageError, max_bytes=most_bytes(max_pixels))
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Return how many bytes an image file may have: more than its pixels need uncompressed."""
+    return 8 * max_pixels + 2**26
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -132,14 +143,23 @@ def decode(data: bytes, path: Path | str, *, max_pixels: int = MAX_PIXELS) -> De
         raise ImageError(f"{path}: can't be decoded as an image")
     _check_size(header.width, header.height, path, max_pixels)
     deep = header.bits > 8 and header.format not in ("JPEG", "AVIF")  # whose decoders make 8 bits
-    bgr = _decode_bgr(data, header, deep=deep)
+    if header.format == "HEIF":
+        try:
+            bgr = decode_heif(data)
+        except ImportError:
+            raise ImageError(f"{path}: HEIC needs pillow-heif: {INSTALL}") from None
+    else:
+        bgr = _decode_bgr(data, header, deep=deep)
+    if bgr is None and header.format == "AVIF":
+        bgr = decode_avif(data)
     if bgr is None or bgr.size == 0 or bgr.ndim not in (2, 3):
         raise ImageError(f"{path}: can't be decoded as an image")
     _check_size(bgr.shape[1], bgr.shape[0], path, max_pixels)  # headers can lie
     depth = ""
     if bgr.dtype != np.uint8 or header.white not in (0, 255):
         bgr, depth = _eight_bits(bgr, header)
-    orientation = header.orientation if header.format != "TIFF" else 1  # OpenCV has turned it
+    # libraries turn TIFF and HEIF
+    orientation = 1 if header.format in ("TIFF", "HEIF") else header.orientation
     return Decoded(turn(_to_rgb(bgr), orientation), header.orientation, depth)
 
 
@@ -225,34 +245,3 @@ def _to_rgb(image: ImageArray) -> ImageArray:
     if image.ndim == 3:
         way = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB
     return np.asarray(cv2.cvtColor(image, way), dtype=np.uint8)
-
-
-def find_images(paths: Sequence[Path | str]) -> list[Path]:
-    """Find the images in `paths`: files as they are, folders searched to any depth.
-
-    In folders every file with a suffix of `IMAGE_SUFFIXES` (any case) counts; hidden files and
-    folders are skipped, links to folders are not followed.
-
-    Returns:
-        Paths, relative where the one given was, sorted by name, each file once.
-
-    Raises:
-        ImageError: a path doesn't exist, or there is not one image.
-    """
-    found: dict[str, Path] = {}
-    for path in map(Path, paths):
-        if not path.exists():
-            raise ImageError(f"{path}: no such file or folder")
-        for image in _walk(path) if path.is_dir() else (path,):
-            found.setdefault(os.path.abspath(image), image)
-    if not found:
-        raise ImageError(f"{', '.join(map(str, paths)) or 'no paths given'}: no images found")
-    return sorted(found.values(), key=lambda image: image.as_posix())
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from sppdet.io.names import escape_name
-from sppdet.types import AnnotatedImage
 
 _FROM, _TO = "label", "image"  # names of the controls in the interface
+
+
+class _Image(Protocol):
+    """An image file with its size in pixels, as its EXIF orientation shows it."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
 
 
 class Region(NamedTuple):
@@ -34,22 +45,28 @@ def labelling_interface(class_names: Sequence[str]) -> str:
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-def task(image: AnnotatedImage, regions: Sequence[Region], *, model: str) -> dict[str, Any]:
-    """Build a task with one prediction; sides are in per cent of the image.
+def task(
+    image: _Image, regions: Sequence[Region], *, model: str | None, path: Path | None = None
+) -> dict[str, Any]:
+    """Build a task with one prediction or annotation; sides are in per cent of the image.
 
     The image is named as Label Studio serves local files whose document root is `/`.
+
+    Args:
+        model: name of the model that predicts the regions; None for labels, which are an annotation.
+        path: of the image, if that isn't its own.
     """
-    path = os.fsencode(image.path.absolute().as_posix()).lstrip(b"/")
+    name = os.fsencode((path or image.path).absolute().as_posix()).lstrip(b"/")
+    data = {"image": f"/data/local-files/?d={quote(name)}"}
     scores = [region.score for region in regions if region.score is not None]
     result = [_region(image, region, f"r{k}") for k, region in enumerate(regions, start=1)]
+    if model is None:
+        return {"data": data, "annotations": [{"result": result}]}
     prediction = {"model_version": model, "score": max(scores, default=0.0), "result": result}
-    return {
-        "data": {"image": f"/data/local-files/?d={quote(path)}"},
-        "predictions": [prediction],
-    }
+    return {"data": data, "predictions": [prediction]}
 
 
-def _region(image: AnnotatedImage, region: Region, key: str) -> dict[str, Any]:
+def _region(image: _Image, region: Region, key: str) -> dict[str, Any]:
     x1, y1, x2, y2 = region.box
     found: dict[str, Any] = {
         "id": key,

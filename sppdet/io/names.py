@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -19,6 +21,8 @@ MAX_NAME_BYTES = 255  # of a file's or folder's name, on the file systems in use
 # control characters, lone surrogates and the two code points that XML refuses besides
 _UNFIT = re.compile("\\{(?=x)|[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _ESCAPED = re.compile(r"((?:\{x[0-9a-f]{2}\})+)")
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|\Z)", re.IGNORECASE)  # Windows's
 
 
 def escape_name(name: str) -> str:
@@ -93,6 +97,42 @@ def class_file_names(class_names: Sequence[str]) -> list[str]:
     ]
 
 
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """Make class names names of folders that differ on every file system, Windows's included."""
+    names = []
+    for name in class_file_names(class_names):
+        before, behind = "_" * bool(_DEVICE.match(name)), "_" * name.endswith(".")
+        names.append(fit_name(before + name + behind))
+    return number_repeats(names)
+
+
+def distinct_stems(names: Sequence[str], endings: Sequence[re.Pattern[str]]) -> list[str]:
+    """Strip the suffixes of paths of images, unless two would be the same then.
+
+    Stems differ on every file system, and no file of one stands where another needs a folder.
+
+    Args:
+        names: paths with `/`.
+        endings: what files about the images have behind their stems.
+    """
+    stems = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
+    if len(set(map(_folded, stems))) < len(stems):
+        stems = list(names)
+    counts = Counter(map(_folded, stems))
+    folders = {f.as_posix() for stem in stems for f in PurePosixPath(_folded(stem)).parents}
+    taken = {e.sub("", folder) for folder in folders for e in endings if e.search(folder)}
+
+    def clashes(stem: str) -> bool:
+        return counts[_folded(stem)] > 1 or _folded(stem) in taken
+
+    return [
+        f"{stem}~{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        if clashes(stem)
+        else stem
+        for stem, name in zip(stems, names, strict=True)
+    ]
+
+
 def text_cell(text: str) -> str:
     """Put a `'` before text for a CSV that begins with one of = + - @ ' or white space of lines.
 
@@ -100,6 +140,11 @@ def text_cell(text: str) -> str:
     `'` from the beginning of a cell of a text column. Numbers are written as they are.
     """
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "'")) else text
+
+
+def _folded(name: str) -> str:
+    """Fold names that some file system takes for the same."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _bytes_of(character: str) -> bytes:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sppdet.config import Config
 from sppdet.errors import ArtifactError, ConfigError, one_line
 from sppdet.io import plain_yaml
 from sppdet.io.files import name_problem, read_text
 from sppdet.io.packaged_configs import config_for_images, find_config, packaged_configs
+from sppdet.io.setting_problems import MAX_SHOWN, first_problem, unknown_key, unusable_text
 from sppdet.runs.log import LOGGER
 from sppdet.setting_types import Section
 
@@ -28,18 +27,29 @@ PATH_KEYS = (
 WEIGHT_NAMES = ("imagenet", "none")
 MAX_BYTES = 1_000_000
 MAX_FILES = 20  # that build on each other
-MAX_SHOWN = 60  # characters of a wrong value in a message
 
 
 S = TypeVar("S", bound=Section)
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a detector's settings; see `load_settings`.
+def load_config(source: Path | str | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """Read a detector's settings.
 
-    A folder of labelled images gets the settings of `config_for_images`.
+    Args:
+        source: a YAML file or the name of a packaged config (see `load_settings`), a folder of labelled
+            images, which gets the settings of `config_for_images`, or a dict (see `settings_of`).
+        overrides: such as "svm.C=0.01".
+
+    Raises:
+        ConfigError: one line with the source, the key and the expected value.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        return settings_of(source, Config, overrides)
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"settings: {type(source).__name__}, expected a dict, a path or the name of a packaged config"
+        )
+    path = Path(source)
     if not holds_images(path):
         return load_settings(path, Config, overrides)
     name = config_for_images().stem
@@ -79,6 +89,50 @@ def load_settings(path: Path, model: type[S], overrides: Iterable[str] = ()) -> 
     return _overridden(read_with_bases(file, folder), str(path), model, overrides)
 
 
+def settings_of(raw: Mapping[str, Any], model: type[S], overrides: Iterable[str] = ()) -> S:
+    """Check settings in a dict, as they would be in a YAML file.
+
+    Paths, which may be `Path`s, are relative to the working folder. `base` names a packaged config or a
+    YAML file, whose settings apply where the dict has none.
+
+    Raises:
+        ConfigError: see `load_settings`; the message begins with "settings".
+    """
+    plain = _plain(raw, "settings", (), plain_yaml.MAX_DEPTH)
+    base = plain.pop("base", None)
+    _resolve_paths(plain, Path.cwd(), "settings")
+    if base is not None:
+        if not isinstance(base, str) or not base or name_problem(base):
+            raise ConfigError(
+                "settings: base: expected the name of a packaged config or of a YAML file"
+            )
+        plain = _merge(read_with_bases(*find_config(Path(base))), plain)
+    return _overridden(plain, "settings", model, overrides)
+
+
+def _plain(value: Any, where: str, at: tuple[str, ...], levels: int) -> Any:
+    """Convert what Python has for a setting to what YAML has: paths, tuples and NumPy's numbers."""
+    key = one_line(".".join(at[:4]), MAX_SHOWN)
+    if levels == 0:
+        raise ConfigError(f"{where}: {key}: nested too deeply")
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, where, (*at, str(k)), levels - 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, where, (*at, str(k)), levels - 1) for k, v in enumerate(value)]
+    if getattr(value, "ndim", None) == 0 and hasattr(
+        value, "item"
+    ):  # NumPy's, without importing it
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or isinstance(value, str | bool | float):
+        return value
+    if isinstance(value, int) and value.bit_length() <= 1024:
+        return value
+    kind = "a large number" if isinstance(value, int) else type(value).__name__
+    raise ConfigError(f"{where}: {key}: {kind}, expected text, a number, a list or a dict")
+
+
 def _overridden(raw: dict[str, Any], where: str, model: type[S], overrides: Iterable[str]) -> S:
     """Put overrides into plain data, and check it."""
     for item in overrides:
@@ -97,6 +151,8 @@ def read_run_settings(run: Path, model: type[S]) -> S:
         ConfigError: see `load_settings`.
     """
     path = run / "config.yaml"
+    if run.is_file():
+        raise ArtifactError(f"{run}: a file; this needs the folder of a run")
     if not path.is_file():
         raise ArtifactError(f"{run}: not a run: it has no config.yaml")
     return validate(read_with_bases(path), str(path), model)
@@ -115,13 +171,13 @@ def check_config(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
 
 def validate(raw: Mapping[str, Any], where: str, model: type[S]) -> S:
     """Validate plain data, except for the name of the network, which would need torch."""
-    problem = _unknown_key(raw, model, ()) or _unusable_text(raw, (), plain_yaml.MAX_DEPTH)
+    problem = unknown_key(raw, model, ()) or unusable_text(raw, (), plain_yaml.MAX_DEPTH)
     if problem:
         raise ConfigError(f"{where}: {problem}")
     try:
         return model.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error, model)}") from None
+        raise ConfigError(f"{where}: {first_problem(error, model)}") from None
 
 
 def read_with_bases(path: Path, folder: Path | None = None) -> dict[str, Any]:
@@ -249,84 +305,3 @@ def _names_in(raw: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{name}" for name in _names_in(value))
         else:
             yield str(key)
-
-
-def _unusable_text(raw: Any, at: tuple[str, ...], levels: int) -> str | None:
-    """Find a string with a NUL byte or a lone surrogate, which no path and no file may hold."""
-    if isinstance(raw, (Mapping, list)):
-        if levels == 0:
-            return f"{'.'.join(at[:3])}: nested too deeply"
-        items = raw.items() if isinstance(raw, Mapping) else enumerate(raw)
-        found = (_unusable_text(v, (*at, str(k)), levels - 1) for k, v in items)
-        return next((problem for problem in found if problem), None)
-    problem = name_problem(raw) if isinstance(raw, str) else ""
-    if problem:
-        return f"{one_line('.'.join(at), MAX_SHOWN)}: {_shown(raw)} {problem}"
-    return None
-
-
-def _unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | None:
-    if not isinstance(raw, Mapping):
-        return None
-    for key, value in raw.items():
-        name = ".".join((*at, str(key)))
-        field = model.model_fields.get(str(key))
-        if field is None:
-            known = {field.lower(): field for field in model.model_fields}
-            close = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.5)
-            near = [known[field] for field in close]
-            hint = (
-                f"; did you mean {'.'.join((*at, near[0]))}?"
-                if near
-                else (f"; known here: {', '.join(model.model_fields)}")
-            )
-            return f"{one_line(name, MAX_SHOWN) or repr(name)}: unknown{hint}"
-        section = section_of(field.annotation)
-        if section is not None:
-            problem = _unknown_key(value, section, (*at, str(key)))
-            if problem:
-                return problem
-    return None
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """Return the section that a field may hold, such as HeadConfig of `HeadConfig | None`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((s for a in get_args(annotation) if (s := section_of(a))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe the first setting that is wrong; what the types that it may have expect."""
-    keyed = [(_key_of(problem["loc"], model), problem) for problem in error.errors()]
-    key, first = keyed[0]
-    same = [problem for k, problem in keyed if k == key or k.startswith(f"{key}.")]
-    others = {k for k, _ in keyed if k != key and not k.startswith(f"{key}.")}
-    message = " or ".join(dict.fromkeys(map(_expected, same)))
-    given = "" if first["type"] in ("missing", "value_error") else f", got {_shown(first['input'])}"
-    also = f" (and {len(others)} more)" if others else ""
-    return f"{key}: {message}{given}{also}" if key else f"{message}{also}"
-
-
-def _key_of(location: Sequence[int | str], model: type[BaseModel] | None) -> str:
-    """Name a setting; of an error's location the branches of unions are no keys."""
-    keys = []
-    for part in location:
-        if isinstance(part, int):
-            keys.append(str(part))
-        elif model is not None and part in model.model_fields:
-            keys.append(part)
-            model = section_of(model.model_fields[part].annotation)
-    return ".".join(keys)
-
-
-def _expected(problem: Any) -> str:
-    message: str = problem["msg"]
-    if problem["type"] == "string_type" and isinstance(problem["input"], (bool, int, float)):
-        message += " (in quotes)"
-    message = message.replace("a valid boolean", "true or false")
-    return one_line(message.removeprefix("Value error, ").replace("Input should", "should"), 160)
-
-
-def _shown(value: Any) -> str:
-    return one_line(repr(value), MAX_SHOWN)

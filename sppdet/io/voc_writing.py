@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from sppdet.boxes import whole_pixels
 from sppdet.types import Boxes, Flags
 
 
@@ -36,13 +36,12 @@ def voc_annotation(
     _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
     _add(root, segmented=0)
     flags = {"truncated": truncated, "difficult": difficult}
-    for row, (box, name) in enumerate(zip(boxes.tolist(), names, strict=True)):
+    for row, (box, name) in enumerate(zip(whole_pixels(boxes).tolist(), names, strict=True)):
         item = ElementTree.SubElement(root, "object")
         _add(item, name=name, pose="Unspecified")
         _add(item, **{tag: int(f is not None and f[row]) for tag, f in flags.items()})
-        (x1, x2), (y1, y2) = _whole_pixels(box[0], box[2]), _whole_pixels(box[1], box[3])
         bounds = ElementTree.SubElement(item, "bndbox")
-        _add(bounds, xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
+        _add(bounds, xmin=box[0] + 1, ymin=box[1] + 1, xmax=box[2], ymax=box[3])
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -50,11 +49,3 @@ def voc_annotation(
 def _add(parent: ElementTree.Element, **values: str | int) -> None:
     for tag, value in values.items():
         ElementTree.SubElement(parent, tag).text = str(value)
-
-
-def _whole_pixels(low: float, high: float) -> tuple[int, int]:
-    first, last = round(low), round(high)
-    if last <= first:
-        first = math.floor(low)
-        last = first + 1
-    return first, last

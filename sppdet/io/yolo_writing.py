@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sppdet.types import Boxes, Labels, Scores
 
@@ -33,9 +33,15 @@ def yolo_labels(
     return "".join(line + "\n" for line in lines)
 
 
-def yolo_data(class_names: Sequence[str]) -> str:
-    """Build the text of `data.yaml`: the images' folder and the names of the classes, from 0."""
+def yolo_data(class_names: Sequence[str], sets: Mapping[str, str] | None = None) -> str:
+    """Build the text of `data.yaml`: folders of images by their set, and names of the classes, from 0.
+
+    The folders are relative to the file; the labels are in `labels` in the place of `images`.
+
+    Args:
+        sets: folder or list of images by the name of a set.
+    """
     import yaml
 
-    facts = {"path": ".", "train": "images", "val": "images", "names": list(class_names)}
+    facts = {**(sets or {"train": "images", "val": "images"}), "names": list(class_names)}
     return yaml.safe_dump(facts, allow_unicode=True, sort_keys=False)

@@ -39,10 +39,25 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "span": span, "number": number}
-    script, _, _ = loader.get_source(environment, "filter.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {"script": Markup(script), "script_digest": digest}
+    environment.globals |= {
+        "script": lambda name: Markup(_source(environment, name)),
+        "script_digest": lambda name: _digest(_source(environment, name)),
+    }
     return environment
+
+
+def script_digest(name: str) -> str:
+    """Return the SHA-256 of a script of this package, in base64, as a page's policy names it."""
+    return _digest(_source(_environment(), name))
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _finalize(value: Any) -> Any:

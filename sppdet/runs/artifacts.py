@@ -79,8 +79,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 _counter = itertools.count()
 _swept: set[str] = set()  # folders that this process has written into
-# .tmp-<place>-<process>-<its start>-<number>
-_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9]+)-([0-9]+)-[0-9]+")
+# .tmp-<place>-<process>-<its start>-<number>, with a suffix where a library wants one
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9]+)-([0-9]+)-[0-9]+(?:\.mp4)?")
 _OLD_TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9]+\.tmp")  # of versions up to 0.1
 _DAY = 86_400.0  # seconds
 
@@ -181,7 +181,7 @@ def write_tensors(
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     names = sorted(plain, key=lambda name: (-plain[name].element_size(), name))
     facts = {"fingerprint": made_by, "about": dict(about or {})}
-    facts["crc32"] = _checksum(facts, plain)
+    facts["crc32"] = checksum(facts, plain)
     header: dict[str, Any] = {"__metadata__": {HEADER_KEY: json.dumps(facts, sort_keys=True)}}
     end = 0
     for name in names:
@@ -223,7 +223,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise ArtifactError(
             f"{path}: has no checksum: not by sppdet, or by an earlier version; {_WAY_OUT}"
         )
-    if facts.pop("crc32") != _checksum(facts, tensors):
+    if facts.pop("crc32") != checksum(facts, tensors):
         raise ArtifactError(f"{path}: damaged: its content doesn't match its checksum; {_WAY_OUT}")
     return tensors, facts["about"]
 
@@ -334,8 +334,8 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Compute the CRC-32 of the facts and of the tensors' names, types, shapes and bytes.
+def checksum(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Compute the CRC-32 of the header's facts and the tensors' names, types, shapes and bytes.
 
     It is to find what disks and copies do to files, not forgery. Measured on one core on 18 MiB,
     the maps of an image at five scales: zlib's crc32 9 ms (1.9 GiB/s), SHA-256 25 ms, BLAKE2b

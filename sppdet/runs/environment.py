@@ -16,11 +16,13 @@ _VARIABLES = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # large pages for torch's tensors on Linux: without them fresh memory costs as much as the work in it
     "THP_MEM_ALLOC_ENABLE": "1",
+    # of videos FFmpeg would report on its own, in several lines
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
 }
 
 
 def set_variables() -> None:
-    """Set environment variables that torch reads when it is imported, which must be later.
+    """Set environment variables that torch and OpenCV read when they are imported, which must be later.
 
     A value of the user's stands.
     """

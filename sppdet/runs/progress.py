@@ -38,7 +38,7 @@ _last_line = float("-inf")  # by the clock; nested loops take turns
 def track(
     items: Iterable[T],
     *,
-    total: int,
+    total: int | None,
     label: str,
     done: int = 0,
     made: Callable[[T], bool] = lambda _: True,
@@ -46,7 +46,7 @@ def track(
     """Iterate over items and show the progress.
 
     Args:
-        total: number of items, `done` included.
+        total: number of items, `done` included; None: nobody knows.
         done: number of items that an earlier call has done; they aren't among `items`.
         made: tells items that took time from those that were there already, which say nothing about
             the time left.
@@ -58,7 +58,7 @@ def track(
 
 
 @contextlib.contextmanager
-def counting(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[bool], None]]:
+def counting(label: str, *, total: int | None, done: int = 0) -> Iterator[Callable[[bool], None]]:
     """Show the progress of a block, which calls the yielded function after each item.
 
     The function takes whether the item was made; see `track`.
@@ -86,7 +86,7 @@ class Counter:
     """The items of a loop that are done, and the time that the others will take."""
 
     label: str
-    total: int
+    total: int | None
     done: int
     _made: int = 0
     _start: float = field(default_factory=lambda: clock())
@@ -99,8 +99,8 @@ class Counter:
         self._counted = clock()
 
     def seconds_left(self) -> float | None:
-        """Estimate from the items that were made so far; None before the first one."""
-        if not self._made:
+        """Estimate from the items that were made so far; None before the first one, or without a total."""
+        if not self._made or self.total is None:
             return None
         each = (self._counted - self._start) / self._made
         return max(0.0, (self.total - self.done) * each - (clock() - self._counted))
@@ -115,7 +115,8 @@ class Counter:
             return
         _last_line = now
         left = self.seconds_left()
-        text = f"{self.label}: {self.done:,} of {self.total:,}"
+        of = "" if self.total is None else f" of {self.total:,}"
+        text = f"{self.label}: {self.done:,}{of}"
         facts = {"label": self.label, "done": self.done, "total": self.total}
         if left is not None:
             text += f", {duration(left)} left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,15 @@ from sppdet.tensor_types import Types, misfit, not_finite, types_of
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model: its tensors and the facts beside them; `where` begins messages about it."""
+
+    tensors: dict[str, torch.Tensor]
+    about: dict[str, Any]
+    where: str
 
 
 def write_weights(
@@ -46,23 +56,28 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def check_types(tensors: Mapping[str, torch.Tensor], expected: Types, path: Path) -> None:
-    """Refuse the tensors of `path` where a name, dtype or shape isn't the one expected."""
+def read_part(path: Path) -> Part:
+    """Read a part of a model from a file of its own; errors are those of `read_weights`."""
+    return Part(*read_weights(path), str(path))
+
+
+def check_types(tensors: Mapping[str, torch.Tensor], expected: Types, where: Path | str) -> None:
+    """Refuse the tensors of `where` if a name, dtype or shape isn't the one expected."""
     if problem := misfit(types_of(tensors), expected):
-        raise ArtifactError(f"{path}: doesn't fit the run's settings: {problem}")
+        raise ArtifactError(f"{where}: doesn't fit the run's settings: {problem}")
 
 
-def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Load the tensors of `path` into a module; ArtifactError where they don't fit."""
-    check_types(tensors, types_of(module.state_dict()), path)
+def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], where: Path | str) -> None:
+    """Load the tensors of `where` into a module; ArtifactError where they don't fit."""
+    check_types(tensors, types_of(module.state_dict()), where)
     module.load_state_dict(tensors)
 
 
-def class_names_in(about: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Read the distinct class names, one or more, in the header of `path`."""
+def class_names_in(about: dict[str, Any], where: Path | str) -> tuple[str, ...]:
+    """Read the distinct class names, one or more, in the header of `where`."""
     names = about.get("class_names")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise ArtifactError(f"{path}: damaged: expected the names of the classes in its header")
+        raise ArtifactError(f"{where}: damaged: expected the names of the classes in its header")
     if len(set(names)) < len(names):
-        raise ArtifactError(f"{path}: damaged: its header has a class name twice")
+        raise ArtifactError(f"{where}: damaged: its header has a class name twice")
     return tuple(names)

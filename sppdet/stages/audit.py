@@ -52,7 +52,7 @@ def audit_run(run: Path, *, top: int = 50, out: Path | None = None) -> Audit:
     detections = read_cross_fitted(run)
     names = next((one.class_names for one in detections.values()), ())
     calibration = read_calibration(
-        files.calibration,
+        files.find("calibration"),
         classes=len(names),
         made_for=files.detection_fingerprint(config),
     )

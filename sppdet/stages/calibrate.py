@@ -118,12 +118,14 @@ def _by_folds(context: Context) -> tuple[Dataset, dict[str, Detections]]:
     classifiers = read_fold_classifiers(files.fold_svm, config, classes=len(names))
     regressors: Sequence[Regressors | None] = [None] * folds.count
     if config.bbox is not None and config.bbox.source == "finetune":
-        regressors = [read_regressors(files.bbox, classes=len(names))] * folds.count
+        regressors = [read_regressors(files.read("bbox"), classes=len(names))] * folds.count
     elif config.bbox is not None:
         regressors = read_fold_regressors(files.fold_bbox, config, classes=len(names))
     ranking = None
     if config.detect.max_windows is not None:
-        ranking = read_ranking(files.ranking, levels=config.spp_levels, channels=data.maps.channels)
+        ranking = read_ranking(
+            files.read("ranking"), levels=config.spp_levels, channels=data.maps.channels
+        )
     device = data.maps.device
     parts = [
         DetectionParts(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import overload
+
+import torch
 
 from sppdet.detection.detect import suppress, weigh
+from sppdet.detection.tiles import Tile
 from sppdet.errors import ConfigError
 from sppdet.features.backbones import ScaledImage
+from sppdet.io.given_images import GivenImage, GivenImages
+from sppdet.stages.calls import detect_one, detect_several
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray, Proposals
 
@@ -59,16 +64,41 @@ class CombinedDetector:
         """Class names, in the first detector's order."""
         return self.detectors[0].class_names
 
-    def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
-        """Detect in one image; arguments and errors are those of `Detector`."""
-        path, pixels = self.detectors[0].pixels_of(image, bgr=bgr)
+    @property
+    def max_pixels(self) -> int:
+        """Maximum number of pixels of an image file, the first detector's."""
+        return self.detectors[0].max_pixels
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first detector's networks."""
+        return self.detectors[0].device
+
+    def tiles(self, *, width: int, height: int) -> list[Tile]:
+        """List the parts of an image to detect in: the image alone."""
+        return [(0, 0, width, height)]
+
+    def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
+        """Return the detections of an image's only tile."""
+        return found[0]
+
+    @overload
+    def __call__(self, image: GivenImage, *, bgr: bool = False) -> Detections: ...
+    @overload
+    def __call__(self, image: GivenImages, *, bgr: bool = False) -> list[Detections]: ...
+    def __call__(
+        self, image: GivenImage | GivenImages, *, bgr: bool = False
+    ) -> Detections | list[Detections]:
+        """Detect in one image or several; arguments, results and errors are those of `Detector`."""
+        if isinstance(image, list | tuple):
+            return detect_several(self, image, bgr=bgr)
+        return detect_one(self, image, bgr=bgr)
+
+    def propose(self, image: ImageArray) -> list[Proposals]:
+        """Search an image (H, W, 3) RGB for each detector's proposals; thread-safe."""
         proposers = {one.proposer.fingerprint: one.proposer for one in self.detectors}
-        found = {key: proposer.of(pixels) for key, proposer in proposers.items()}
-        height, width = pixels.shape[:2]
-        proposals = [found[one.proposer.fingerprint] for one in self.detectors]
-        return self.detect_prepared(
-            self.prepare(pixels), proposals, width=width, height=height, path=path
-        )
+        found = {key: proposer.of(image) for key, proposer in proposers.items()}
+        return [found[one.proposer.fingerprint] for one in self.detectors]
 
     def prepare(self, image: ImageArray) -> dict[tuple[str, bool], ScaledImage]:
         """Resize an image (H, W, 3) RGB for `detect_prepared`; thread-safe.

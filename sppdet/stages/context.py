@@ -21,8 +21,8 @@ from sppdet.stages.training_data import TrainingData
 from sppdet.types import Dataset, EvalResult
 
 if TYPE_CHECKING:
+    from sppdet.stages.choice import Choice
     from sppdet.stages.evaluate import Scored
-    from sppdet.stages.presets import Choice
 
 Stage = Literal[
     "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"

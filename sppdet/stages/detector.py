@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -20,16 +21,19 @@ from sppdet.detection.detect import (
     suppress,
 )
 from sppdet.detection.ranking import Ranking
+from sppdet.detection.tiles import Tile, Tiling, merge_tiles
 from sppdet.errors import ArtifactError
 from sppdet.evaluation.calibration import Calibration
 from sppdet.features.backbones import ScaledImage
 from sppdet.features.head import truncated
 from sppdet.features.regions import FeatureExtractor
+from sppdet.io.given_images import GivenImage, GivenImages
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.images import read_image
-from sppdet.runs.artifacts import fingerprint, fingerprint_of
+from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.weights import check_types
 from sppdet.setting_types import MAX_PIXELS
+from sppdet.stages.calls import detect_one, detect_several
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model import (
     choose_device,
@@ -40,8 +44,8 @@ from sppdet.stages.model import (
     read_ranking,
     read_regressors,
 )
-from sppdet.stages.model_files import ModelFiles, read_run_config
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.trained_model import TrainedModel, needed_parts
 from sppdet.tensor_types import TensorType
 from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals
 
@@ -50,10 +54,10 @@ from sppdet.types import Detections, FeatureMaps, ImageArray, Proposals
 class Detector:
     """SPP-net detection with trained parts.
 
-    `detector(image)` runs everything on a path or on an array (H, W, 3) uint8; `detect` works on
-    proposals and maps that are there already. Arrays are RGB, as Pillow, imageio and torchvision
-    decode them. OpenCV decodes to BGR, which no check can tell from RGB and in which a detector
-    finds nonsense: pass `bgr=True` with such arrays.
+    `detector(image)` runs everything on a path, bytes, a PIL image, an array or a tensor, and
+    `detector([image, ...])` on several; `detect` works on proposals and maps that are there already.
+    Arrays are RGB, as Pillow, imageio and torchvision decode them. OpenCV decodes to BGR, which no
+    check can tell from RGB and in which a detector finds nonsense: pass `bgr=True` with such arrays.
     """
 
     class_names: tuple[str, ...]
@@ -67,6 +71,8 @@ class Detector:
     ranking: Ranking | None = None  # of windows, for `detect.max_windows`
     calibration: Calibration | None = None  # of its scores
     made_by: str = ""  # fingerprint of all parts and of the device; empty: unknown
+    signature: str = ""  # the settings in a line, see `model_files.signature`; empty: unknown
+    tiling: Tiling | None = None  # None: images are searched as they are
 
     @property
     def min_score(self) -> float:
@@ -87,34 +93,38 @@ class Detector:
 
     @classmethod
     def load(cls, run: Path | str, *, device: str | torch.device = "auto") -> Detector:
-        """Load the detector of a run's folder; no code is run on loading.
+        """Load the detector of a run's folder or of a file of `sppdet export`.
+
+        No code is run on loading, and both give the same detections to the bit.
 
         Raises:
-            ArtifactError: not a run, or its training isn't finished or was by other settings.
+            ArtifactError: neither of them, damaged, or its training isn't finished or was by other
+                settings.
         """
-        run = Path(run)
-        config = read_run_config(run)
-        files = ModelFiles(run)
+        return cls.of(TrainedModel.open(Path(run)), device=device)
+
+    @classmethod
+    def of(cls, model: TrainedModel, *, device: str | torch.device = "auto") -> Detector:
+        """Build the detector of a model; errors are those of `load`."""
+        config, needed = model.config, needed_parts(model.config)
         target = device if isinstance(device, torch.device) else choose_device(device)
-        files.check_sealed(config)
-        classifiers, names = read_classifiers(files.svm)
-        backbone = read_backbone(files.backbone, config)
+        svm = model.read("svm")
+        classifiers, names = read_classifiers(svm)
+        backbone = read_backbone(model.read("backbone"), config)
         backbone.layers.to(target)
-        regressors = None
-        if config.bbox is not None:
-            regressors = read_regressors(files.bbox, classes=len(names))
-        ranking = None
-        if config.detect.max_windows is not None:
+        regressors, ranking, head = None, None, None
+        if "ranking" in needed:
             ranking = read_ranking(
-                files.ranking, levels=config.spp_levels, channels=backbone.channels
+                model.read("ranking"), levels=config.spp_levels, channels=backbone.channels
             )
-        head = None
-        if {config.svm_layer(), config.bbox_layer() or "pool5"} != {"pool5"}:
-            head = read_head(files.head, backbone, config, classes=len(names)).to(target)
+        if "head" in needed:
+            head = read_head(model.read("head"), backbone, config, classes=len(names)).to(target)
         extractor = FeatureExtractor.by(config.spp_levels, config.features, head, target)
-        _check_width(classifiers, extractor, backbone.channels, config, files.svm)
-        if regressors is not None:
-            _check_width(regressors, extractor, backbone.channels, config, files.bbox)
+        _check_width(classifiers, extractor, backbone.channels, config, svm.where)
+        if "bbox" in needed:
+            bbox = model.read("bbox")
+            regressors = read_regressors(bbox, classes=len(names))
+            _check_width(regressors, extractor, backbone.channels, config, bbox.where)
         if head is not None:
             extractor = replace(extractor, head=truncated(head, config.detect.svd or ()))
         proposer = Proposer(config.proposals)
@@ -130,52 +140,82 @@ class Detector:
             max_pixels=config.data.max_pixels,
             ranking=ranking and ranking.to(target),
             calibration=read_calibration(
-                files.calibration,
+                model.find("calibration"),
                 classes=len(names),
-                made_for=files.detection_fingerprint(config),
+                made_for=model.detection_fingerprint,
             ),
+            signature=model.signature,
             made_by=fingerprint(
                 "detector",
                 DETECTION_VERSION,
-                files.fingerprint(),
+                model.stamps,
                 proposer.fingerprint,
                 maps.fingerprint,
                 config.spp_levels,
                 config.features.canonical_size,
                 config.detect.model_dump(),
                 target.type,  # a GPU's sums are rounded otherwise
-                fingerprint_of(files.calibration),
+                model.fingerprint_of("calibration"),
             ),
         )
 
-    def __call__(self, image: Path | str | ImageArray, *, bgr: bool = False) -> Detections:
-        """Detect in one image.
+    @overload
+    def __call__(self, image: GivenImage, *, bgr: bool = False) -> Detections: ...
+    @overload
+    def __call__(self, image: GivenImages, *, bgr: bool = False) -> list[Detections]: ...
+    def __call__(
+        self, image: GivenImage | GivenImages, *, bgr: bool = False
+    ) -> Detections | list[Detections]:
+        """Detect in one image, or in each of a list or tuple of images.
 
         Args:
-            image: path of an image file, or an array (H, W, 3) uint8: RGB, or BGR with `bgr`.
-            bgr: the array's channels are blue, green, red, as `cv2.imread` returns them.
+            image: path of an image file; the bytes of one; a PIL image of any mode; an array (H, W, 3)
+                uint8; a tensor (3, H, W) or (H, W, 3), uint8 or floating-point values in 0..1. See
+                `sppdet.io.given_images.pixels_of`.
+            bgr: the arrays' or tensors' channels are blue, green, red, as `cv2.imread` returns them.
 
         Returns:
-            Detections in original pixels, in descending score.
+            Detections in original pixels, in descending score; of a list or tuple a list of them, the
+            same as those of a call for each image. They refer to their image, for `plot`: to its path,
+            its bytes or its array, which must not be changed in between.
 
         Raises:
-            ValueError: an array of another shape or type, or `bgr` with a path, whose colour order
-                the file itself tells.
-            ImageError: the file is missing or can't be decoded.
+            ValueError: something else, an array or tensor of another shape, type or range, or `bgr` with
+                something that has its order of channels itself.
+            ImageError: the file is missing, or it or the bytes can't be decoded.
         """
-        path, pixels = self.pixels_of(image, bgr=bgr)
-        height, width = pixels.shape[:2]
-        proposals, views = self.proposer.of(pixels), self.prepare(pixels)
-        return self.detect_prepared(views, proposals, width=width, height=height, path=path)
+        if isinstance(image, list | tuple):
+            return detect_several(self, image, bgr=bgr)
+        return detect_one(self, image, bgr=bgr)
 
-    def pixels_of(self, image: Path | str | ImageArray, *, bgr: bool) -> tuple[str, ImageArray]:
-        """Return the path, empty for an array, and the RGB pixels of what is called with."""
-        if isinstance(image, np.ndarray):
-            pixels = _checked(image)
-            return "", np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
-        if bgr:
-            raise ValueError(f"bgr with {image}: expected an array; a file is read in its order")
-        return str(image), self.read(image)
+    def tiled(self, side_px: int, *, overlap: float = 0.2) -> Detector:
+        """Return a detector that searches images by tiles, too; see `sppdet.detection.tiles`.
+
+        Args:
+            side_px: of a tile in pixels of the image, 32 or more; it is resized to the detector's scales.
+            overlap: fraction of a tile that its neighbours share, 0 to 0.9.
+        """
+        return replace(self, tiling=Tiling(side_px, overlap))
+
+    def tiles(self, *, width: int, height: int) -> list[Tile]:
+        """List the parts of an image to detect in, one after another: tiles and itself."""
+        if self.tiling is None:
+            return [(0, 0, width, height)]
+        return self.tiling.tiles(width=width, height=height)
+
+    def merge(self, found: Sequence[Detections], *, width: int, height: int) -> Detections:
+        """Merge the detections of an image's `tiles`, each in pixels of its tile."""
+        tiles = self.tiles(width=width, height=height)
+        return merge_tiles(found, tiles, max_iou=self.config.nms, width=width, height=height)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the networks."""
+        return self.maps.device
+
+    def propose(self, image: ImageArray) -> Proposals:
+        """Search an image (H, W, 3) RGB for proposals; thread-safe."""
+        return self.proposer.of(image)
 
     def read(self, path: Path | str) -> ImageArray:
         """Read an image file; one of more than `max_pixels` is refused before decoding."""
@@ -266,30 +306,24 @@ class Detector:
         return score(self.parts, maps, proposals, width=width, mirrored=mirrored)
 
 
-def _checked(image: ImageArray) -> ImageArray:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
-    return image
-
-
 def _check_width(
     part: Classifiers | Regressors,
     extractor: FeatureExtractor,
     channels: int,
     config: Config,
-    path: Path,
+    where: str,
 ) -> None:
     """Refuse weights for features of another layer or length than the run's."""
     wanted = config.bbox_layer() if isinstance(part, Regressors) else None
     wanted = wanted or config.svm_layer()
     if part.layer != wanted:
         raise ArtifactError(
-            f"{path}: doesn't fit the run's settings: it is for {part.layer}, expected {wanted}"
+            f"{where}: doesn't fit the run's settings: it is for {part.layer}, expected {wanted}"
         )
     shape = list(part.weights.shape)
     expected = [shape[0], extractor.width(part.layer, channels), *shape[2:]]
     check_types(
         {"weights": part.weights},
         {"weights": TensorType(torch.float32, tuple(expected))},
-        path,
+        where,
     )

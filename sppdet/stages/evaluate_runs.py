@@ -22,6 +22,7 @@ from sppdet.stages.evaluate import Metric, detect_missing, expected_types, score
 from sppdet.stages.model import choose_device
 from sppdet.stages.model_files import read_run_config, settings_fingerprint
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.trained_model import TrainedModel
 from sppdet.types import AnnotatedImage, Detections, EvalResult, Proposals
 from sppdet.version import __version__
 
@@ -42,7 +43,7 @@ def evaluate_runs(
     kept in `out`, so that another metric needs no second detection.
 
     Args:
-        runs: two or more, of the same classes.
+        runs: two or more, of the same classes; those after the first may be model files.
         out: a folder that is new, empty, or has the results of an earlier call.
 
     Raises:
@@ -52,16 +53,17 @@ def evaluate_runs(
     if process_count() > 1:
         raise ConfigError("eval: several runs are combined in one process")
     ranks = Ranks(device=choose_device(device))
-    detectors = [Detector.load(run, device=ranks.device) for run in runs]
+    first = read_run_config(runs[0])
+    models = [TrainedModel.open(run) for run in runs]
+    detectors = [Detector.of(model, device=ranks.device) for model in models]
     combined = CombinedDetector.of(detectors)
-    configs = [read_run_config(run) for run in runs]
-    first = configs[0]
+    configs = [model.config for model in models]
     claim_folder(out, command="eval", shared=False)
     images = ImageCache.load(runs[0] / "images.json", max_pixels=first.data.max_pixels)
     workers = worker_count(first.workers)
     dataset = read_split(first.data, split, combined.class_names, images, workers=workers)
     proposers = [
-        Proposer(config.proposals, config.store or run / "store")
+        Proposer(config.proposals, None if run.is_file() else config.store or run / "store")
         for config, run in zip(configs, runs, strict=True)
     ]
 

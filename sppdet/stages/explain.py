@@ -28,8 +28,8 @@ from sppdet.stages.explain_views import (
     scales_view,
     window_view,
 )
-from sppdet.stages.model_files import read_run_config
 from sppdet.stages.thresholds import Threshold, least_scores
+from sppdet.stages.trained_model import TrainedModel, is_model_file
 from sppdet.types import FeatureMaps, ImageArray
 from sppdet.version import __version__
 
@@ -49,6 +49,7 @@ def explain(
     """Detect in an image and write a page that follows one window from its proposal to its end.
 
     Args:
+        run: folder of a run, or a model file.
         at: a point in original pixels: why is there nothing, or what is there?
         detection: number of a detection, from 1, in descending score. Without it and `at` the first one
             or, where nothing is detected, the window that comes nearest to its threshold.
@@ -57,13 +58,17 @@ def explain(
 
     Raises:
         ArtifactError: not a trained run, or a file that isn't such a page is there.
-        ConfigError: a point outside the image, or no detection of that number.
+        ConfigError: a point outside the image, no detection of that number, or a model file without `out`.
         ImageError: the image can't be read.
     """
-    config = read_run_config(run)
+    if out is None and is_model_file(run):
+        raise ConfigError(
+            f"explain: {run} is a file, which has no folder for pages; expected --out"
+        )
     path = out or run / "explain" / f"{safe_id(image.stem)}.html"
     check_own_page(path)
-    detector = Detector.load(run, device=device)
+    model = TrainedModel.open(run)
+    detector = Detector.of(model, device=device)
     pixels = detector.read(image)
     if at is not None:
         height, width = pixels.shape[:2]
@@ -74,7 +79,7 @@ def explain(
     least, text = least_scores(detector, wanted or Threshold())
     thresholds = np.maximum(least.astype(np.float64), detector.min_score)
     maps, scene = look(detector, pixels, thresholds=thresholds)
-    content = _content(config, detector, pixels, maps, scene, at=at, detection=detection)
+    content = _content(model.config, detector, pixels, maps, scene, at=at, detection=detection)
     facts = {"version": __version__, "name": image.name, "run": run.resolve().name}
     write_text(path, render("explain.html", {**content, **facts, "threshold": text}))
     return path

@@ -70,7 +70,7 @@ def train_head(context: Context) -> bool:
     if config.tunes_conv():
         _take_tuned_maps(context)
     classes = len(context.training_set.class_names)
-    head = read_head(files.head, context.backbone, config, classes=classes).to(ranks.device)
+    head = read_head(files.read("head"), context.backbone, config, classes=classes).to(ranks.device)
     context.training_data = context.training_data.with_head(head)
     return trained
 
@@ -78,7 +78,7 @@ def train_head(context: Context) -> bool:
 def _take_tuned_maps(context: Context) -> None:
     """Read the tuned backbone, and compute its maps for the stages that are due."""
     config = context.config
-    context.backbone = read_backbone(context.files.backbone, config)
+    context.backbone = read_backbone(context.files.read("backbone"), config)
     context.backbone.layers.to(context.ranks.device)
     maps = MapCache(context.backbone, config.scales, config.features, context.images, context.store)
     context.training_data = replace(context.training_data, maps=maps)

@@ -16,7 +16,8 @@ from sppdet.config import FeaturesConfig
 from sppdet.errors import ConfigError, DataError
 from sppdet.features.backbones import VERSION, Backbone, ScaledImage
 from sppdet.features.joined import JoinedMaps
-from sppdet.features.onnx_layers import Layers, is_installed, onnx_layers
+from sppdet.features.onnx_export import is_installed
+from sppdet.features.onnx_layers import Layers, onnx_layers
 from sppdet.features.preprocessing import IMAGENET
 from sppdet.features.rounding import VERSION as ROUNDING_VERSION
 from sppdet.features.rounding import to_eight_bits
@@ -57,6 +58,7 @@ class MapCache:
         self._config = config
         self._images = images
         self.channels = backbone.channels
+        self.origin = backbone.origin  # of the weights, with their licence
         self.device = next(backbone.layers.parameters()).device
         self._precision = compute_type(config.precision, self.device)
         self.arithmetic = arithmetic(config.precision, self.device)

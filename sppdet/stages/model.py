@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from sppdet.features.folding import folded
 from sppdet.features.geometry import Geometry
 from sppdet.features.head import Head, empty_head
 from sppdet.features.levels import spp_width
-from sppdet.runs.weights import check_types, class_names_in, fill, read_weights, write_weights
-from sppdet.tensor_types import TensorType
+from sppdet.runs.weights import Part, check_types, class_names_in, fill, write_weights
+from sppdet.tensor_types import TensorType, types_of
 from sppdet.training_config import Layer
 
 
@@ -33,29 +34,30 @@ def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
     write_weights(path, backbone.layers.state_dict(), made_by=made_by, about=about)
 
 
-def read_backbone(path: Path, config: Config) -> Backbone:
+def read_backbone(part: Part, config: Config) -> Backbone:
     """Read the run's convolutional layers."""
-    tensors, about = read_weights(path)
     strides = config.backbone.strides
     backbone = conv_backbone(
         config.backbone.name,
         stages=strides,
         project=config.features.project,
-        geometries=_geometries(about, len(strides or (0,)), path),
+        geometries=_geometries(part, len(strides or (0,))),
     )
-    backbone = replace(folded(backbone), origin=str(about.get("origin", "")))
-    fill(backbone.layers, tensors, path)
+    backbone = replace(folded(backbone), origin=str(part.about.get("origin", "")))
+    fill(backbone.layers, part.tensors, part.where)
     return backbone
 
 
-def _geometries(about: dict[str, Any], count: int, path: Path) -> list[Geometry]:
-    found = about.get("geometries")
+def _geometries(part: Part, count: int) -> list[Geometry]:
+    found = part.about.get("geometries")
     if isinstance(found, list) and len(found) == count:
         pairs = [p for p in found if isinstance(p, list) and len(p) == 2]
         pairs = [p for p in pairs if type(p[0]) is int and isinstance(p[1], int | float)]
         if len(pairs) == count and all(s > 0 and math.isfinite(c) for s, c in pairs):
             return [(s, float(c)) for s, c in pairs]
-    raise ArtifactError(f"{path}: damaged: expected the maps' strides and centres in its header")
+    raise ArtifactError(
+        f"{part.where}: damaged: expected the maps' strides and centres in its header"
+    )
 
 
 def save_head(path: Path, head: Head, *, made_by: str) -> None:
@@ -63,14 +65,20 @@ def save_head(path: Path, head: Head, *, made_by: str) -> None:
     write_weights(path, head.state_dict(), made_by=made_by)
 
 
-def read_head(path: Path, backbone: Backbone, config: Config, *, classes: int) -> Head:
+def read_head(part: Part, backbone: Backbone, config: Config, *, classes: int) -> Head:
     """Read the run's fully connected layers."""
     if config.head is None:
         raise ConfigError("head: none")
-    head = empty_head(
-        backbone, config.spp_levels, config.head, classes + 1, boxes=config.learns_boxes()
+    build = partial(
+        empty_head,
+        *(backbone, config.spp_levels, config.head, classes + 1),
+        boxes=config.learns_boxes(),
     )
-    fill(head, read_weights(path)[0], path)
+    with torch.device("meta"):  # before memory is asked for, which may be more than there is
+        expected = types_of(build().state_dict())
+    check_types(part.tensors, expected, part.where)
+    head = build()
+    fill(head, part.tensors, part.where)
     return head.eval().requires_grad_(False)
 
 
@@ -87,17 +95,16 @@ def save_classifiers(
     write_weights(path, tensors, made_by=made_by, about=about)
 
 
-def read_classifiers(path: Path) -> tuple[Classifiers, tuple[str, ...]]:
+def read_classifiers(part: Part) -> tuple[Classifiers, tuple[str, ...]]:
     """Read the classifiers and the names of their classes."""
-    tensors, about = read_weights(path)
-    names = class_names_in(about, path)
+    tensors, about = part.tensors, part.about
+    names = class_names_in(about, part.where)
     kind: Classifier = "softmax" if about.get("kind") == "softmax" else "svm"
     rows = len(names) + (kind == "softmax")  # with the background
     float32 = partial(TensorType, torch.float32)
     expected = {"weights": float32((rows, None)), "biases": float32((rows,))}
-    check_types(tensors, expected, path)
-    layer = _layer(about, path)
-    return Classifiers(layer, tensors["weights"], tensors["biases"], kind), names
+    check_types(tensors, expected, part.where)
+    return Classifiers(_layer(part), tensors["weights"], tensors["biases"], kind), names
 
 
 def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None:
@@ -106,13 +113,13 @@ def save_regressors(path: Path, regressors: Regressors, *, made_by: str) -> None
     write_weights(path, tensors, made_by=made_by, about={"layer": regressors.layer})
 
 
-def read_regressors(path: Path, *, classes: int) -> Regressors:
+def read_regressors(part: Part, *, classes: int) -> Regressors:
     """Read the box regressors."""
-    tensors, about = read_weights(path)
+    tensors = part.tensors
     float32 = partial(TensorType, torch.float32)
     expected = {"weights": float32((classes, None, 4)), "biases": float32((classes, 4))}
-    check_types(tensors, expected, path)
-    return Regressors(_layer(about, path), tensors["weights"], tensors["biases"])
+    check_types(tensors, expected, part.where)
+    return Regressors(_layer(part), tensors["weights"], tensors["biases"])
 
 
 def save_ranking(path: Path, ranking: Ranking, *, made_by: str) -> None:
@@ -121,15 +128,15 @@ def save_ranking(path: Path, ranking: Ranking, *, made_by: str) -> None:
     write_weights(path, tensors, made_by=made_by, about={"levels": list(ranking.levels)})
 
 
-def read_ranking(path: Path, *, levels: Sequence[int], channels: int) -> Ranking:
+def read_ranking(part: Part, *, levels: Sequence[int], channels: int) -> Ranking:
     """Read the ranking of windows, of maps of `channels`, for a pyramid of `levels`."""
-    tensors, about = read_weights(path)
+    tensors = part.tensors
     coarse = coarse_levels(levels)
-    if about.get("levels") != list(coarse):
-        raise ArtifactError(f"{path}: doesn't fit the run's settings: it is for other levels")
+    if part.about.get("levels") != list(coarse):
+        raise ArtifactError(f"{part.where}: doesn't fit the run's settings: it is for other levels")
     float32 = partial(TensorType, torch.float32)
     expected = {"weights": float32((spp_width(channels, coarse),)), "bias": float32((1,))}
-    check_types(tensors, expected, path)
+    check_types(tensors, expected, part.where)
     return Ranking(coarse, tensors["weights"], float(tensors["bias"]))
 
 
@@ -156,12 +163,14 @@ def save_calibration(
     write_weights(path, tensors, made_by=made_by, about={"made_for": made_for})
 
 
-def read_calibration(path: Path, *, classes: int, made_for: str) -> Calibration | None:
+def read_calibration(part: Part | None, *, classes: int, made_for: str) -> Calibration | None:
     """Read the calibration; None where there is none, or one of other parts or settings of detection."""
-    if not path.is_file():
+    if part is None:
         return None
-    tensors, about = read_weights(path)
-    if about.get("made_for") != made_for or tensors.get("slopes", torch.zeros(0)).shape == (0,):
+    tensors = part.tensors
+    if part.about.get("made_for") != made_for or tensors.get("slopes", torch.zeros(0)).shape == (
+        0,
+    ):
         return None
     float64 = partial(TensorType, torch.float64)
     int64 = TensorType(torch.int64, (classes,))
@@ -172,11 +181,11 @@ def read_calibration(path: Path, *, classes: int, made_for: str) -> Calibration 
         "scores": float64((total,)),
         "correct": TensorType(torch.bool, (total,)),
     }
-    check_types(tensors, expected, path)
+    check_types(tensors, expected, part.where)
     counts = tensors["counts"].numpy()
     if (counts < 0).any() or counts.sum() != total or not (tensors["slopes"] > 0).all():
         raise ArtifactError(
-            f"{path}: damaged: expected slopes > 0 and the detections of every class"
+            f"{part.where}: damaged: expected slopes > 0 and the detections of every class"
         )
     ends = np.cumsum(counts)[:-1]
     evidence = zip(
@@ -192,20 +201,32 @@ def read_calibration(path: Path, *, classes: int, made_for: str) -> Calibration 
     )
 
 
-def _layer(about: dict[str, Any], path: Path) -> Layer:
+def _layer(part: Part) -> Layer:
     for layer in get_args(Layer):
-        if about.get("layer") == layer:
+        if part.about.get("layer") == layer:
             found: Layer = layer
             return found
-    raise ArtifactError(f"{path}: damaged: expected the name of a layer in its header")
+    raise ArtifactError(f"{part.where}: damaged: expected the name of a layer in its header")
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve a device; auto takes a GPU where there is one."""
+    """Resolve a device: auto (a GPU of NVIDIA's where there is one, else cpu), cpu, cuda, cuda:1, mps.
+
+    Raises:
+        ConfigError: torch has no such device here.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name) is None:
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here; expected cpu or auto")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: expected auto, cpu or cuda")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise ConfigError(f"--device {name}: torch finds no GPU here; expected cpu or auto")
+        if device.index is not None and device.index >= count:
+            there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise ConfigError(f"--device {name}: torch finds {count} here; expected {there}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: torch finds no GPU of Apple's here; expected cpu or auto")
+    return device

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sppdet.config import Config
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.io import plain_yaml
 from sppdet.io.settings import read_run_settings
-from sppdet.runs.artifacts import fingerprint, read_header, read_json, write_json, write_text
+from sppdet.runs.artifacts import (
+    TensorHeader,
+    fingerprint,
+    read_header,
+    read_json,
+    write_json,
+    write_text,
+)
+from sppdet.runs.weights import Part, read_part
 from sppdet.version import __version__
+
+PartName = Literal["backbone", "head", "ranking", "svm", "bbox", "calibration"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+# those that scores depend on, as fingerprints list them; the ranking only where there is one
+_SCORED: tuple[PartName, ...] = ("backbone", "head", "svm", "bbox", "ranking")
+Headers = Mapping[PartName, TensorHeader | None]
 
 
 class ModelFiles:
@@ -34,9 +49,10 @@ class ModelFiles:
         self.fold_bbox = run / "folds" / "bbox.safetensors"
         self.cross_fitted = run / "folds" / "detections.safetensors"
 
-    def of(self, part: Literal["head", "ranking", "svm", "bbox", "calibration"]) -> Path:
-        """Return the path of a trained part."""
+    def of(self, part: PartName) -> Path:
+        """Return the path of a part."""
         return {
+            "backbone": self.backbone,
             "head": self.head,
             "ranking": self.ranking,
             "svm": self.svm,
@@ -44,19 +60,25 @@ class ModelFiles:
             "calibration": self.calibration,
         }[part]
 
-    def parts(self) -> list[Path]:
-        """List the files that scores depend on; the ranking only where it is there."""
-        ranking = [self.ranking] if self.ranking.is_file() else []
-        return [self.backbone, self.head, self.svm, self.bbox, *ranking]
+    def read(self, part: PartName) -> Part:
+        """Read a part; errors are those of `read_part`."""
+        return read_part(self.of(part))
+
+    def find(self, part: PartName) -> Part | None:
+        """Read a part; None where there is none."""
+        return self.read(part) if self.of(part).is_file() else None
+
+    def headers(self) -> Headers:
+        """Read the headers of the parts that are there; None for one that is damaged."""
+        return {name: read_header(self.of(name)) for name in PARTS if self.of(name).is_file()}
 
     def fingerprint(self) -> list[str | None]:
         """Read the fingerprint and checksum of every part; None for one that is missing or damaged."""
-        headers = map(read_header, self.parts())
-        return [f"{h.fingerprint}-{h.checksum}" if h else None for h in headers]
+        return stamps_of(self.headers())
 
     def detection_fingerprint(self, config: Config) -> str:
         """Return the fingerprint of the model's parts and of the settings of detection."""
-        return fingerprint("detection", self.fingerprint(), config.detect.model_dump())
+        return detection_fingerprint(self.headers(), config)
 
     def seal(self, config: Config, *, training_data: str, arithmetic: str) -> None:
         """Write the completion marker: all parts are trained, by these settings, on this data.
@@ -85,10 +107,11 @@ class ModelFiles:
         """Refuse a model whose parts or settings aren't those of one finished training."""
         if not self.sealed.is_file():
             raise ArtifactError(f"{self.run}: isn't trained to the end; go on with `sppdet train`")
-        for path in self.parts():
-            if path.is_file() and read_header(path) is None:
+        headers = self.headers()
+        for part in _SCORED:
+            if part in headers and headers[part] is None:
                 raise ArtifactError(
-                    f"{path}: damaged, or written by an earlier version of sppdet; `sppdet train` "
+                    f"{self.of(part)}: damaged, or written by an earlier version of sppdet; `sppdet train` "
                     "with the run's settings makes it again"
                 )
         sealed, wanted = self._sealed(), self._seal(config)
@@ -128,6 +151,18 @@ class ModelFiles:
         except ArtifactError:
             return {}
         return sealed if isinstance(sealed, dict) else {}
+
+
+def stamps_of(headers: Headers) -> list[str | None]:
+    """List fingerprint and checksum of the parts that scores depend on; None for one that is missing."""
+    names = [name for name in _SCORED if name != "ranking" or name in headers]
+    found = [headers.get(name) for name in names]
+    return [f"{h.fingerprint}-{h.checksum}" if h else None for h in found]
+
+
+def detection_fingerprint(headers: Headers, config: Config) -> str:
+    """Return the fingerprint of a model's parts and of the settings of detection."""
+    return fingerprint("detection", stamps_of(headers), config.detect.model_dump())
 
 
 def _trained_by(config: Config) -> str:

@@ -17,6 +17,7 @@ from sppdet.runs.log import LOGGER, RESULT, EventCallback, event, events_passed,
 from sppdet.stages.announce import title
 from sppdet.stages.bbox import train_regressors
 from sppdet.stages.calibrate import calibrate
+from sppdet.stages.choice import Choice
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.data import read_data
 from sppdet.stages.evaluate import evaluate
@@ -24,7 +25,6 @@ from sppdet.stages.features import compute_maps
 from sppdet.stages.finetune import train_head
 from sppdet.stages.forecast import announce
 from sppdet.stages.model import choose_device
-from sppdet.stages.presets import Choice
 from sppdet.stages.proposals import propose
 from sppdet.stages.ranking import train_ranking
 from sppdet.stages.run_report import report_after_training

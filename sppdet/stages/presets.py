@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,14 +16,12 @@ from sppdet.io.settings import validate
 from sppdet.runs.artifacts import read_json, write_json
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import duration
+from sppdet.stages.choice import PRESETS, Choice, Preset
 from sppdet.stages.forecast import forecast, loaded_and_measured
 from sppdet.types import Dataset
 
 if TYPE_CHECKING:
     from sppdet.stages.context import Context
-
-Preset = Literal["fast", "balanced", "accurate"]
-PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 _SMALL_PX = 24  # at the detector's scale: one and a half cells of stride 16
 _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
@@ -31,16 +29,6 @@ _PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/results.md: 8 passes for 10
 _FEWEST = 0.4  # of balanced's batches that `--minutes` may leave
 _SMALLER = 2 / 3  # factor on the scales of the last resort
 _KEYS = frozenset({"scales", "finetune.batches", "finetune.image_scales"})  # that a choice has
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Hold what `sppdet train FOLDER` may choose from, and what the user asks for."""
-
-    load: Callable[[bool], Config]  # packaged settings with the user's; True: of layers that learn
-    preset: Preset | None = None  # None: by the device, or by `minutes`
-    minutes: float | None = None
-    fixed: frozenset[str] = field(default_factory=frozenset)  # settings that the user has set
 
 
 @dataclass(frozen=True)

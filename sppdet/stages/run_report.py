@@ -96,7 +96,7 @@ def _content(
     dataset, files = scored.dataset, ModelFiles(run)
     names = dataset.class_names
     calibration = read_calibration(
-        files.calibration, classes=len(names), made_for=files.detection_fingerprint(config)
+        files.find("calibration"), classes=len(names), made_for=files.detection_fingerprint(config)
     )
     results = class_results(dataset, scored.detections, metric="voc07")
     least, threshold = _threshold(names, calibration, results)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sppdet.io.coco_writing import LabelledImage, coco_labels
-from sppdet.io.label_studio import Region, labelling_interface, task
+import numpy as np
+
 from sppdet.io.names import escape_name, fit_name
 from sppdet.io.voc_writing import voc_annotation
+from sppdet.io.writing.annotations import coco_files, label_studio_files
+from sppdet.io.writing.sets import LabelledImage, LabelledSet, Places
 from sppdet.io.yolo_writing import yolo_data, yolo_labels
+from sppdet.runs.owned import Content, Copied
 from sppdet.types import AnnotatedImage, Detections
 
 Prelabels = Literal["voc", "yolo", "coco", "labelstudio"]
@@ -32,17 +33,17 @@ def files_of(
     *,
     folder: Path,
     copy: bool,
-) -> dict[str, bytes | Path]:
-    """Make the files by their path below `folder`; a path as content is a file to copy.
+) -> dict[str, Content]:
+    """Make the files by their path below `folder`.
 
     Args:
         items: images, whose ids name their files, and the detections that are to be corrected.
         copy: whether the images are copied; otherwise the labels are for the images where they are.
     """
     names = [escape_name(name) for name in class_names]
-    files: dict[str, bytes | Path] = {}
+    files: dict[str, Content] = {}
     if copy:
-        files = {_copy_of(image): image.path for image, _ in items}
+        files = {_copy_of(image): Copied(image.path) for image, _ in items}
     if kind in _CLASSES:
         files[_CLASSES[kind]] = "".join(f"{name}\n" for name in names).encode()
     if kind == "voc":
@@ -54,18 +55,14 @@ def files_of(
             text = yolo_labels(found.boxes, found.labels, width=image.width, height=image.height)
             files[f"labels/{fit_name(image.id, '.txt')}"] = text.encode()
     elif kind == "coco":
-        labelled = [
-            LabelledImage(_file_name(i, copy), i.width, i.height, d.boxes, d.labels)
-            for i, d in items
-        ]
-        files["coco.json"] = _json(coco_labels(labelled, names))
+        [(_, content)] = coco_files(
+            _labelled(items, names, folder, copy=copy, scored=False), Places(folder)
+        )
+        files["coco.json"] = content
     else:
-        tasks = []
-        for image, found in items:
-            shown = replace(image, path=folder / _copy_of(image)) if copy else image
-            tasks.append(task(shown, _regions(found), model="sppdet suggest"))
-        files["label_studio.json"] = _json(tasks)
-        files["label_studio.xml"] = labelling_interface(class_names).encode()
+        data = _labelled(items, class_names, folder, copy=copy, scored=True)
+        [(_, tasks), (name, interface)] = label_studio_files(data, Places(folder))
+        files |= {"label_studio.json": tasks, name: interface}
     return files
 
 
@@ -102,13 +99,26 @@ def _voc(image: AnnotatedImage, found: Detections, copy: bool) -> bytes:
     return text.encode()
 
 
-def _regions(found: Detections) -> list[Region]:
-    strengths = found.scores if found.probabilities is None else found.probabilities
-    return [
-        Region(box.tolist(), name, score=round(float(strength), 4))
-        for box, name, strength in zip(found.boxes, found.names(), strengths, strict=True)
-    ]
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+def _labelled(
+    items: Sequence[Item], class_names: Sequence[str], folder: Path, *, copy: bool, scored: bool
+) -> LabelledSet:
+    """Make a labelled set of detections, with their probabilities, or scores, if `scored`."""
+    images = []
+    for image, found in items:
+        strengths = found.scores if found.probabilities is None else found.probabilities
+        nothing = np.zeros(len(found), dtype=np.bool_)
+        images.append(
+            LabelledImage(
+                name=_file_name(image, copy),
+                stem=image.id,
+                path=folder / _copy_of(image) if copy else image.path,
+                width=image.width,
+                height=image.height,
+                boxes=found.boxes,
+                labels=found.labels,
+                difficult=nothing,
+                truncated=nothing,
+                scores=strengths if scored else None,
+            )
+        )
+    return LabelledSet(tuple(class_names), tuple(images))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sppdet.config import Config
 from sppdet.errors import ConfigError, ImageError, SppdetError, one_line
+from sppdet.io.finding import find_images
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.images import find_images
 from sppdet.io.names import class_file_names, escape_name, unique_ids
 from sppdet.io.records import Skips
 from sppdet.io.splits import read_split, read_split_records

@@ -124,7 +124,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in rows:
-        classes = row["classes"].items()
+        classes: list[tuple[str, dict[str, float]]] = list(row["classes"].items())
         name, numbers = max(classes, key=lambda one: one[1]["uncertainty"], default=("", {}))
         cells = [row["rank"], row["score"], text_cell(row["image"]), text_cell(row["file"])]
         cells += [row["uncertainty"], row["coverage"], row["novelty"], text_cell(row["like"] or "")]

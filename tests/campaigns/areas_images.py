@@ -21,8 +21,9 @@ from campaigns.verdict import judge
 from campaigns.workspace import Workspace
 from sppdet.classification.data import read_folder
 from sppdet.errors import SppdetError
+from sppdet.io.finding import find_images
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.images import find_images, read_image
+from sppdet.io.images import read_image
 
 _SIZES = st.sampled_from(
     (0, 1, 2, 3, 40, 255, 4096, 20000, 65535, 65536, 10**6, 2**31 - 1, 2**32 - 1)

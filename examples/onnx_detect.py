@@ -1,0 +1,60 @@
+"""Detect by files of `sppdet export`, without sppdet and torch: FOLDER IMAGE [PROPOSALS.npz]."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+folder, image = Path(sys.argv[1]), cv2.imread(sys.argv[2])
+d, (height, width) = json.loads((folder / "detector.json").read_bytes()), image.shape[:2]
+layers, head = (onnxruntime.InferenceSession(folder / f"{n}.onnx") for n in ("layers", "head"))
+if len(sys.argv) > 3:  # a file of `sppdet propose --out`
+    boxes = np.load(sys.argv[3])["boxes"]
+else:
+    search, zoom = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation(), 500 / width
+    search.setBaseImage(cv2.resize(image, None, fx=zoom, fy=zoom))
+    search.switchToSelectiveSearchFast()
+    x, y, w, h = search.process()[: d["max_boxes"]].T / zoom
+    boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
+
+
+def feature_map(factor):  # (rows, columns, channels) of the image at a scale
+    kind = cv2.INTER_AREA if factor < 1 else getattr(cv2, d["enlarging"])
+    x = cv2.resize(image[:, :, ::-1].copy(), None, fx=factor, fy=factor, interpolation=kind)
+    down, right = (max(d["min_side"] - s, -s % d["multiple"]) for s in x.shape[:2])
+    x = cv2.copyMakeBorder(x.astype(np.float32), 0, down, 0, right, 0, value=d["mean"])
+    return layers.run(None, {"image": x})[0].astype(np.float16).astype(np.float32)
+
+
+def maxima(m, n):  # of n parts along the first axis, which may share cells
+    return [m[i * len(m) // n : -(-(i + 1) * len(m) // n)].max(axis=0) for i in range(n)]
+
+
+def pooled(s, low, high):  # spatial pyramid of a window of cells
+    (left, top), (right, bottom) = np.clip([low, high], 0, np.array(maps[s].shape)[1::-1] - 1)
+    m = maps[s][top : bottom + 1, left : right + 1]
+    return np.concatenate([b for n in d["spp_levels"] for a in maxima(m, n) for b in maxima(a, n)])
+
+
+stride, offset, least, b = d["stride"], d["offset"], d["thresholds"], boxes.astype(np.float64)
+factors = [min(s / min(height, width), d["max_side"] / max(height, width)) for s in d["scales"]]
+rects, maps = np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]), [feature_map(f) for f in factors]
+far = abs(rects[:, 2:].prod(axis=1) * np.square([factors]).T / d["canonical_size"] ** 2 - 1)
+scale = (far <= far.min(axis=0) + 1e-9).argmax(axis=0)  # the one nearest to the canonical size
+f = np.array(factors)[scale][:, None]
+near = np.rint((b * f - offset) / stride)  # a cell's centre on the edge of a box is outside
+on_edge = ((near * stride + offset) / f).astype(np.float32) == boxes
+cells = np.where(on_edge, near, (b * f - offset) / stride)
+low, high = np.floor(cells[:, :2]).astype(int) + 1, np.ceil(cells[:, 2:]).astype(int) - 1
+windows = np.where(low > high, (low + high) // 2, [low, high])
+scores, deltas = head.run(None, {"pooled": np.stack([*map(pooled, scale, *windows)])})
+for k, name in enumerate(d["class_names"]):
+    for i in cv2.dnn.NMSBoxes(rects, scores[:, k] - least[k], 0, d["nms"])[: d["max_per_class"]]:
+        centre = b[i, :2] + rects[i, 2:] * (0.5 + deltas[i, k, :2])
+        half = rects[i, 2:] * np.exp(np.clip(deltas[i, k, 2:], -6.907755, 6.907755)) / 2
+        box = np.clip([centre - half, centre + half], 0, [width, height])
+        box = box.ravel().tolist() if (box[1] > box[0]).all() else b[i].tolist()
+        print(json.dumps({"class": name, "score": float(scores[i, k]), "box": box}))
