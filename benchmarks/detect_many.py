@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sppdet.folders.journal import JOURNAL
-from sppdet.io.finding import find_images
+from sppdet.io.finding import JOURNAL, find_images
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -57,7 +57,7 @@ def run_program(*arguments: str | Path, without: tuple[str, ...] = ()) -> tuple[
 
 def test_a_dry_run_measures_every_row(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    without = ("typer", "pycocotools", "huggingface_hub", "pandas", "pillow_heif", "starlette")
+    without = ("typer", "pycocotools", "huggingface_hub", "pillow_heif", "starlette")
     status, out, err = run_program("--dry", "--threads", "1", "--json", file, without=without)
     assert status == 0, out + err
     found = json.loads(file.read_text())

@@ -553,6 +553,12 @@ def test_what_is_no_number_of_bytes(text: str) -> None:
         parse_bytes(text)
 
 
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "https://", "null", ""])
+def test_what_is_no_origin(origin: str, sppdet: CommandLine, tmp_path: Path) -> None:
+    status, _, err = sppdet("serve", tmp_path / "none", "--allow-origin", origin)
+    assert status == 1 and err.startswith(f"error: --allow-origin {origin}: expected scheme and ")
+
+
 def test_the_command_refuses(
     sppdet: CommandLine, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,8 @@ from sppdet.errors import ConfigError, DataError, ImageError
 from sppdet.folders.folder import FolderResult, detect_folder
 from sppdet.folders.formats import Format
 from sppdet.folders.inputs import plan_images
-from sppdet.folders.journal import JOURNAL
 from sppdet.io import videos
+from sppdet.io.finding import JOURNAL
 from sppdet.io.images import read_image
 from sppdet.io.videos import Frame, open_video, write_video
 from sppdet.runs.progress import Counter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Annotated
 
 import typer
@@ -77,6 +78,12 @@ def serve(
     if missing:
         names = ", ".join(_MODULES[name] for name in missing)
         raise ConfigError(f"serve: needs {names}: pip install 'sppdet[serve]'")
+    for origin in allow_origin or ():
+        if origin != "*" and re.fullmatch(r"https?://[^/\s]+", origin) is None:
+            raise ConfigError(
+                f"--allow-origin {origin}: expected scheme and host without a path, such as "
+                "https://example.org, or *"
+            )
     from sppdet.runs.environment import available_cores
 
     threads = workers or min(_MOST_WORKERS, available_cores())

@@ -14,7 +14,8 @@ from campaigns.mutation import WORDS, mutants
 from campaigns.workspace import Workspace
 from sppdet.cli.info import describe_run
 from sppdet.folders.folder import detect_folder
-from sppdet.folders.journal import JOURNAL, Journal
+from sppdet.folders.journal import Journal
+from sppdet.io.finding import JOURNAL
 from sppdet.io.image_cache import ImageCache
 from sppdet.runs.lock import run_lock
 from sppdet.runs.log import timed

@@ -19,7 +19,7 @@ from pathlib import Path
 from campaigns.areas_commands import problem_with_end
 from campaigns.fork import Child, Ended, command, name_of, start, warm_up
 from campaigns.workspace import Workspace, make_workspace
-from sppdet.folders.journal import JOURNAL
+from sppdet.io.finding import JOURNAL
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LIMIT = 300.0  # seconds that a command may take
