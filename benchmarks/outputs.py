@@ -121,6 +121,8 @@ def rows(images: Path) -> list[Row]:
         Row(f"{labels} csv", "csv of Python", read_retinanet),
         Row(f"{labels} jsonl", "json of Python", read_jsonl),
         Row(f"{labels} labelme", "json, Pillow", read_labelme),
+        Row(f"{labels} via", "json of Python", read_via),
+        Row(f"{labels} cvat", "ElementTree of Python", read_cvat),
         Row(f"{labels} labelstudio", "json, by its documented fields", read_tasks),
         Row(
             f"{found} voc",
@@ -264,6 +266,23 @@ def read_labelme(out: Path) -> Counts:
             assert image.size == (data["imageWidth"], data["imageHeight"])
         objects += len(data["shapes"])
     return len(files), objects
+
+
+def read_via(out: Path) -> Counts:
+    """Read VIA's images, which may be in several sets."""
+    seen: dict[str, int] = {}
+    for file in out.glob("*.json"):
+        for key, entry in json.loads(file.read_text(encoding="utf-8")).items():
+            assert key == f"{entry['filename']}{entry['size']}"
+            assert (out / entry["filename"]).is_file()
+            seen[key] = len(entry["regions"])
+    return len(seen), sum(seen.values())
+
+
+def read_cvat(out: Path) -> Counts:
+    images = [i for file in out.glob("*.xml") for i in ElementTree.parse(file).iter("image")]
+    seen = {image.attrib["name"]: len(image.findall("box")) for image in images}
+    return len(seen), sum(seen.values())
 
 
 def read_tasks(out: Path) -> Counts:

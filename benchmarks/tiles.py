@@ -1,16 +1,20 @@
-"""What tiles find in large images: mosaics of a run's test images, detected in whole and by tiles.
+"""What tiles find in large images: mosaics of images that a run hasn't seen, in whole and by tiles.
 
     python benchmarks/tiles.py RUN [--data ROOT] [--side 4] [--mosaics 4] [--tile 640] [--overlap 0.2]
+                               [--set test] [--behind 0,0.1,0.25,0.5,1]
 
-A mosaic is `side` x `side` test images in cells of 640 pixels; it takes the run's one or more scales as
+A mosaic is `side` x `side` images in cells of 640 pixels; it takes the run's one or more scales as
 any image does, so that objects in it are small. Prints VOC 2007 AP and the objects that are found
 (IoU >= 0.5, at the threshold with the best F1), of: the images one by one, which tiles can't exceed by
-much; the mosaics whole; by tiles alone; by tiles and whole, as `sppdet detect --tile` does.
+much; the mosaics whole; by tiles alone; by tiles and whole, as `sppdet detect --tile` does. `--set` takes
+another set, without the images that the run was trained on; `--behind` has a row for each number by which
+cut boxes stand behind their scores (see `merge_tiles`), which is chosen on such a set.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +25,9 @@ import numpy as np
 from sppdet.boxes import box_iou
 from sppdet.detection.tiles import merge_tiles
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.io.images import read_image
+from sppdet.io.images import read_image, upright_size
 from sppdet.io.splits import read_split
+from sppdet.randomness import rng
 from sppdet.runs.environment import set_threads
 from sppdet.stages.detector import Detector
 from sppdet.stages.model_files import read_run_config
@@ -40,6 +45,8 @@ def main() -> None:
     parser.add_argument("--mosaics", type=int, default=4)
     parser.add_argument("--tile", type=int, default=640)
     parser.add_argument("--overlap", type=float, default=0.2)
+    parser.add_argument("--set", default="test")
+    parser.add_argument("--behind", default="", help="numbers to compare, separated by commas")
     args = parser.parse_args()
     set_threads(1)
     detector = Detector.load(args.run, device="cpu")
@@ -47,9 +54,15 @@ def main() -> None:
     data = config.data
     if args.data is not None:
         data = data.model_copy(update={"root": [args.data]})
-    dataset = read_split(data, "test", detector.class_names, None, workers=1)
+    dataset = read_split(data, args.set, detector.class_names, None, workers=1)
+    own = read_split(config.data, "train", detector.class_names, None, workers=1)
+    trained_on = {image.id for image in own.images}
     count = args.mosaics * args.side**2
-    images = [image for image in dataset.images if max(image.width, image.height) <= CELL][:count]
+    order = rng(0, "images of mosaics").permutation(len(dataset))
+    drawn = (dataset.images[i] for i in order)
+    unseen = (image for image in drawn if image.id not in trained_on)
+    fitting = (image for image in unseen if max(upright_size(image.path)) <= CELL)
+    images = list(itertools.islice(fitting, count))
     mosaics = [
         mosaic(images[start : start + args.side**2], f"mosaic{start}", args.side)
         for start in range(0, len(images) - args.side**2 + 1, args.side**2)
@@ -65,9 +78,37 @@ def main() -> None:
     row("images one by one", detector, singles, of_each, per=len(mosaics))
     shown = [image for _, image in mosaics]
     row("mosaics, whole", detector, large, shown)
+    memory: dict[int, list[Detections]] = {}
     tiled = detector.tiled(args.tile, overlap=args.overlap)
     row("by tiles alone", OnlyTiles(tiled), large, shown)
     row("by tiles and whole", tiled, large, shown)
+    for behind in [float(text) for text in args.behind.split(",") if text]:
+        merged = Merged(tiled, behind, memory)
+        row(f"by tiles and whole, cut boxes {behind:g} behind", merged, large, shown)
+
+
+class Merged:
+    """A detector by tiles whose cut boxes stand `behind`; what it detects in a tile is kept in `memory`."""
+
+    def __init__(
+        self, detector: Detector, behind: float, memory: dict[int, list[Detections]]
+    ) -> None:
+        self.detector, self.behind, self.memory = detector, behind, memory
+        self.class_names = detector.class_names
+        self.calibration = detector.calibration
+
+    def __call__(self, image: ImageArray) -> Detections:
+        height, width = image.shape[:2]
+        tiles = self.detector.tiles(width=width, height=height)
+        plain = replace(self.detector, tiling=None)
+        if id(image) not in self.memory:
+            self.memory[id(image)] = [
+                plain(np.ascontiguousarray(image[y1:y2, x1:x2])) for x1, y1, x2, y2 in tiles
+            ]
+        return merge_tiles(
+            self.memory[id(image)], tiles, max_iou=self.detector.config.nms,
+            width=width, height=height, behind=self.behind,
+        )  # fmt: skip
 
 
 class OnlyTiles:
@@ -89,7 +130,7 @@ class OnlyTiles:
 
 def row(
     what: str,
-    detector: Detector | OnlyTiles,
+    detector: Detector | Merged | OnlyTiles,
     dataset: Dataset,
     images: list[ImageArray],
     *,

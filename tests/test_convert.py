@@ -31,7 +31,7 @@ from sppdet.stages.convert import convert
 from sppdet.stages.convert_labels import Reading
 from test_formats import Objects, assert_objects, objects_of
 
-READABLE: tuple[Target, ...] = ("voc", "coco", "yolo", "csv", "labelme")
+READABLE: tuple[Target, ...] = ("voc", "coco", "yolo", "csv", "labelme", "via", "cvat")
 LABELS: tuple[Target, ...] = (*READABLE, "jsonl", "labelstudio")
 
 
@@ -196,7 +196,7 @@ def test_names_flags_and_classes_come_back(odd: Path, target: Target, tmp_path: 
                     strict=True,
                 )
             ]  # fmt: skip
-    flags = target in ("voc", "coco", "labelme")
+    flags = target in ("voc", "coco", "labelme", "via", "cvat")
     for name, objects in ODD.items():
         assert seen[name] == [one if flags else (*one[:5], False, False) for one in objects]
 
@@ -297,6 +297,41 @@ def test_csv_by_the_csv_module(odd: Path, tmp_path: Path) -> None:
         assert [int(k) for _, k in csv.reader(handle)] == list(range(4))
 
 
+def test_via_and_cvat_by_their_definitions(odd: Path, tmp_path: Path) -> None:
+    """VIA joins name and size to its keys; CVAT's corners lie between pixels."""
+    convert(odd, tmp_path / "via", "via")
+    convert(odd, tmp_path / "cvat", "cvat")
+    seen: dict[str, dict[str, list[Any]]] = {"via": {}, "cvat": {}}
+    for file in (tmp_path / "via").glob("*.json"):
+        for key, entry in json.loads(file.read_text(encoding="utf-8")).items():
+            assert key == f"{entry['filename']}{entry['size']}"
+            assert (tmp_path / "via" / entry["filename"]).is_file()
+            seen["via"][entry["filename"]] = own = []
+            for region in entry["regions"]:
+                shape, about = region["shape_attributes"], region["region_attributes"]
+                x, y = shape["x"], shape["y"]
+                box = x, y, x + shape["width"], y + shape["height"]
+                own.append((about["class"], *box, "difficult" in about, "truncated" in about))
+    for file in (tmp_path / "cvat").glob("*.xml"):
+        for image in ElementTree.parse(file).getroot().iter("image"):
+            assert (image.get("width"), image.get("height")) == (str(WIDTH), str(HEIGHT))
+            seen["cvat"][image.attrib["name"]] = [
+                (
+                    shape.get("label"),
+                    *(float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr")),
+                    *(
+                        any(a.get("name") == flag and a.text == "true" for a in shape)
+                        for flag in ("difficult", "truncated")
+                    ),
+                )
+                for shape in image.iter("box")
+            ]
+    for found in seen.values():
+        assert len(found) == len(ODD)
+        for name, objects in found.items():
+            assert objects == ODD[name.partition("JPEGImages/")[2].removesuffix(".png")]
+
+
 def test_labelme_opens_the_images_where_they_are(odd: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(odd, out, "labelme")
@@ -320,6 +355,7 @@ def test_what_is_lost_is_said(odd: Path, tmp_path: Path, caplog: pytest.LogCaptu
     assert said("yolo") == "yolo can't hold: difficult (2), truncated (2)"
     assert said("labelstudio") == "labelstudio can't hold: difficult (2), truncated (2)"
     assert said("voc") == said("coco") == said("labelme") == said("jsonl") == ""
+    assert said("via") == said("cvat") == ""
     (tmp_path / "thin").mkdir()
     file = tmp_path / "thin" / "a.csv"
     file.write_text(f"{odd / 'JPEGImages' / 'plain.png'},1.5,2,3.25,4,cat\n")

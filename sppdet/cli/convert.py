@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 _Target = Literal[
-    "voc", "coco", "yolo", "csv", "jsonl", "labelme", "labelstudio", "json", "coco-results", "comp4"
-]
+    "voc", "coco", "yolo", "csv", "jsonl", "labelme", "via", "cvat", "labelstudio",
+    "json", "coco-results", "comp4",
+]  # fmt: skip
 _Source = Literal["voc", "coco", "xml", "yolo", "labelme", "csv", "via", "cvat"]
 
 

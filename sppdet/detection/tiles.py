@@ -22,7 +22,7 @@ _NEAR = (
     0.01  # of a tile's side: an edge so near to the tile's may be the tile's, moved by regression
 )
 _COVERED = 0.5  # of a cut box's area
-_CUT = 0.1  # of the score, by which a cut box stands behind
+BEHIND = 0.1  # of the score, by which a cut box stands behind
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,18 @@ class Tiling:
 
 
 def merge_tiles(
-    found: Sequence[Detections], tiles: Sequence[Tile], *, max_iou: float, width: int, height: int
+    found: Sequence[Detections],
+    tiles: Sequence[Tile],
+    *,
+    max_iou: float,
+    width: int,
+    height: int,
+    behind: float = BEHIND,
 ) -> Detections:
     """Merge the detections of an image's tiles, moved to the image, by NMS per class.
 
     A box that ends at an edge of its tile within the image (within 1 % of the tile's side) may be part
-    of an object that another tile sees whole. Such a cut box stands 0.1 behind its score in the order of
+    of an object that another tile sees whole. Such a cut box stands `behind` its score in the order of
     NMS, so that of two views that score alike the whole one wins. It is dropped if its IoU with a kept
     box is > `max_iou`, as any is, and also if a kept box covers half of its area or more. A cut box that
     nothing better replaces stays: part of an object is better than none. Whole boxes don't go first
@@ -83,6 +89,7 @@ def merge_tiles(
         found: of every tile, in pixels of the tile.
         tiles: their places; those of `Tiling.tiles`.
         max_iou: the IoU of the detector's own NMS.
+        behind: of the score; margins of SVMs and log odds have a scale near 1.
 
     Returns:
         Detections in descending score; those of an only tile as they are.
@@ -100,7 +107,7 @@ def merge_tiles(
         ]
     )
     kept = [
-        rows[_keep(boxes[rows], scores[rows], cut[rows], max_iou=max_iou)]
+        rows[_keep(boxes[rows], scores[rows], cut[rows], max_iou=max_iou, behind=behind)]
         for rows in (np.flatnonzero(labels == label) for label in np.unique(labels))
     ]
     rows = np.concatenate([np.zeros(0, np.int64), *kept])
@@ -141,11 +148,11 @@ def _is_cut(boxes: Boxes, tile: Tile, *, width: int, height: int) -> Flags:
 
 
 def _keep(
-    boxes: Boxes, scores: NDArray[np.float32], cut: Flags, *, max_iou: float
+    boxes: Boxes, scores: NDArray[np.float32], cut: Flags, *, max_iou: float, behind: float
 ) -> NDArray[np.int64]:
     """Select the rows of one class; see `merge_tiles`."""
     kept: list[int] = []
-    for row in np.argsort(-(scores - _CUT * cut), kind="stable").tolist():
+    for row in np.argsort(-(scores - behind * cut), kind="stable").tolist():
         one, others = boxes[[row]], boxes[kept]
         covered = cut[row] and (intersections(one, others)[0] / _area(one) >= _COVERED).any()
         if not covered and not (box_iou(one, others) > max_iou).any():

@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
+from xml.etree import ElementTree
 
 from sppdet.io.label_studio import Region, labelling_interface, task
 from sppdet.io.names import escape_name
@@ -192,6 +193,62 @@ def labelme_files(data: LabelledSet, places: Places) -> Files:
             "imageWidth": image.width,
         }
         yield file, _json(content)
+
+
+def via_files(data: LabelledSet, places: Places) -> Files:
+    """Write the JSON that the VGG Image Annotator 2 imports, a file for each set.
+
+    The class is the attribute `class` of a region; flags and scores are attributes as well.
+    """
+    for name, images in data.parts("annotations"):
+        entries = {}
+        for image in images:
+            regions = []
+            for row, (x1, y1, x2, y2) in enumerate(image.boxes.tolist()):
+                sides = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+                facts = {**_flags(image, row), **_score(image, row)}
+                regions.append(
+                    {
+                        "shape_attributes": {
+                            "name": "rect",
+                            **{key: number(side) for key, side in sides.items()},
+                        },
+                        "region_attributes": {
+                            "class": data.class_names[image.labels[row] - 1],
+                            **{key: str(value) for key, value in facts.items()},
+                        },
+                    }
+                )
+            file = escape_name(places.relative(image))
+            # VIA joins name and bytes of a file into its key; -1 where the bytes aren't known
+            entries[f"{file}-1"] = {
+                "filename": file, "size": -1, "regions": regions, "file_attributes": {},
+            }  # fmt: skip
+        yield f"{name}.json", _json(entries)
+
+
+def cvat_files(data: LabelledSet, places: Places) -> Files:
+    """Write "CVAT for images 1.1", a file for each set; flags are attributes of a box."""
+    for name, images in data.parts("annotations"):
+        root = ElementTree.Element("annotations")
+        ElementTree.SubElement(root, "version").text = "1.1"
+        for k, image in enumerate(images):
+            facts = {"id": k, "name": escape_name(places.relative(image))}
+            sides = {"width": image.width, "height": image.height}
+            entry = ElementTree.SubElement(root, "image", _texts(facts | sides))
+            for row, box in enumerate(image.boxes.tolist()):
+                corners = dict(zip(("xtl", "ytl", "xbr", "ybr"), map(number, box), strict=True))
+                label = escape_name(data.class_names[image.labels[row] - 1])
+                about = {"label": label, "source": "manual", "occluded": 0, "z_order": 0}
+                shape = ElementTree.SubElement(entry, "box", _texts(about | corners))
+                for key in _flags(image, row):
+                    ElementTree.SubElement(shape, "attribute", name=key).text = "true"
+        ElementTree.indent(root)
+        yield f"{name}.xml", (ElementTree.tostring(root, encoding="unicode") + "\n").encode()
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
 
 
 def label_studio_files(data: LabelledSet, places: Places) -> Files:

@@ -15,8 +15,9 @@ from sppdet.io.writing.sets import LabelledImage, LabelledSet, Places, is_whole
 from sppdet.types import AnnotatedImage, Dataset, Detections
 
 Target = Literal[
-    "voc", "coco", "yolo", "csv", "jsonl", "labelme", "labelstudio", "json", "coco-results", "comp4"
-]
+    "voc", "coco", "yolo", "csv", "jsonl", "labelme", "via", "cvat", "labelstudio",
+    "json", "coco-results", "comp4",
+]  # fmt: skip
 ImageChoice = Literal["link", "copy", "none"]
 Facts = frozenset[str]  # of those that `facts_of` counts
 
@@ -151,6 +152,8 @@ LAYOUTS: dict[Target, Layout] = {
     "csv": Layout(_csv_files, _beside, "none", _ALL - _FLAGS),
     "jsonl": Layout(_jsonl_files, _beside, "none", _ALL),
     "labelme": Layout(labels.labelme_files, _labelme_place, "none", _ALL),
+    "via": Layout(labels.via_files, _beside, "none", _ALL),
+    "cvat": Layout(labels.cvat_files, _beside, "none", _ALL - {"scores"}),
     "labelstudio": Layout(labels.label_studio_files, _beside, "none", _ALL - _FLAGS),
     "json": Layout(_json_files, _beside, "none", _RESULT, of_detections=True),
     "coco-results": Layout(
