@@ -94,6 +94,14 @@ def shorten(names: Sequence[str], *, limit: int = 20) -> str:
     return ", ".join(names[:limit]) + rest
 
 
+def describe_failure(origin: str, error: Exception) -> str:
+    """Describe in one line why an image failed; the line begins with `origin`, such as its path."""
+    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        text = "not enough memory"
+    return one_line(text if text.startswith(origin) else f"{origin}: {text}")
+
+
 def _escaped(character: str) -> str:
     if character.isprintable():
         return character

@@ -1,4 +1,4 @@
-"""What follows pooling as one ONNX model: from pooled vectors to scores and box deltas."""
+"""Build one ONNX model of what follows pooling: from pooled vectors to scores and box deltas."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,13 +122,7 @@ def merge_tiles(
 
 def _moved(found: Detections, tile: Tile) -> Detections:
     shift = np.array([tile[0], tile[1]] * 2, dtype=np.float32)
-    return Detections(
-        found.boxes + shift,
-        found.scores,
-        found.labels,
-        found.class_names,
-        probabilities=found.probabilities,
-    )
+    return replace(found, boxes=found.boxes + shift)
 
 
 def _is_cut(boxes: Boxes, tile: Tile, *, width: int, height: int) -> Flags:

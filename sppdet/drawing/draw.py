@@ -21,7 +21,7 @@ _SMALLER = 0.6  # factor on the text where labels take more
 
 
 class Drawable(Protocol):
-    """What is drawn of detections; see `sppdet.detections.Detections`."""
+    """Describe what is drawn of detections; see `sppdet.detections.Detections`."""
 
     @property
     def boxes(self) -> Boxes: ...

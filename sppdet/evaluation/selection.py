@@ -74,7 +74,7 @@ def moderated(logits: Values, errors: Values) -> Values:
 
 @dataclass(frozen=True)
 class Worth:
-    """What an image is worth alone: `value` is the sum over the classes, weighted.
+    """Hold what an image is worth alone: `value` is the sum over the classes, weighted.
 
     `by_class` has the entropy (K,), in bits, of the detection of each class that is most in doubt, whose
     row is in `rows` (K,); −1 without one.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.detection.tiles import Tile
-from sppdet.errors import SppdetError, one_line
+from sppdet.errors import describe_failure
 from sppdet.features.backbones import ScaledImage
 from sppdet.folders.planning import Item
 from sppdet.folders.sources import FolderPlan, Load
@@ -106,7 +106,7 @@ class Finder:
                 return _Part(item, Kept())
             return _Part(item, _Opened(made_by, content.decode()))
         except Exception as error:  # one image's failure must not end the others
-            return _Part(item, Failed(describe(item, error)))
+            return _Part(item, Failed(describe_failure(item.origin, error)))
 
     def _made_by(self, digest: str) -> str:
         """Fingerprint the inputs of an image's results: what it is made of, the model, the settings."""
@@ -134,7 +134,7 @@ class Finder:
             proposals = self.detector.proposer.of(image)
             return part, _Prepared(proposals, self.detector.prepare(image))
         except Exception as error:  # as above
-            return part, Failed(describe(part.item, error))
+            return part, Failed(describe_failure(part.item.origin, error))
 
     def _detect(
         self, due: tuple[_Part, _Prepared | Failed | None]
@@ -149,7 +149,7 @@ class Finder:
             )
             return part, found
         except Exception as error:  # as above
-            return part, Failed(describe(part.item, error))
+            return part, Failed(describe_failure(part.item.origin, error))
 
     def _merged(
         self, parts: Iterator[tuple[_Part, Detections | Failed | None]]
@@ -183,12 +183,3 @@ class Finder:
                 (names[row], float(found.probabilities[row]))
                 for row in np.flatnonzero(below & (found.probabilities >= MISSED)).tolist()
             )
-
-
-def describe(item: Item, error: Exception) -> str:
-    """One line that names the image."""
-    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError):
-        text = "not enough memory"
-    path = item.origin
-    return one_line(text if text.startswith(path) else f"{path}: {text}")

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sppdet.errors import ArtifactError, DataError, ImageError, one_line, shorten
+from sppdet.errors import ArtifactError, DataError, ImageError, describe_failure, one_line, shorten
 from sppdet.folders.films import write_film
-from sppdet.folders.finder import MISSED, Failed, Finder, Found, Kept, describe
+from sppdet.folders.finder import MISSED, Failed, Finder, Found, Kept
 from sppdet.folders.formats import Format
 from sppdet.folders.image_files import Finding, content_of
 from sppdet.folders.inputs import plan_images
@@ -126,7 +126,7 @@ class _Work:
                 try:
                     write_film(film, self.outputs, done, self.detector)
                 except (DataError, ImageError) as error:
-                    self._fail(describe(film.whole, error))
+                    self._fail(describe_failure(film.whole.origin, error))
         JointFiles(self.outputs, with_results, self.detector.class_names).write(self.formats)
         names = [item.name for item in with_results]
         self.outputs.remove_stale()

@@ -48,7 +48,7 @@ class ImageFormat:
 
     @property
     def ending(self) -> re.Pattern[str]:
-        """What a file's name has behind the stem."""
+        """The pattern of what a file's name has behind the stem."""
         return re.compile(("-[0-9]+" if self.each else "") + re.escape(self.suffix) + r"\Z")
 
 

@@ -1,4 +1,4 @@
-"""What a call of `detect` reads: from its words to images with names that tell them apart."""
+"""Find what a call of `detect` reads: from its words to images with names that tell them apart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sppdet.io.files import read_bytes, read_foreign_text
 from sppdet.io.finding import each_once, expand, find_files, is_pattern
 from sppdet.io.heif import AVIF_SUFFIXES, HEIF_SUFFIXES, INSTALL, reads_avif, reads_heif
 from sppdet.io.images import IMAGE_SUFFIXES
-from sppdet.io.names import distinct_stems, escape_name, safe_id, short_digest
+from sppdet.io.names import distinct_stems, escape_name, name_below, safe_id, short_digest
 from sppdet.io.videos import VIDEO_SUFFIXES, Capture, open_camera, open_video
 from sppdet.io.web import fetch, is_url
 
@@ -235,12 +235,10 @@ def _distinct_names(
     whole = [Path(os.path.abspath(path)) for path in paths]
     folders = [Path(os.path.abspath(path)) for path in searched]
 
-    def short(path: Path) -> str:
-        inside = [f for f in folders if path.is_relative_to(f)]
-        base = min(inside, key=lambda f: len(f.parts)) if inside else path.parent
-        return path.relative_to(base).as_posix()
-
-    names = [*map(short, whole), *(_other_names(word)[0] for word in others)]
+    names = [
+        *(name_below(path, folders) for path in whole),
+        *(_other_names(word)[0] for word in others),
+    ]
     if len({name.casefold() for name in names}) != len(names):
         shared = os.path.commonpath([path.parent for path in whole]) if whole else ""
         names = [path.relative_to(shared).as_posix() for path in whole]

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, mod
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.io.finding import JOURNAL
 from sppdet.runs.artifacts import atomic_path
+from sppdet.runs.owned import hash_file
 from sppdet.types import Detections
 
 _log = logging.getLogger("sppdet")
@@ -251,11 +252,7 @@ def claimed_files(folder: Path) -> frozenset[str]:
 
 def digest_of(path: Path) -> str:
     """Hash a file's content to 16 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as handle:
-        while block := handle.read(2**16):
-            digest.update(block)
-    return digest.hexdigest()
+    return hash_file(path, digest_size=8)
 
 
 def _claim(file: str, digest: str, made_by: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from sppdet.folders.sources import FolderPlan
 from sppdet.io.names import class_folders
 from sppdet.runs.artifacts import atomic_path
 from sppdet.runs.lock import folder_lock
+from sppdet.runs.places import real_path
 
 # errors of one file's name or place; any other, such as a full disk, ends the call
 _OF_ONE_FILE = {
@@ -204,19 +205,19 @@ def _check_place(folder: Path, tops: Sequence[str], plan: FolderPlan) -> None:
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     if there is not None and not there.is_dir():
         raise ConfigError(f"--out {folder}: {there} isn't a folder")
-    out = _real(folder)
+    out = real_path(folder)
     for searched in plan.searched:
-        place = _real(searched)
+        place = real_path(searched)
         # results below a searched folder are left out of the search, but not what else is there
         own = plan.files if out.is_relative_to(place) else ()
-        inside = [path for path in own if _real(path.parent).is_relative_to(out)]
+        inside = [path for path in own if real_path(path.parent).is_relative_to(out)]
         if out == place or inside:
             which = f" ({inside[0]})" if inside and out != place else ""
             raise ConfigError(
                 f"--out {folder}: is searched for images{which}; expected a folder of its own"
             )
         for top in tops:
-            target = _real(folder / top)
+            target = real_path(folder / top)
             ours = target.is_relative_to(out) and out.is_relative_to(place)
             if place.is_relative_to(target) or (target.is_relative_to(place) and not ours):
                 raise ConfigError(
@@ -233,7 +234,7 @@ def _check_links(folder: Path, plan: FolderPlan, formats: Sequence[Format]) -> N
         files += [f"{form.folder}/{film.whole.stem}/" for form in forms if not form.each]
     for parent in dict.fromkeys(file.rpartition("/")[0] for file in files):
         top, _, rest = parent.partition("/")
-        if _real(folder / parent) != Path(os.path.normcase(_real(folder / top) / rest)):
+        if real_path(folder / parent) != Path(os.path.normcase(real_path(folder / top) / rest)):
             raise ConfigError(
                 f"{folder / parent}: leads elsewhere by a link; expected another --out"
             )
@@ -246,10 +247,6 @@ def _make(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ArtifactError(f"{folder}: can't be written into: {error.strerror}") from None
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.normcase(os.path.realpath(path)))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

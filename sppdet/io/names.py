@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 MAX_NAME_BYTES = 255  # of a file's or folder's name, on the file systems in use
 
@@ -157,6 +157,13 @@ def distinct_stems(
 def short_digest(text: str) -> str:
     """Hash a name to eight hexadecimal digits, which tell it from another that it clashes with."""
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def name_below(path: Path, folders: Sequence[Path]) -> str:
+    """Name a file by its path below the outermost of `folders` that it is in, else by its own name."""
+    inside = [folder for folder in folders if path.is_relative_to(folder)]
+    base = min(inside, key=lambda folder: len(folder.parts)) if inside else path.parent
+    return path.relative_to(base).as_posix()
 
 
 def text_cell(text: str) -> str:

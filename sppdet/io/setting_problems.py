@@ -1,4 +1,4 @@
-"""What is wrong with settings, in one line: keys, texts and values."""
+"""Say what is wrong with settings, in one line: keys, texts and values."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _digest_of_content(content: Content) -> str:
     if isinstance(content, Linked):
         return _digest_of_link(os.path.abspath(content.path))
     try:
-        return _hash(content.path)
+        return hash_file(content.path)
     except OSError as error:
         raise ArtifactError(f"{content.path}: can't be read: {error.strerror}") from None
 
@@ -134,7 +134,7 @@ def _digest_of(folder: Path, name: str) -> str | None:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
             return _digest_of_link(os.fspath(path.readlink()))
-        return _hash(path) if stat.S_ISREG(mode) else "no file"
+        return hash_file(path) if stat.S_ISREG(mode) else "no file"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -145,9 +145,10 @@ def _digest_of_link(target: str) -> str:
     return "link " + hashlib.blake2b(os.fsencode(target), digest_size=16).hexdigest()
 
 
-def _hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def hash_file(path: Path, *, digest_size: int = 16) -> str:
+    """Hash a file's content to two hexadecimal digits for each byte of `digest_size`."""
+    digest = hashlib.blake2b(digest_size=digest_size)
     with path.open("rb") as handle:
-        while block := handle.read(2**20):
+        while block := handle.read(2**16):
             digest.update(block)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -102,3 +103,8 @@ def _is_log(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(record, dict) and {"time", "event"} <= record.keys()
+
+
+def real_path(path: Path) -> Path:
+    """Return the path behind all links, the same for every way to write it on this file system."""
+    return Path(os.path.normcase(os.path.realpath(path)))

@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sppdet.config import Config
-from sppdet.errors import ConfigError, ImageError, SppdetError, one_line
+from sppdet.errors import ConfigError, ImageError, describe_failure
 from sppdet.io.finding import find_images
 from sppdet.io.image_cache import ImageCache
-from sppdet.io.names import class_file_names, escape_name, unique_ids
+from sppdet.io.names import class_file_names, escape_name, name_below, unique_ids
 from sppdet.io.records import Skips
 from sppdet.io.splits import read_split, read_split_records
 from sppdet.parallel import ordered_map
 from sppdet.runs.environment import worker_count
 from sppdet.runs.log import LOGGER, event
+from sppdet.runs.places import real_path
 from sppdet.runs.progress import track
 from sppdet.stages.look import Look, Looker
 from sppdet.types import AnnotatedImage, Dataset, Proposals
@@ -81,26 +82,20 @@ def find_candidates(paths: Sequence[Path], *, run: Path, out: Path) -> list[tupl
         ImageError: a path doesn't exist, or there is no image.
         ConfigError: `out` is in a folder that is searched.
     """
-    place = _real(out)
+    place = real_path(out)
     for path in paths:
-        if path.is_dir() and place.is_relative_to(_real(path)):
+        if path.is_dir() and place.is_relative_to(real_path(path)):
             raise ConfigError(
                 f"--out {out}: is in {path}, which is searched for images; expected another folder"
             )
-    inside = _real(run)
-    found = [path for path in find_images(paths) if not _real(path).is_relative_to(inside)]
+    inside = real_path(run)
+    found = [path for path in find_images(paths) if not real_path(path).is_relative_to(inside)]
     if not found:
         raise ImageError(f"{', '.join(map(str, paths))}: no images besides those of the run")
     folders = [Path(os.path.abspath(path)) for path in paths if path.is_dir()]
-    names = [_name_below(Path(os.path.abspath(path)), folders) for path in found]
+    names = [name_below(Path(os.path.abspath(path)), folders) for path in found]
     stems = class_file_names(unique_ids(names))
     return list(zip(found, map(escape_name, names), stems, strict=True))
-
-
-def _name_below(path: Path, folders: Sequence[Path]) -> str:
-    inside = [folder for folder in folders if path.is_relative_to(folder)]
-    base = min(inside, key=lambda f: len(f.parts)) if inside else path.parent
-    return path.relative_to(base).as_posix()
 
 
 def look_at(
@@ -132,7 +127,7 @@ def look_at(
             known = looker.known(image)
             return _Prepared(image, known, None if known else looker.proposals(image))
         except Exception as error:  # one image's failure must not end the others
-            return _describe(path, error)
+            return describe_failure(str(path), error)
 
     labelled, failed, seen = 0, list[str](), list[Candidate]()
     prepared = ordered_map(prepare, found, workers=workers)
@@ -151,7 +146,7 @@ def look_at(
             try:
                 seen.append(Candidate(made.image, name, made.seen_by(looker)))
             except Exception as error:  # as above
-                problem = _describe(path, error)
+                problem = describe_failure(str(path), error)
         if problem:
             failed.append(problem)
             LOGGER.info("failed: %s", problem, extra=event("failed"))
@@ -170,15 +165,3 @@ class _Prepared:
             return self.known
         assert self.proposals is not None
         return looker.look(self.image, self.proposals)
-
-
-def _describe(path: Path, error: Exception) -> str:
-    """One line that names the image."""
-    text = str(error) if isinstance(error, SppdetError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError):
-        text = "not enough memory"
-    return one_line(text if text.startswith(str(path)) else f"{path}: {text}")
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.normcase(os.path.realpath(path)))
