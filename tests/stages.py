@@ -345,18 +345,21 @@ def slow_nms(boxes: Sequence[Box], max_iou: float) -> list[int]:
     return kept
 
 
-def until_done(run: Callable[[], Any], world: World, stops: Sequence[int]) -> Any:
-    """`run`, ended at the nth request for maps, and again after each, till it comes through."""
+def until_done(run: Callable[[TrainingData], Any], world: World, stops: Sequence[int]) -> Any:
+    """`run`, ended at the nth request for maps, and again after each, till it comes through.
+
+    Each time it has the data anew, as another process would.
+    """
     for stop in stops:
         world.maps.asked.clear()
         world.maps.stop_at = stop
         try:
-            return run()
+            return run(replace(world.data))
         except Interrupted:
             continue
     world.maps.asked.clear()
     world.maps.stop_at = None
-    return run()
+    return run(replace(world.data))
 
 
 def close(found: torch.Tensor | NDArray[Any], expected: Any, *, tolerance: float = 1e-3) -> None:

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from sppdet.detection.detect import Regressors
 from sppdet.features.backbones import Backbone
 from sppdet.stages.bbox import train_box_regressors
+from sppdet.stages.training_data import TrainingData
 from sppdet.training_config import BboxConfig, Layer, SvmConfig
 from stages import (
     NAMES,
@@ -63,8 +64,8 @@ def predictions(world: World, found: Regressors, k: int, examples: list[Example]
     return deltas
 
 
-def train(world: World, config: BboxConfig, *, made_by: str = "x") -> Regressors:
-    [found] = train_box_regressors(world.data, config, SvmConfig(), made_by=made_by)
+def train(data: TrainingData, config: BboxConfig, *, made_by: str = "x") -> Regressors:
+    [found] = train_box_regressors(data, config, SvmConfig(), made_by=made_by)
     return found
 
 
@@ -76,7 +77,7 @@ def test_raw_features_times_saved_weights_are_the_deltas_of_scaled_ones(
 ) -> None:
     world = make_world(tmp_path, tiny, scenes(), head=small_head(tiny))
     config = BboxConfig(layer=layer, ridge=strength, min_iou=min_iou)
-    found = train(world, config)
+    found = train(world.data, config)
     assert found.layer == layer
     scale = slow_scale(world, layer)
     assert abs(np.log(scale)) > 0.1
@@ -111,7 +112,7 @@ def test_regressors_without_some_images(tiny: Backbone, tmp_path: Path) -> None:
 
 def test_deltas_move_boxes_nearer(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
-    found = train(world, BboxConfig(ridge=1.0, min_iou=0.4))
+    found = train(world.data, BboxConfig(ridge=1.0, min_iou=0.4))
     for k in range(len(NAMES)):
         examples = slow_examples(world, k + 1, 0.4)
         before = np.array([slow_iou(box, target) for _, box, target in examples])
@@ -136,7 +137,7 @@ def test_proposals_between_objects_regress_to_the_nearest_one(
     scene.proposals[:] = [(24.0 + d, 30.0, 64.0 + d, 70.0) for d in range(0, 20, 2)]
     world = make_world(tmp_path, tiny, given)
     config = BboxConfig(ridge=0.1, min_iou=0.3)
-    found = train(world, config)
+    found = train(world.data, config)
     examples = slow_examples(world, 1, 0.3)
     assert {target for *_, target in examples} == set(scene.boxes[:2])
     x = np.stack([world.feature(0, box) * slow_scale(world, "pool5") for _, box, _ in examples])
@@ -152,7 +153,7 @@ def test_difficult_objects_and_classes_without_examples(tiny: Backbone, tmp_path
     scene.labels[:], scene.difficult[:] = [1, 2], [True, False]
     scene.proposals[:] = [(20.0 + d, 20.0, 60.0 + d, 60.0) for d in range(0, 60, 5)]
     world = make_world(tmp_path, tiny, given)
-    found = train(world, BboxConfig(ridge=10.0))
+    found = train(world.data, BboxConfig(ridge=10.0))
     said = {r["class_name"]: r["examples"] for r in world.events("bbox trained")}
     assert said == {NAMES[1]: len(slow_examples(world, 2, 0.5))}
     for k in (0, 2):  # their boxes stay as proposed
@@ -162,7 +163,7 @@ def test_difficult_objects_and_classes_without_examples(tiny: Backbone, tmp_path
 
 def test_examples_are_bounded(tiny: Backbone, tmp_path: Path) -> None:
     world = make_world(tmp_path, tiny, scenes())
-    found = train(world, BboxConfig(ridge=1e-4, max_examples=5))
+    found = train(world.data, BboxConfig(ridge=1e-4, max_examples=5))
     assert {r["examples"] for r in world.events("bbox trained")} == {5}
     for k in range(len(NAMES)):
         examples = slow_examples(world, k + 1, 0.5)
@@ -177,14 +178,14 @@ def test_an_interrupted_stage_goes_on_after_the_classes_that_are_finished(
     tiny: Backbone, tmp_path: Path
 ) -> None:
     config = BboxConfig(ridge=50.0)
-    expected = train(make_world(tmp_path / "whole", tiny, scenes()), config)
+    expected = train(make_world(tmp_path / "whole", tiny, scenes()).data, config)
     world = make_world(tmp_path / "parts", tiny, scenes())
     per_class = [len({i for i, *_ in slow_examples(world, k + 1, 0.5)}) for k in range(3)]
     stops = [4 + per_class[0], 4 + per_class[1]]  # after the norm and one class
-    found = until_done(lambda: train(world, config), world, stops)
+    found = until_done(lambda data: train(data, config), world, stops)
     assert len(world.maps.asked) == 4 + per_class[2]
     assert np.array_equal(found.weights.numpy(), expected.weights.numpy())
     assert np.array_equal(found.biases.numpy(), expected.biases.numpy())
     world.maps.asked.clear()
-    train(world, config, made_by="y")  # what something else has made isn't used
+    train(world.data, config, made_by="y")  # what something else has made isn't used
     assert len(world.maps.asked) == 4 + sum(per_class)

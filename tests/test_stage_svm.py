@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from sppdet.detection.detect import Classifiers
 from sppdet.features.backbones import Backbone
 from sppdet.stages.svm import train_svms
-from sppdet.stages.training_data import feature_scale
+from sppdet.stages.training_data import TrainingData, feature_scale
 from sppdet.training_config import Layer, SvmConfig
 from stages import (
     NAMES,
@@ -179,6 +179,21 @@ def test_the_norm_is_measured_on_a_sample(tiny: Backbone, tmp_path: Path) -> Non
     np.testing.assert_allclose(found, found[0], rtol=0.5)
 
 
+def test_the_norm_is_measured_once_for_all_stages(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_world(tmp_path, tiny, scenes(), head=small_head(tiny)).data
+    config = SvmConfig()
+    first = feature_scale(data, "pool5", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingData, "sample", lambda *_: pytest.fail("an image is read again"))
+        assert feature_scale(data, "pool5", config) == first
+        twice = config.model_copy(update={"target_norm": 2 * config.target_norm})
+        assert feature_scale(data, "pool5", twice) == 2 * first
+    tuned = data.with_head(small_head(tiny, seed=4))
+    assert feature_scale(tuned, "fc7", config) != feature_scale(data, "fc7", config)
+
+
 OBJECT: Box = (40.0, 40.0, 80.0, 80.0)  # of class 1 in the images by hand
 AWAY: Box = (84.0, 4.0, 120.0, 40.0)
 # two boxes on the same cells, of IoU 0.43 and 0.33 with the object
@@ -259,7 +274,7 @@ def test_a_stage_that_is_interrupted_at_every_image_ends_in_the_same_bits(
     world = make_world(tmp_path / "parts", tiny, scenes(), checkpoint_seconds=0)
     before = 2 * len(world.scenes)  # requests for the norm and for the positives
     found = until_done(
-        lambda: train_svms(world.data, "pool5", config, made_by="x")[0],
+        lambda data: train_svms(data, "pool5", config, made_by="x")[0],
         world,
         stops=[before + n for n in range(1, 14)],
     )

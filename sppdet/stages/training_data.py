@@ -54,6 +54,9 @@ class TrainingData:
     seed: int
     checkpoint_seconds: float
     ranks: Ranks = field(default_factory=Ranks)
+    _mean_norms: dict[tuple[Layer, int, int], float] = field(  # which a copy with other parts lacks
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def fingerprint(self) -> str:
         """Return the fingerprint of everything that features are computed from."""
@@ -111,23 +114,30 @@ class TrainingData:
 def feature_scale(data: TrainingData, layer: Layer, config: SvmConfig) -> float:
     """Compute the factor that brings the mean norm of features to `target_norm`.
 
-    The mean is taken over up to `norm_images` images × `norm_windows` windows.
+    The mean is taken over up to `norm_images` images × `norm_windows` windows, once for all stages.
     """
+    sample = (layer, config.norm_images, config.norm_windows)
+    if sample not in data._mean_norms:
+        data._mean_norms[sample] = _mean_norm(data, *sample)
+    mean = data._mean_norms[sample]
+    return config.target_norm / mean if mean > 0 else 1.0
+
+
+def _mean_norm(data: TrainingData, layer: Layer, images: int, of_each: int) -> float:
     order = rng(data.seed, "images of the feature norm").permutation(len(data.dataset))
 
     def norms(sample: Sample) -> Tensors:
         windows = data.extractor.windows(sample.maps, sample.proposals.boxes)
         shuffled = rng(data.seed, "windows of the feature norm", sample.position)
-        drawn = np.sort(shuffled.permutation(len(windows))[: config.norm_windows])
+        drawn = np.sort(shuffled.permutation(len(windows))[:of_each])
         pooled = data.extractor.pool(sample.maps, windows.cells[drawn])
         features = data.extractor.layer(pooled, layer)
         return {"norms": torch.linalg.vector_norm(features, dim=1).double()}
 
-    chosen = np.sort(order[: config.norm_images]).tolist()
+    chosen = np.sort(order[:images]).tolist()
     found = data.gather(chosen, norms, lambda made: made, label=f"norm of {layer} features")
     total, windows_seen = 0.0, 0
     for made in found:
         total += float(made["norms"].sum())
         windows_seen += len(made["norms"])
-    mean = total / windows_seen if windows_seen else 0.0
-    return config.target_norm / mean if mean > 0 else 1.0
+    return total / windows_seen if windows_seen else 0.0
