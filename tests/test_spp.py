@@ -18,7 +18,13 @@ from sppdet.features import regions
 from sppdet.features.head import Head
 from sppdet.features.levels import level_columns, spp_width
 from sppdet.features.regions import FeatureExtractor, find_windows, pool_windows
-from sppdet.features.spp import _by_roi_pool, multiply_windows, spp_windows, square_maxima
+from sppdet.features.spp import (
+    _by_roi_pool,
+    multiply_windows,
+    ordered_keys,
+    spp_windows,
+    square_maxima,
+)
 from sppdet.types import FeatureMaps
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -73,17 +79,44 @@ def test_wide_bins_and_few_windows_against_the_definition(
     assert torch.equal(spp_windows(feature_map, windows, levels), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 30), (3, 2), (17, 23)])
-def test_maxima_of_squares_against_a_slow_loop(height: int, width: int) -> None:
-    feature_map = torch.randn(5, height, width, generator=torch.Generator().manual_seed(9)).half()
+def test_maxima_of_squares_against_a_slow_loop(height: int, width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(9)
+    feature_map = torch.randn(5, height, width, generator=generator).to(dtype)
     windows = np.array([[0, 0, width - 1, height - 1]] * 40)
     maxima = square_maxima(feature_map, windows, (1,))
     assert maxima.shape[0] == min(4, min(height, width).bit_length())
     for k in range(len(maxima)):
         for y in range(height - 2**k + 1):
             for x in range(width - 2**k + 1):
-                square = feature_map[:, y : y + 2**k, x : x + 2**k].float()
-                assert (maxima[k, y, x] == square.amax(dim=(1, 2)).numpy()).all()
+                square = feature_map[:, y : y + 2**k, x : x + 2**k]
+                largest = square.amax(dim=(1, 2))
+                expected = ordered_keys(largest) if dtype == torch.float16 else largest
+                assert (maxima[k, y, x] == expected.numpy()).all()
+
+
+def every_half() -> torch.Tensor:
+    return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+
+
+def test_keys_are_in_the_order_of_the_values() -> None:
+    values = every_half()
+    values = values[~values.isnan()]
+    by_key = values[ordered_keys(values).argsort()].float()
+    assert (by_key.diff()[~by_key.isinf()[1:]] >= 0).all()
+    assert by_key[0] == -torch.inf and by_key[-1] == torch.inf
+    assert len(torch.unique(ordered_keys(every_half()))) == 2**16
+
+
+def test_every_value_of_float16_is_pooled_as_it_is() -> None:
+    """Subnormal ones, both zeros and infinities among them, to the bit."""
+    values = every_half()
+    pooled = spp_windows(values[:, None, None], np.zeros((1, 4), np.int64), (1,))[0]
+    numbers = ~values.isnan()
+    assert torch.equal(pooled.isnan(), ~numbers)
+    expected = values.float()[numbers]
+    assert torch.equal(pooled[numbers].view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize("classes", [1, 5, 40])

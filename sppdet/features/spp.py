@@ -195,16 +195,27 @@ def _by_shares(count: int, run: Callable[[slice], None]) -> None:
 
 def square_maxima(
     feature_map: torch.Tensor, windows: NDArray[np.int64], levels: Sequence[int]
-) -> NDArray[np.float32]:
-    """Compute the maxima (K, H, W, C) of the squares that serve a map's windows, the map itself first."""
+) -> spp_loops.Values:
+    """Compute the maxima (K, H, W, C) of the squares that serve a map's windows, the map itself first.
+
+    They are float32, or of a float16 map its `ordered_keys`.
+    """
     bin_side = int((windows[:, 2:] - windows[:, :2]).max(initial=0)) // min(levels) + 2
     fitting = min(bin_side, *feature_map.shape[1:]).bit_length()
     squares = min(_SQUARES, fitting) if len(windows) > _FEW else 1
     channels, height, width = feature_map.shape
-    maxima = np.empty((squares, height, width, channels), dtype=np.float32)
-    torch.from_numpy(maxima[0]).copy_(feature_map.permute(1, 2, 0))
+    by_keys = feature_map.dtype == torch.float16
+    maxima = np.empty((squares, height, width, channels), dtype=np.int16 if by_keys else np.float32)
+    cells = feature_map.permute(1, 2, 0)
+    torch.from_numpy(maxima[0]).copy_(ordered_keys(cells) if by_keys else cells)
     spp_loops.fill_square_maxima(maxima)
     return maxima
+
+
+def ordered_keys(values: torch.Tensor) -> torch.Tensor:
+    """Return int16 keys in the order of float16 values: their bits, reversed behind a negative sign."""
+    bits = values.view(torch.int16)
+    return bits ^ ((bits >> 15) & 0x7FFF)
 
 
 _FEW = 32  # windows, for which maxima of squares take longer than they save

@@ -2,6 +2,10 @@
 
 The maximum of a bin is that of a few squares of 1, 2, 4 or 8 cells a side, whose maxima are computed once a
 map. They are exact, since squares may overlap.
+
+Values of float16 are compared by their bits, as int16 keys in the order of the values: half the memory
+traffic of float32, which is what bounds these loops, and twice as many comparisons an instruction. Only
+the maximum of a bin becomes float32 again, exactly.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ from numpy.typing import NDArray
 
 from sppdet.compiled import ONE, ZERO, compiled, compiled_part, compiled_sum
 
+Values = NDArray[np.float32] | NDArray[np.int16]  # of maps: floats, or keys of float16
 
-def fill_square_maxima(maxima: NDArray[np.float32]) -> None:
+
+def fill_square_maxima(maxima: Values) -> None:
     """Fill maxima (K, H, W, C): at [k, y, x] of the 2ᵏ×2ᵏ cells from (y, x), where these are in the map.
 
     maxima[0], the map itself, is given.
@@ -27,7 +33,7 @@ def fill_square_maxima(maxima: NDArray[np.float32]) -> None:
 
 
 @compiled
-def _fill_maximum(values: NDArray[np.float32], far: np.uint64, best: NDArray[np.float32]) -> None:
+def _fill_maximum(values: Values, far: np.uint64, best: Values) -> None:
     """Fill best with the larger of each value and that `far` further on, as far as there are any."""
     for i in range(np.uint64(values.shape[0]) - far):
         first, second = values[i], values[i + far]
@@ -35,17 +41,21 @@ def _fill_maximum(values: NDArray[np.float32], far: np.uint64, best: NDArray[np.
 
 
 def pool(
-    maxima: NDArray[np.float32],
+    maxima: Values,
     windows: NDArray[np.int64],
     levels: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
     """Pool a map by the maxima of its squares into out (U, D), all levels of a window at once."""
-    _pool(*_flat(maxima), _unsigned(windows), _unsigned(levels), out.reshape(-1))
+    flat = out.reshape(-1)
+    best, bits = None, None
+    if maxima.dtype == np.int16:
+        best, bits = np.empty(maxima.shape[3], np.int16), flat.view(np.int32)
+    _pool(*_flat(maxima), _unsigned(windows), _unsigned(levels), best, bits, flat)
 
 
 def multiply(
-    maxima: NDArray[np.float32],
+    maxima: Values,
     windows: NDArray[np.int64],
     levels: NDArray[np.int64],
     weights: NDArray[np.float32],
@@ -55,11 +65,15 @@ def multiply(
 
     A bin's weights stay in the cache for all windows, and no vector is stored.
     """
-    best = np.empty(maxima.shape[3], np.float32)
-    _multiply(*_flat(maxima), _unsigned(windows), _unsigned(levels), weights, best, out)
+    bin_values = np.empty(maxima.shape[3], np.float32)
+    best, bits = None, None
+    if maxima.dtype == np.int16:
+        best, bits = np.empty(maxima.shape[3], np.int16), bin_values.view(np.int32)
+    parts = (*_flat(maxima), _unsigned(windows), _unsigned(levels), best, bits)
+    _multiply(*parts, weights, bin_values, out)
 
 
-def _flat(maxima: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
+def _flat(maxima: Values) -> tuple[Values, NDArray[np.uint64]]:
     return maxima.reshape(-1), np.array(maxima.shape, np.uint64)
 
 
@@ -69,13 +83,13 @@ def _unsigned(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 @compiled_part
 def _max_of_bin(
-    maxima: NDArray[np.float32],
+    maxima: Values,
     shape: NDArray[np.uint64],
     x0: np.uint64,
     y0: np.uint64,
     x1: np.uint64,
     y1: np.uint64,
-    best: NDArray[np.float32],
+    best: Values,
     start: np.uint64,
 ) -> None:
     """Fill best[start : start + C] with the maximum of the cells [y0, y1) × [x0, x1)."""
@@ -105,12 +119,42 @@ def _max_of_bin(
                     best[start + m] = a if a > b else b
 
 
+_BEHIND_SIGN = np.int32(0x7FFF)
+_INFINITE = np.int32(0x7C00)  # float16's, and bits below are finite
+_EXPONENT = np.int32(0x7F800000)  # of float32, all ones
+_SIGN = np.int32(-(2**31))
+_LONGER, _TO_SIGN = np.int32(13), np.int32(15)
+_BIAS = np.float32(2.0**112)  # by which float16's exponents, read as float32's, are too small
+
+
+@compiled_part
+def _decode(
+    keys: NDArray[np.int16],
+    bits: NDArray[np.int32],
+    values: NDArray[np.float32],
+    start: np.uint64,
+) -> None:
+    """Convert keys (C,) to values[start : start + C]; `bits` is the same memory as `values`."""
+    for m in range(np.uint64(keys.shape[0])):
+        key = np.int32(keys[m])
+        half = key ^ (
+            (key >> _TO_SIGN) & _BEHIND_SIGN
+        )  # sign-extended, which leaves the sign's bit
+        size = half & _BEHIND_SIGN
+        special = _EXPONENT if size >= _INFINITE else np.int32(0)
+        bits[start + m] = (size << _LONGER) | (half & _SIGN) | special
+    for m in range(np.uint64(keys.shape[0])):
+        values[start + m] *= _BIAS
+
+
 @compiled
 def _pool(
-    maxima: NDArray[np.float32],
+    maxima: Values,
     shape: NDArray[np.uint64],
     windows: NDArray[np.uint64],
     levels: NDArray[np.uint64],
+    best: NDArray[np.int16] | None,
+    bits: NDArray[np.int32] | None,
     out: NDArray[np.float32],
 ) -> None:
     at = ZERO
@@ -123,18 +167,24 @@ def _pool(
                 y0, y1 = top + (i * h) // n, top + ((i + ONE) * h + n - ONE) // n
                 for j in range(n):
                     x0, x1 = left + (j * w) // n, left + ((j + ONE) * w + n - ONE) // n
-                    _max_of_bin(maxima, shape, x0, y0, x1, y1, out, at)
+                    if best is None or bits is None:  # which numba decides when it compiles
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, out, at)
+                    else:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, best, ZERO)
+                        _decode(best, bits, out, at)
                     at += shape[3]
 
 
 @compiled_sum
 def _multiply(
-    maxima: NDArray[np.float32],
+    maxima: Values,
     shape: NDArray[np.uint64],
     windows: NDArray[np.uint64],
     levels: NDArray[np.uint64],
+    best: NDArray[np.int16] | None,
+    bits: NDArray[np.int32] | None,
     weights: NDArray[np.float32],
-    best: NDArray[np.float32],
+    bin_values: NDArray[np.float32],
     out: NDArray[np.float64],
 ) -> None:
     at = ZERO
@@ -147,11 +197,15 @@ def _multiply(
                     w, h = windows[u, 2] - left + ONE, windows[u, 3] - top + ONE
                     y0, y1 = top + (i * h) // n, top + ((i + ONE) * h + n - ONE) // n
                     x0, x1 = left + (j * w) // n, left + ((j + ONE) * w + n - ONE) // n
-                    _max_of_bin(maxima, shape, x0, y0, x1, y1, best, ZERO)
+                    if best is None or bits is None:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, bin_values, ZERO)
+                    else:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, best, ZERO)
+                        _decode(best, bits, bin_values, ZERO)
                     for k in range(weights.shape[0]):
                         total = np.float32(0)
                         for m in range(shape[3]):
-                            total += best[m] * weights[k, at + m]
+                            total += bin_values[m] * weights[k, at + m]
                         out[u, k] += total
                 at += shape[3]
 
