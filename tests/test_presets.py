@@ -14,7 +14,7 @@ from evaluation_samples import make_image
 from runs import CommandLine
 from sppdet.config import Config
 from sppdet.io.settings import settings_in, validate
-from sppdet.stages.choice import Choice
+from sppdet.stages.choice import PRESETS, Choice
 from sppdet.stages.forecast import Speed, forecast, megapixels
 from sppdet.stages.presets import Chosen, are_small, candidate, describe
 from sppdet.types import Dataset
@@ -66,6 +66,18 @@ def test_small_objects_have_larger_scales() -> None:
     assert candidate(choice, "fast", small).values["scales"] == [720]
     found = candidate(choice, "balanced", small).values
     assert found["scales"] == [480] and found["finetune.image_scales"] == [384, 576]
+
+
+def test_fast_fits_boxes_to_fewer_examples() -> None:
+    images = dataset(8, side=100)
+    found = {p: candidate(Choice(load), p, images).applied(Choice(load)).bbox for p in PRESETS}
+    assert [b.max_examples if b else None for b in found.values()] == [1500, 10_000, 10_000]
+    assert list(found) == ["fast", "balanced", "accurate"]
+    fixed = Choice(load, fixed=frozenset({"bbox.max_examples"}))
+    own = candidate(fixed, "fast", images).applied(fixed).bbox
+    assert own is not None and own.max_examples == 10_000
+    without = Choice(lambda _: config(**{**FAST, "bbox": None}))
+    assert candidate(without, "fast", images).applied(without).bbox is None
 
 
 def test_what_the_user_has_set_stays() -> None:
@@ -179,6 +191,7 @@ def test_minutes_choose_what_fits(
         *("abc", {"scales": "abc"}, {"scales": None}, {"scales": [-5]}, {"scales": [120.5]}),
         *({"scales": [10**12]}, {"scales": []}, {"scales": [200, 100]}, {"svm.C": 1}),
         *({"finetune.batches": "9"}, {"finetune.batches": 0}, {"finetune.image_scales": [9]}),
+        {"bbox.max_examples": 0},
     ],
 )
 def test_a_damaged_choice_is_made_again(
@@ -190,7 +203,7 @@ def test_a_damaged_choice_is_made_again(
     words = ("--run", tmp_path, "--until", "data", "--preset", "fast")
     status, _, err = sppdet("train", demo_root, *words, *small())
     assert status == 0 and "; a preset is chosen again" in err, err
-    assert json.loads(path.read_text())["values"] == {"scales": [176]}
+    assert json.loads(path.read_text())["values"]["scales"] == [176]
     assert "- 120" in (tmp_path / "config.yaml").read_text()
 
 

@@ -28,7 +28,12 @@ _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
 _PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/results.md: 8 passes for 100 images, 4 for 530
 _FEWEST = 0.4  # of balanced's batches that `--minutes` may leave
 _SMALLER = 2 / 3  # factor on the scales of the last resort
-_KEYS = frozenset({"scales", "finetune.batches", "finetune.image_scales"})  # that a choice has
+# of a class in box regression: windows around one object are nearly the same, and their products take
+# most of that stage (docs/results.md)
+_EXAMPLES = 1500
+_KEYS = frozenset(  # that a choice has
+    {"scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales"}
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ def candidate(
     if are_small(dataset, scale=round(max(config.scales) * grown)):
         grown *= _LARGER
     values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
+    if preset == "fast":
+        values["bbox.max_examples"] = _EXAMPLES
     if (tuning := config.tuning()) is not None:
         images = max(1, len(dataset))
         passes = _PASSES * (_AT_IMAGES / images) ** _POWER * (1.5 if preset == "accurate" else 1.0)
@@ -166,7 +173,7 @@ def _stored(path: Path, asked: Mapping[str, Any]) -> Chosen | None:
         values = found.get("values")
         if not isinstance(values, dict) or not set(values) <= _KEYS:
             raise ArtifactError(f"{path}: damaged: expected values of {', '.join(sorted(_KEYS))}")
-        raw = {"data": {"root": "."}, "finetune": {"sampling": "images"}}
+        raw = {"data": {"root": "."}, "bbox": {}, "finetune": {"sampling": "images"}}
         validate(_put(raw, values), str(path), Config)
     except (ArtifactError, ConfigError) as error:
         LOGGER.warning("%s; a preset is chosen again", error)
