@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -105,6 +106,7 @@ def windows_and_classes(image: ImageArray) -> dict[str, Work]:
     """SPP by windows, scores and NMS by classes."""
     backbone = load_backbone("alexnet", "none")
     maps = backbone.feature_maps(backbone.scaled(image, [688], FeaturesConfig()))
+    maps = replace(maps, maps=tuple(m.half() for m in maps.maps))  # as they are kept
     extractor = FeatureExtractor(LEVELS, 224, None)
     rng = np.random.default_rng(0)
     boxes = made_boxes(image, 4000, rng)

@@ -116,7 +116,13 @@ def test_a_forecast_by_hand() -> None:
     steps = 1000 * 2 * 4.0 * megapixels(load(True), images, [256, 384])
     assert tuned["finetune"] == pytest.approx(steps + small)
     twice = forecast(load(False), speed, dataset(20, side=50), tests=8)
-    assert twice["bbox"] == 2 * fast["bbox"] and twice["proposals"] == 2 * fast["proposals"]
+    assert twice["proposals"] == 2 * fast["proposals"]
+    # 24 examples an object, up to a limit, and their products with each other
+    assert fast["bbox"] == pytest.approx(0.25 * (0.5 * 10 + 4e-6 * 240**2 * 2))
+    assert twice["bbox"] == pytest.approx(0.25 * (0.5 * 20 + 4e-6 * 480**2 * 2))
+    few = config(**{**FAST, "bbox": {"max_examples": 100}})
+    limited = forecast(few, speed, images, tests=0)["bbox"]
+    assert limited == pytest.approx(0.25 * (0.5 * 10 + 4e-6 * 100**2 * 2))
     # 10 folds of one class, on vectors of 12,800 values, or on the 32 of fc6
     assert fast["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 2))
     assert tuned["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 32 / 6400))

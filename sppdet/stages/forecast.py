@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sppdet.config import Config
 from sppdet.errors import SppdetError
@@ -31,13 +32,15 @@ from sppdet.stages.proposer import Proposer
 from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
 from sppdet.training.finetune_windows import Pool
-from sppdet.training_config import FinetuneConfig
+from sppdet.training_config import FinetuneConfig, Layer
 from sppdet.types import Boxes, Dataset, ImageArray
 
 T = TypeVar("T")
 # Seconds of a stage for each image, in those of pooling its windows (benchmarks/laptop.py)
-_SVM, _BBOX, _FOLDS, _TEST = 2.0, 2.5, 2.0, 1.5
-_SOLVE = 5.0  # the same for an SVM without a fold, on vectors of 6,400 values
+_SVM, _BBOX, _FOLDS, _TEST = 2.0, 0.5, 2.0, 1.5
+_SOLVE = 5.0  # the same for an SVM without a fold, on vectors of 6,400 values,
+_RIDGE = 4e-6  # and for the product of two examples of box regression
+_NEAR = 24  # windows around an object that are its examples
 _REPORTS = 8.0  # seconds of intervals, curves and the report
 
 
@@ -90,17 +93,34 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
     if config.classifier == "svm":
         calibration = config.calibrate
         solved = fold_count(calibration.folds, images) if calibration is not None else 0
-        layer = config.layers().index(config.svm_layer())
-        width = [speed.width, *(config.head.widths if config.head else ())][layer]
+        width = _width(config, speed, config.svm_layer())
         solving = _SOLVE * solved * len(dataset.class_names) * width / 6400
         expected["svm"] = speed.pool * (_SVM * images + solving)
     if config.bbox is not None and config.bbox.source == "ridge":
-        expected["bbox"] = _BBOX * speed.pool * images
+        examples = np.minimum(_NEAR * _objects(dataset), config.bbox.max_examples)
+        width = _width(config, speed, config.bbox.layer)
+        solving = _RIDGE * float((examples**2).sum()) * width / 6400
+        expected["bbox"] = speed.pool * (_BBOX * images + solving)
     if config.calibrate is not None:
         expected["calibrate"] = _FOLDS * speed.pool * images
     if tests:
         expected["evaluate"] = (layers + _TEST * speed.pool) * tests + _REPORTS
     return expected
+
+
+def _width(config: Config, speed: Speed, layer: Layer) -> int:
+    """Return the number of values of a layer's vectors."""
+    widths = [speed.width, *(config.head.widths if config.head else ())]
+    return widths[config.layers().index(layer)]
+
+
+def _objects(dataset: Dataset) -> NDArray[np.float64]:
+    """Count the objects of each class (K,)."""
+    labels = [image.gt_labels for image in dataset.images]
+    count = len(dataset.class_names)
+    counts = np.bincount(np.concatenate([*labels, []]).astype(int), minlength=count + 1)
+    objects: NDArray[np.float64] = counts[1:].astype(np.float64)
+    return objects
 
 
 def _tuning(config: Config, tuning: FinetuneConfig, speed: Speed, dataset: Dataset) -> float:
@@ -160,7 +180,8 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         _, pool = _timed(partial(extractor, made, proposals.boxes, "pool5"), device)
         tuned = step(pixels, proposals.boxes, device) if step else 0.0
         seconds[row] = search, layers / area, pool, tuned
-    search, layers, pool, tuned = seconds[1:].mean(axis=0).tolist()
+    # one image that waits for memory or another process counts for no more than any other
+    search, layers, pool, tuned = np.median(seconds[1:], axis=0).tolist()
     together = max(1, min(worker_count(config.workers), available_cores()))
     width = extractor.width("pool5", maps.channels)
     return Speed(search / together, layers, pool, tuned, width)
