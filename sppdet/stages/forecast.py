@@ -110,7 +110,7 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
 
 def _width(config: Config, speed: Speed, layer: Layer) -> int:
     """Return the number of values of a layer's vectors."""
-    widths = [speed.width, *(config.head.widths if config.head else ())]
+    widths: list[int] = [speed.width, *(config.head.widths if config.head else ())]
     return widths[config.layers().index(layer)]
 
 
