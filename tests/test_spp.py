@@ -96,6 +96,12 @@ def test_maxima_of_squares_against_a_slow_loop(height: int, width: int, dtype: t
                 assert (maxima[k, y, x] == expected.numpy()).all()
 
 
+def test_vectors_of_another_type_are_refused() -> None:
+    feature_map, windows = torch.rand(2, 3, 3).half(), np.array([[0, 0, 2, 2]])
+    with pytest.raises(ValueError, match=r"out: torch.float64, expected float32"):
+        spp_windows(feature_map, windows, (1,), out=torch.empty(1, 2, dtype=torch.float64))
+
+
 def every_half() -> torch.Tensor:
     return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
 

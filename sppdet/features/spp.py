@@ -62,7 +62,7 @@ def spp_windows(
         (row, column, channel). (0, D) for no windows.
 
     Raises:
-        ValueError: a window outside the map or with left > right, or `out` with gradients.
+        ValueError: a window outside the map or with left > right, `out` with gradients or of another type.
     """
     channels, height, width = feature_map.shape
     _check_windows(windows, height, width)
@@ -80,6 +80,8 @@ def spp_windows(
         else:
             result = _by_roi_pool(feature_map, windows, levels)
         return result
+    if out is not None and out.dtype != torch.float32:
+        raise ValueError(f"out: {out.dtype}, expected float32")
     if out is None:
         out = empty_vectors(len(windows), spp_width(channels, levels), feature_map.device)
     if on_cpu:
