@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Room:
-    """What may still be written into some folders; thread-safe.
+    """Bound on what may still be written into some folders; thread-safe.
 
     Each of several processes has an equal share of what is left when it looks first, so that all of
     them together never exceed the bound. Separate commands at work at the same time may.

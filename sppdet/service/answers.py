@@ -100,7 +100,7 @@ class Answerer:
 
     @property
     def measure(self) -> Literal["probability", "score"]:
-        """What the page's slider is of."""
+        """Name the quantity that the page's slider sets."""
         return "score" if self.detector.calibration is None else "probability"
 
     @property

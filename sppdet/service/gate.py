@@ -1,4 +1,4 @@
-"""What every request passes first: who may ask, and what every answer carries."""
+"""Check who may ask before a request is answered, and set the headers that every answer carries."""
 
 from __future__ import annotations
 

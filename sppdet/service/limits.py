@@ -1,4 +1,4 @@
-"""What a service takes of a client at most, and the answer to what goes beyond."""
+"""Bound what a service takes of a client, and answer what goes beyond."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user leaves open of the settings for a folder of images; see `presets`.
+"""Record what the user leaves open of the settings for a folder of images; see `presets`.
 
 This module needs no torch: the command line reads settings before it is imported.
 """

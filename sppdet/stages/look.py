@@ -1,4 +1,4 @@
-"""What a detector makes of an image without labels: detections, their standard errors, a vector."""
+"""Look at an image without labels: its detections, their standard errors, a vector."""
 
 from __future__ import annotations
 
