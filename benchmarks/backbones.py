@@ -4,13 +4,14 @@
                                    [--epochs E]
 
 SET is a folder in the VOC layout with trainval and test; data/frk5 and the weights below $SPPDET_DATA
-are taken without it. A row is NET (pool5), NET_best (pool5 at three scales), NET_fc or NET_conv (E passes
-over the training images), where NET is one of squeeze, lite0, lite0_2, lite0_2_256 and lite0_2_128. Every
-row is trained in a process of its own with one thread and evaluated in several ways, which share what
-they can, without calibration; the proposals are computed before, once for all rows. `--images N` trains
-on a seeded subset, every class of objects in turn. Prints a Markdown table of mAP (11-point), of the CPU
-seconds of training without the proposals, of those of the evaluation by the image, without start-up, and
-of the peak memory. A row that is in DIR costs nothing again.
+are taken without it. A row is NET (pool5), NET_fc or NET_conv (E passes over the training images), and
+each with _best behind it for three scales, where NET is one of squeeze, squeeze_128, lite0, lite0_2,
+lite0_2_256 and lite0_2_128. Every row is trained in a process of its own with one thread and evaluated in
+several ways, which share what they can, without calibration; the proposals are computed before, once for
+all rows. `--images N` trains on a seeded subset, every class of objects in turn. Prints a Markdown table
+of mAP (11-point) with its 95 % interval (a bootstrap over the test images), of the CPU seconds of training
+without the proposals, of those of the evaluation by the image, without start-up, and of the peak memory.
+A row that is in DIR costs nothing again.
 """
 
 from __future__ import annotations
@@ -62,11 +63,15 @@ HEAD: Settings = {
     "head": {"widths": [512], "dropout": 0.0},
     "finetune": TUNED,
 }
+HEAD_ALONE: Settings = {**HEAD, "finetune": {**TUNED, "layers": "fc"}}
+BEST_OF_HEAD = [320, 448, 640]
 KINDS: dict[str, tuple[str, Settings]] = {
     "": ("pool5", POOL5),
     "best": ("pool5, best of 3 scales", {**POOL5, "scales": BEST_SCALES}),
-    "fc": ("ft-fc", {**HEAD, "finetune": {**TUNED, "layers": "fc"}}),
+    "fc": ("ft-fc", HEAD_ALONE),
+    "fc_best": ("ft-fc, best of 3 scales", {**HEAD_ALONE, "scales": BEST_OF_HEAD}),
     "conv": ("ft-conv", HEAD),
+    "conv_best": ("ft-conv, best of 3 scales", {**HEAD, "scales": BEST_OF_HEAD}),
 }
 # the ways to train what comes after the features, each from what is there of the one before
 WITHOUT_HEAD: dict[str, Settings] = {"SVMs": {"bbox": "none"}, "SVMs, bb": {}}
@@ -75,7 +80,7 @@ WITH_HEAD: dict[str, Settings] = {
     "SVMs on fc6": {"bbox": "none"},
     "SVMs on fc6, bb": {},
 }
-ROWS = [f"{net}_{kind}".rstrip("_") for net in NETS for kind in KINDS]
+ROWS = {f"{net}_{kind}".rstrip("_"): (net, kind) for net in NETS for kind in KINDS}
 
 
 def main() -> None:
@@ -93,8 +98,8 @@ def main() -> None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    print("| recipe | seed | mAP | training, CPU s | an image, CPU s | peak memory, GB |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| recipe | seed | mAP | 95 % | training, CPU s | an image, CPU s | peak memory, GB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for name in args.rows.split(","):
         for seed in (int(text) for text in args.seeds.split(",")):
             for line in rows_of(name, seed, args):
@@ -111,8 +116,9 @@ def rows_of(name: str, seed: int, args: argparse.Namespace) -> list[str]:
         result.write_text(json.dumps(measure(net, kind, seed, folder, args), indent=1))
     title = f"{NETS[net][0]}, {KINDS[kind][0]}"
     return [
-        f"| {title}, {way['name']} | {seed} | {100 * way['mAP']:.1f} | {way['training']:.0f} "
-        f"| {way['image']:.2f} | {way['peak'] / 1e9:.1f} |"
+        f"| {title}, {way['name']} | {seed} | {100 * way['mAP']:.1f} "
+        f"| {100 * way['interval'][0]:.1f} to {100 * way['interval'][1]:.1f} "
+        f"| {way['training']:.0f} | {way['image']:.2f} | {way['peak'] / 1e9:.1f} |"
         for way in read_json(result)
     ]
 
@@ -121,13 +127,17 @@ def split_name(name: str) -> tuple[str, str]:
     """Split the name of a row into net and kind."""
     if name not in ROWS:
         raise SystemExit(f"--rows: {name}, expected some of {', '.join(ROWS)}")
-    net, _, kind = name.rpartition("_")
-    return (net, kind) if net in NETS and kind in KINDS else (name, "")
+    return ROWS[name]
+
+
+def is_tuned(kind: str) -> bool:
+    """Tell whether rows of a kind have a head that is fine-tuned."""
+    return KINDS[kind][1]["head"] != "none"
 
 
 def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:
     """Name the folder of a row's results."""
-    own = args.epochs != 4 and split_name(name)[1] in ("fc", "conv")
+    own = args.epochs != 4 and is_tuned(split_name(name)[1])
     epochs = f"_{args.epochs:g}epochs" if own else ""
     return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}_seed{seed}"
 
@@ -140,7 +150,7 @@ def measure(
     store, run = folder / "store", folder / "run"
     store.mkdir(exist_ok=True)
     ways: list[dict[str, Any]] = []
-    for way, settings in (WITH_HEAD if kind in ("fc", "conv") else WITHOUT_HEAD).items():
+    for way, settings in (WITH_HEAD if is_tuned(kind) else WITHOUT_HEAD).items():
         config = build(net, kind, root, count, seed, args)
         path = folder / "settings.yaml"
         path.write_text(yaml.safe_dump({**config, **settings}))
@@ -159,6 +169,7 @@ def measure(
             {
                 "name": way,
                 "mAP": metrics["mAP"],
+                "interval": metrics["mAP_interval"],
                 "training": outside + sum(stages.values()) - stages["evaluate"],
                 "image": stages["evaluate"] / metrics["images"],
                 "peak": used.ru_maxrss * 1024,
@@ -204,7 +215,7 @@ def build(
         "seed": seed,
         "workers": 1,
     }
-    if kind in ("fc", "conv"):
+    if is_tuned(kind):
         batches = max(2, round(args.epochs * count / 2))
         config["finetune"] = {**config["finetune"], "batches": batches}
     return config
