@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 import onnxruntime
 
-folder, image = Path(sys.argv[1]), cv2.imread(sys.argv[2])
-d, (height, width) = json.loads((folder / "detector.json").read_bytes()), image.shape[:2]
-layers, head = (onnxruntime.InferenceSession(folder / f"{n}.onnx") for n in ("layers", "head"))
-if len(sys.argv) > 3:  # a file of `sppdet propose --out`
-    boxes = np.load(sys.argv[3])["boxes"]
+_, files, photo, *stored = sys.argv if len(sys.argv) > 2 else sys.exit(__doc__)
+d, image = json.loads(Path(files, "detector.json").read_bytes()), cv2.imread(photo)
+layers, head = (onnxruntime.InferenceSession(Path(files, n + ".onnx")) for n in ("layers", "head"))
+if stored:  # a file of `sppdet propose --out`
+    boxes = np.load(stored[0])["boxes"]
 else:
-    search, zoom = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation(), 500 / width
-    search.setBaseImage(cv2.resize(image, None, fx=zoom, fy=zoom))
+    search, by = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation(), 500 / image.shape[1]
+    search.setBaseImage(cv2.resize(image, None, fx=by, fy=by))
     search.switchToSelectiveSearchFast()
-    x, y, w, h = search.process()[: d["max_boxes"]].T / zoom
+    x, y, w, h = search.process()[: d["max_boxes"]].T / by
     boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
 
 
@@ -39,8 +39,8 @@ def pooled(s, low, high):  # spatial pyramid of a window of cells
     return np.concatenate([b for n in d["spp_levels"] for a in maxima(m, n) for b in maxima(a, n)])
 
 
-stride, offset, least, b = d["stride"], d["offset"], d["thresholds"], boxes.astype(np.float64)
-factors = [min(s / min(height, width), d["max_side"] / max(height, width)) for s in d["scales"]]
+stride, offset, size, b = d["stride"], d["offset"], image.shape[1::-1], boxes.astype(np.float64)
+factors = [min(s / min(size), d["max_side"] / max(size)) for s in d["scales"]]
 rects, maps = np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]), [feature_map(f) for f in factors]
 far = abs(rects[:, 2:].prod(axis=1) * np.square([factors]).T / d["canonical_size"] ** 2 - 1)
 scale = (far <= far.min(axis=0) + 1e-9).argmax(axis=0)  # the one nearest to the canonical size
@@ -51,10 +51,10 @@ cells = np.where(on_edge, near, (b * f - offset) / stride)
 low, high = np.floor(cells[:, :2]).astype(int) + 1, np.ceil(cells[:, 2:]).astype(int) - 1
 windows = np.where(low > high, (low + high) // 2, [low, high])
 scores, deltas = head.run(None, {"pooled": np.stack([*map(pooled, scale, *windows)])})
-for k, name in enumerate(d["class_names"]):
-    for i in cv2.dnn.NMSBoxes(rects, scores[:, k] - least[k], 0, d["nms"])[: d["max_per_class"]]:
+for k, (name, least) in enumerate(zip(d["class_names"], d["thresholds"], strict=True)):
+    for i in cv2.dnn.NMSBoxes(rects, scores[:, k] - least, 0, d["nms"])[: d["max_per_class"]]:
         centre = b[i, :2] + rects[i, 2:] * (0.5 + deltas[i, k, :2])
         half = rects[i, 2:] * np.exp(np.clip(deltas[i, k, 2:], -6.907755, 6.907755)) / 2
-        box = np.clip([centre - half, centre + half], 0, [width, height])
+        box = np.clip([centre - half, centre + half], 0, size)
         box = box.ravel().tolist() if (box[1] > box[0]).all() else b[i].tolist()
         print(json.dumps({"class": name, "score": float(scores[i, k]), "box": box}))

@@ -109,6 +109,12 @@ def test_the_example_is_short_and_needs_little() -> None:
     assert names == {"json", "sys", "cv2", "numpy", "onnxruntime"}
 
 
+def test_the_example_names_its_arguments() -> None:
+    ended = subprocess.run([sys.executable, EXAMPLE, "folder"], capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert "FOLDER IMAGE [PROPOSALS.npz]" in ended.stderr
+
+
 def test_by_the_command_line(
     sppdet: CommandLine, exported: Path, trained: Path, demo_root: Path, tmp_path: Path
 ) -> None:
