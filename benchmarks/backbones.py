@@ -132,7 +132,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def is_tuned(kind: str) -> bool:
     """Tell whether rows of a kind have a head that is fine-tuned."""
-    return KINDS[kind][1]["head"] != "none"
+    return bool(KINDS[kind][1]["head"] != "none")
 
 
 def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:

@@ -105,7 +105,7 @@ def test_megapixels_by_hand() -> None:
 
 def test_a_forecast_by_hand() -> None:
     images = dataset(10, side=50)
-    speed = Speed(search=0.5, layers=2.0, pool=0.25, step=4.0, width=12800)
+    speed = Speed(search=0.5, layers=2.0, pool=0.25, score=0.375, step=4.0, width=12800)
     area = 640 * 480 / 1e6
     fast = forecast(load(False), speed, images, tests=4)
     assert fast["proposals"] == 0.5 * 14 and fast["features"] == pytest.approx(2 * area * 10)
@@ -118,14 +118,17 @@ def test_a_forecast_by_hand() -> None:
     twice = forecast(load(False), speed, dataset(20, side=50), tests=8)
     assert twice["proposals"] == 2 * fast["proposals"]
     # 24 examples an object, up to a limit, and their products with each other
-    assert fast["bbox"] == pytest.approx(0.25 * (0.5 * 10 + 4e-6 * 240**2 * 2))
-    assert twice["bbox"] == pytest.approx(0.25 * (0.5 * 20 + 4e-6 * 480**2 * 2))
+    assert fast["bbox"] == pytest.approx(0.25 * (0.35 * 10 + 0.055 * 240 + 2e-6 * 240**2))
     few = config(**{**FAST, "bbox": {"max_examples": 100}})
     limited = forecast(few, speed, images, tests=0)["bbox"]
-    assert limited == pytest.approx(0.25 * (0.5 * 10 + 4e-6 * 100**2 * 2))
-    # 10 folds of one class, on vectors of 12,800 values, or on the 32 of fc6
-    assert fast["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 2))
-    assert tuned["svm"] == pytest.approx(0.25 * (2 * 10 + 5 * 10 * 32 / 6400))
+    assert limited == pytest.approx(0.25 * (0.35 * 10 + 0.055 * 100 + 2e-6 * 100**2))
+    # an SVM of one class, and 10 of folds, on vectors of 12,800 values, or on the 32 of fc6
+    solving = 0.25 * (50 + 0.55 * 10 + 6.5 * 10)
+    assert fast["svm"] == pytest.approx(0.25 * 10 + solving)
+    assert tuned["svm"] == pytest.approx(0.375 * 10 + solving * 32 / 12800)
+    assert fast["calibrate"] == pytest.approx((0.25 + 0.02) * 10)
+    assert tuned["calibrate"] == pytest.approx((0.375 + 0.02) * 10)
+    assert fast["evaluate"] == pytest.approx((2.0 * area + 0.25 + 0.02) * 4 + 4)
     on_maps = config(scales=[320], head={"widths": [32]}, finetune={"batches": 50})
     steps = 50 * (4.0 + 128 / 2000 * 0.25)  # batches of 128 windows
     assert forecast(on_maps, speed, images, tests=0)["finetune"] == pytest.approx(steps)
@@ -170,7 +173,7 @@ def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path:
 def test_minutes_choose_what_fits(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = Speed(search=0.0, layers=0.0, pool=0.0, step=10.0, width=6400)
+    speed = Speed(search=0.2, layers=0.0, pool=0.0, score=0.0, step=10.0, width=6400)
     monkeypatch.setattr("sppdet.stages.presets.loaded_and_measured", lambda *_: speed)
 
     def chosen(minutes: str, *more: str) -> tuple[str, str]:
@@ -228,7 +231,7 @@ def test_without_a_head_nothing_is_tuned() -> None:
     chosen = candidate(Choice(lambda _: bare), "balanced", dataset(100, side=200))
     assert set(chosen.values) == {"scales"}
     assert describe("balanced", bare).startswith("balanced: the network as it is")
-    speed = Speed(search=1.0, layers=1.0, pool=1.0, step=1.0, width=6400)
+    speed = Speed(search=1.0, layers=1.0, pool=1.0, score=1.0, step=1.0, width=6400)
     found = forecast(bare, speed, dataset(10, side=200), tests=0)
     assert "finetune" not in found
     assert found["features"] == pytest.approx(10 * 320**2 * 4 / 3 / 1e6)

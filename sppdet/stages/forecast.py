@@ -17,7 +17,7 @@ from sppdet.config import Config
 from sppdet.errors import SppdetError
 from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import scale_factor, scale_factors_of
-from sppdet.features.head import build_head
+from sppdet.features.head import Head, build_head
 from sppdet.features.levels import spp_width
 from sppdet.features.regions import FeatureExtractor
 from sppdet.resizing import resized
@@ -33,15 +33,18 @@ from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
 from sppdet.training.finetune_windows import Pool
 from sppdet.training_config import FinetuneConfig, Layer
-from sppdet.types import Boxes, Dataset, ImageArray
+from sppdet.types import Boxes, Dataset, FeatureMaps, ImageArray
 
 T = TypeVar("T")
-# Seconds of a stage for each image, in those of pooling its windows (benchmarks/laptop.py)
-_SVM, _BBOX, _FOLDS, _TEST = 2.0, 0.5, 2.0, 1.5
-_SOLVE = 5.0  # the same for an SVM without a fold, on vectors of 6,400 values,
-_RIDGE = 4e-6  # and for the product of two examples of box regression
+# What stages take, measured with three networks and 20 to 530 images (benchmarks/costs.py, laptop.py).
+# In times that an image's windows take to be scored, for each image:
+_SVM, _BBOX = 1.0, 0.35
+# In times that they take on pool5, for vectors as long as those of pool5:
+_CLASS, _CLASS_IMAGE, _FOLD = 50.0, 0.55, 6.5  # an SVM, for each image, and without each fold
+_EXAMPLE, _PAIR = 0.055, 2e-6  # each example of box regression, and two of them
 _NEAR = 24  # windows around an object that are its examples
-_REPORTS = 8.0  # seconds of intervals, curves and the report
+_SELECT = 0.02  # seconds of NMS, of moved boxes and of what is between, an image
+_REPORTS = 4.0  # seconds of intervals, curves and the report
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Speed:
 
     search: float  # an image's proposals, with all workers at once
     layers: float  # a megapixel's feature maps
-    pool: float  # an image's windows, pooled and scored
+    pool: float  # an image's windows, pooled and multiplied with a row of weights a class
+    score: float  # the same of the layer that is scored, with the head below it
     step: float  # a megapixel in fine-tuning on images, or a batch of pooled windows
     width: int  # values of a pooled vector
 
@@ -90,22 +94,30 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         expected["finetune"] = _tuning(config, tuning, speed, dataset)
         if config.tunes_conv():
             expected["finetune"] += layers * images
+    score = _windows(speed, config.svm_layer())
     if config.classifier == "svm":
         calibration = config.calibrate
         solved = fold_count(calibration.folds, images) if calibration is not None else 0
-        width = _width(config, speed, config.svm_layer())
-        solving = _SOLVE * solved * len(dataset.class_names) * width / 6400
-        expected["svm"] = speed.pool * (_SVM * images + solving)
+        length = _width(config, speed, config.svm_layer()) / speed.width
+        solving = length * (_CLASS + _CLASS_IMAGE * images + _FOLD * solved)
+        solving *= len(dataset.class_names)
+        expected["svm"] = score * _SVM * images + speed.pool * solving
     if config.bbox is not None and config.bbox.source == "ridge":
         examples = np.minimum(_NEAR * _objects(dataset), config.bbox.max_examples)
-        width = _width(config, speed, config.bbox.layer)
-        solving = _RIDGE * float((examples**2).sum()) * width / 6400
-        expected["bbox"] = speed.pool * (_BBOX * images + solving)
+        length = _width(config, speed, config.bbox.layer) / speed.width
+        solving = length * float((_EXAMPLE * examples + _PAIR * examples**2).sum())
+        each = _windows(speed, config.bbox.layer)
+        expected["bbox"] = each * _BBOX * images + speed.pool * solving
     if config.calibrate is not None:
-        expected["calibrate"] = _FOLDS * speed.pool * images
+        expected["calibrate"] = (score + _SELECT) * images
     if tests:
-        expected["evaluate"] = (layers + _TEST * speed.pool) * tests + _REPORTS
+        expected["evaluate"] = (layers + score + _SELECT) * tests + _REPORTS
     return expected
+
+
+def _windows(speed: Speed, layer: Layer) -> float:
+    """Return the seconds of an image's windows on a layer."""
+    return speed.pool if layer == "pool5" else speed.score
 
 
 def _width(config: Config, speed: Speed, layer: Layer) -> int:
@@ -166,10 +178,17 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     proposer = Proposer(config.proposals)
     maps = MapCache(backbone, config.scales, config.features, context.images)
     device = context.ranks.device
-    extractor = FeatureExtractor.by(config.spp_levels, config.features, None, device)
     classes = len(context.training_set.class_names)
-    step = _stepper(backbone, config, classes)
-    seconds = np.zeros((len(places) + 1, 4))
+    head = _head(backbone, config, classes)
+    step = _stepper(backbone, head, config) if head is not None else None
+    extractor = FeatureExtractor.by(config.spp_levels, config.features, head, device)
+
+    def score(made: FeatureMaps, boxes: Boxes, layer: Layer) -> torch.Tensor:
+        width = extractor.width(layer, maps.channels)
+        weights = torch.zeros((max(1, classes), width), device=device)
+        return extractor.products(made, extractor.windows(made, boxes).cells, layer, weights)
+
+    seconds = np.zeros((len(places) + 1, 5))
     for row, place in enumerate([places[0], *places]):
         image = images[place]
         pixels = context.images.read(image.path)
@@ -177,14 +196,16 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         scaled = maps.scaled(pixels)
         made, layers = _timed(partial(maps.compute, scaled), device)
         area = float((made.scale_factors**2).sum()) * image.width * image.height / 1e6
-        _, pool = _timed(partial(extractor, made, proposals.boxes, "pool5"), device)
+        each: dict[Layer, float] = {}
+        for layer in {"pool5": None, config.svm_layer(): None}:
+            _, each[layer] = _timed(partial(score, made, proposals.boxes, layer), device)
         tuned = step(pixels, proposals.boxes, device) if step else 0.0
-        seconds[row] = search, layers / area, pool, tuned
+        seconds[row] = search, layers / area, each["pool5"], each[config.svm_layer()], tuned
     # one image that waits for memory or another process counts for no more than any other
-    search, layers, pool, tuned = np.median(seconds[1:], axis=0).tolist()
+    search, layers, pool, scored, tuned = np.median(seconds[1:], axis=0).tolist()
     together = max(1, min(worker_count(config.workers), available_cores()))
     width = extractor.width("pool5", maps.channels)
-    return Speed(search / together, layers, pool, tuned, width)
+    return Speed(search / together, layers, pool, scored, tuned, width)
 
 
 def _places(count: int) -> list[int]:
@@ -192,18 +213,24 @@ def _places(count: int) -> list[int]:
     return sorted({count // 6, count // 2, 5 * count // 6})
 
 
+def _head(backbone: Backbone, config: Config, classes: int) -> Head | None:
+    """Build an untrained head where the settings have one."""
+    if config.head is None:
+        return None
+    boxed = config.learns_boxes()
+    levels, outputs = config.spp_levels, classes + 1
+    head = build_head(backbone, levels, config.head, outputs=outputs, seed=0, boxes=boxed)
+    return head.to(next(backbone.layers.parameters()).device).eval()
+
+
 def _stepper(
-    backbone: Backbone, config: Config, classes: int
+    backbone: Backbone, head: Head, config: Config
 ) -> Callable[[ImageArray, Boxes, torch.device], float] | None:
     """Build what times a training step, see `Speed.step`, on a copy of the network."""
-    tuning = config.tuning()
-    if tuning is None or config.head is None:
+    tuning, levels = config.tuning(), config.spp_levels
+    if tuning is None:
         return None
-    own = replace(backbone, layers=copy.deepcopy(backbone.layers)) if tuning.on_images else backbone
-    levels = config.spp_levels
-    boxed = config.learns_boxes()
-    head = build_head(own, levels, config.head, outputs=classes + 1, seed=0, boxes=boxed)
-    head.to(next(backbone.layers.parameters()).device)
+    head = copy.deepcopy(head)
     if not tuning.on_images:
         of_pools = FineTuner(head, tuning, None, seed=0)
         pool = _made_pool(spp_width(backbone.channels, levels), tuning)
@@ -213,6 +240,7 @@ def _stepper(
             return _timed(lambda: of_pools.train_on(replace(pool, features=features)), device)[1]
 
         return batch
+    own = replace(backbone, layers=copy.deepcopy(backbone.layers))
     tuner = ImageTuner(own, head, levels, tuning, seed=0)
     scale = int(np.mean(tuning.image_scales or config.scales))
 
