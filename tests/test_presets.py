@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from evaluation_samples import make_image
 from runs import CommandLine
 from sppdet.config import Config
+from sppdet.errors import ConfigError
 from sppdet.io.settings import settings_in, validate
+from sppdet.stages import forecast as module
 from sppdet.stages.choice import PRESETS, Choice
 from sppdet.stages.forecast import Speed, forecast, megapixels
 from sppdet.stages.presets import Chosen, are_small, candidate, describe
@@ -251,6 +254,35 @@ def test_stored_proposals_are_not_searched_to_measure(
     words = ("train", demo_root, "--run", tmp_path / "run", "--until", "data", "--minutes", "99")
     status, _, err = sppdet(*words, *small(more, "finetune.image_scales=null"))
     assert status == 0, err
+
+
+def test_windows_are_measured_on_both_layers(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(function: Any, _: Any) -> tuple[Any, float]:
+        """Return 1 s for windows on pool5, 2 s for those on fc6."""
+        layer = function.args[-1] if isinstance(function, partial) and function.args else None
+        seconds = {"pool5": 1.0, "fc6": 2.0}.get(layer, 0.0) if isinstance(layer, str) else 0.0
+        return function(), seconds
+
+    def measured(*words: str) -> Speed:
+        found: list[Speed] = []
+
+        def keep(_: Any, speed: Speed, *others: Any, **more: Any) -> None:
+            found.append(speed)
+            raise ConfigError("enough")
+
+        monkeypatch.setattr(module, "forecast", keep)
+        run = tmp_path / f"run{len(words)}"
+        status, _, err = sppdet("train", demo_root, "--run", run, *small(*words))
+        assert status == 1 and "enough" in err
+        return found[0]
+
+    monkeypatch.setattr(module, "_timed", timed)
+    bare = measured()
+    assert (bare.pool, bare.score, bare.step, bare.width) == (1, 1, 0, 50 * 128)
+    tuned = measured("head={widths: [32]}", "finetune={batches: 40, snapshots: 1}")
+    assert (tuned.pool, tuned.score) == (1, 2)
 
 
 def test_settings_of_their_own_take_no_preset(sppdet: CommandLine, settings: Path) -> None:
