@@ -125,6 +125,9 @@ def test_a_forecast_by_hand() -> None:
     few = config(**{**FAST, "bbox": {"max_examples": 100}})
     limited = forecast(few, speed, images, tests=0)["bbox"]
     assert limited == pytest.approx(0.25 * (0.35 * 10 + 0.055 * 100 + 2e-6 * 100**2))
+    hard = [replace(image, difficult=~image.difficult) for image in images.images]
+    unused = forecast(load(False), speed, replace(images, images=tuple(hard)), tests=0)["bbox"]
+    assert unused == pytest.approx(0.25 * 0.35 * 10)
     # an SVM of one class, and 10 of folds, on vectors of 12,800 values, or on the 32 of fc6
     solving = 0.25 * (50 + 0.55 * 10 + 6.5 * 10)
     assert fast["svm"] == pytest.approx(0.25 * 10 + solving)

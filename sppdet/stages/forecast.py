@@ -127,8 +127,8 @@ def _width(config: Config, speed: Speed, layer: Layer) -> int:
 
 
 def _objects(dataset: Dataset) -> NDArray[np.float64]:
-    """Count the objects of each class (K,)."""
-    labels = [image.gt_labels for image in dataset.images]
+    """Count the objects of each class (K,), difficult ones left out."""
+    labels = [image.gt_labels[~image.difficult] for image in dataset.images]
     count = len(dataset.class_names)
     counts = np.bincount(np.concatenate([*labels, []]).astype(int), minlength=count + 1)
     objects: NDArray[np.float64] = counts[1:].astype(np.float64)
