@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -61,6 +62,8 @@ TESTS = {
     "features/levels.py": "test_spp test_pyramid",
     "training/processes.py": "test_finetune test_svm",
     "stages/detector.py": "test_detector test_stage_run",
+    "features/*.py": "test_backbones test_stage_maps test_info",
+    "training/*.py": "test_stage_*",
     "drawing/*.py": "test_drawing",
     "folders/*.py": "test_detect_*",
     "detection/*.py": "test_detect_* test_detector",
@@ -146,16 +149,21 @@ class Workshop:
         temporary.rename(self.tree)
 
     def tests_of(self, module: str) -> list[str]:
-        """The test files of a module, in order."""
-        pattern = next((p for p in TESTS if Path(module).match(p)), None)
-        if pattern is None:
+        """The test files of a module: those of its row, of its name and imports, or of its folder's row."""
+        folder, files = self.tree / "tests", list[Path]()
+        if module not in TESTS:
+            stem, dotted = Path(module).stem, module.removesuffix(".py").replace("/", ".")
+            imported = re.compile(rf"sppdet\.{re.escape(dotted)} import")
+            for name in (f"test_{stem}.py", f"test_{stem.split('_')[0]}*.py"):
+                files += sorted(folder.glob(name))
+            files += [p for p in sorted(folder.glob("test_*.py")) if imported.search(p.read_text())]
+        if not files:
+            pattern = next((p for p in TESTS if Path(module).match(p)), "")
+            names = TESTS[pattern].split() if pattern else []
+            files = [path for name in names for path in sorted(folder.glob(f"{name}.py"))]
+        if not files:
             raise SystemExit(f"{module}: no tests are named for it in scripts/mutation.py")
-        files = [
-            path.relative_to(self.tree).as_posix()
-            for name in TESTS[pattern].split()
-            for path in sorted((self.tree / "tests").glob(f"{name}.py"))
-        ]
-        return list(dict.fromkeys(files))
+        return list(dict.fromkeys(path.relative_to(self.tree).as_posix() for path in files))
 
     def run(
         self, module: str, code: str | None, tests: Sequence[str], *, cpu_limit: float
