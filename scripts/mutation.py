@@ -75,6 +75,8 @@ TESTS = {
     "io/matlab.py": "test_stored_files",
     "io/npz.py": "test_stored_files",
     "io/stored*.py": "test_stored_* test_proposals",
+    "io/formats/*.py": "test_formats*",
+    "io/writing/*.py": "test_convert* test_yolo_writing test_detect_outputs",
     "io/*.py": "test_data_* test_names test_digests test_config* test_evaluation_*",
     "proposals/*.py": "test_segmentation test_grouping test_proposals test_edge_boxes",
 }
