@@ -351,6 +351,8 @@ def test_status_and_own_files(sppdet: CommandLine, spoilt: Path, tmp_path: Path)
     out = tmp_path / "out"
     status, said, _ = sppdet("check", spoilt, "--out", out, "--proposals", 0)
     assert status == 0 and f"see {out / 'check.html'}" in said
+    heading = next(line for line in said.splitlines() if "class" in line)
+    assert all(word in heading for word in ("train", "test", "median side, px")), heading
     status, short, _ = sppdet("check", spoilt, "--out", out, "--proposals", 0, "--quiet")
     # of the 7 notes, those of proposals are left out
     assert short == f"12 errors, 15 warnings, 4 notes; see {out / 'check.html'}\n"
