@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SEARCH_IN_THREADS = """
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-import numpy as np, torch
+import sys, numpy as np, torch
 from numba.core import event
 from sppdet import selective_search
 from sppdet.features.spp import multiply_windows, spp_windows
@@ -30,7 +32,7 @@ def use(seed):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (3, 4, 3 if seed else 1)).astype(np.uint8)
     selective_search(np.tile(image.repeat(40, 0).repeat(40, 1), (1, 1, 1 if seed else 3)))
-    features = torch.from_numpy(rng.random((8, 9, 9), np.float32))
+    features = torch.from_numpy(rng.random((8, 9, 9), np.float32)).to(getattr(torch, sys.argv[1]))
     corners = np.sort(rng.integers(0, 9, (40, 2, 2)), axis=1).reshape(40, 4)[:: 1 + seed % 2]
     multiply_windows(features, corners, (2, 1), torch.ones(2, 40))
     spp_windows(features, corners, (2, 1))
@@ -42,10 +44,11 @@ for name, count in sorted(compiled.items()):
 """
 
 
-def test_every_loop_is_compiled_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("maps", ["float16", "float32"])
+def test_every_loop_is_compiled_once(maps: str, tmp_path: Path) -> None:
     """Each for one set of types, in one of several threads, and none of numba's own functions."""
     found = subprocess.run(
-        [sys.executable, "-c", SEARCH_IN_THREADS],
+        [sys.executable, "-c", SEARCH_IN_THREADS, maps],
         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from sppdet.compiled import ONE, ZERO, compiled, compiled_part, compiled_sum
 
 Values = NDArray[np.float32] | NDArray[np.int16]  # of maps: floats, or keys of float16
+Floats = NDArray[np.float32]
+KeysOfBin = tuple[NDArray[np.int16], NDArray[np.int32]]
 
 
 def fill_square_maxima(maxima: Values) -> None:
@@ -49,10 +51,7 @@ def pool(
 ) -> None:
     """Pool a map by the maxima of its squares into out (U, D), all levels of a window at once."""
     flat = out.reshape(-1)
-    best, bits = None, None
-    if maxima.dtype == np.int16:
-        best, bits = np.empty(maxima.shape[3], np.int16), flat.view(np.int32)
-    _pool(*_flat(maxima), _unsigned(windows), _unsigned(levels), best, bits, flat)
+    _pool(*_flat(maxima), _unsigned(windows), _unsigned(levels), *_bin_of(maxima, flat), flat)
 
 
 def multiply(
@@ -67,11 +66,18 @@ def multiply(
     A bin's weights stay in the cache for all windows, and no vector is stored.
     """
     bin_values = np.empty(maxima.shape[3], np.float32)
-    best, bits = None, None
+    parts = (*_flat(maxima), _unsigned(windows), _unsigned(levels))
+    _multiply(*parts, *_bin_of(maxima, bin_values), weights, bin_values, out)
+
+
+def _bin_of(maxima: Values, values: Floats) -> tuple[KeysOfBin | None, Floats | None]:
+    """Return where a bin's maxima go: room for keys and the bits of `values`, or `values` themselves.
+
+    The other one is None: numba leaves out what follows `is not None` where it is, and nothing else.
+    """
     if maxima.dtype == np.int16:
-        best, bits = np.empty(maxima.shape[3], np.int16), bin_values.view(np.int32)
-    parts = (*_flat(maxima), _unsigned(windows), _unsigned(levels), best, bits)
-    _multiply(*parts, weights, bin_values, out)
+        return (np.empty(maxima.shape[3], np.int16), values.view(np.int32)), None
+    return None, values
 
 
 def _flat(maxima: Values) -> tuple[Values, NDArray[np.uint64]]:
@@ -154,8 +160,8 @@ def _pool(
     shape: NDArray[np.uint64],
     windows: NDArray[np.uint64],
     levels: NDArray[np.uint64],
-    best: NDArray[np.int16] | None,
-    bits: NDArray[np.int32] | None,
+    keys: KeysOfBin | None,
+    floats: Floats | None,
     out: NDArray[np.float32],
 ) -> None:
     at = ZERO
@@ -168,11 +174,11 @@ def _pool(
                 y0, y1 = top + (i * h) // n, top + ((i + ONE) * h + n - ONE) // n
                 for j in range(n):
                     x0, x1 = left + (j * w) // n, left + ((j + ONE) * w + n - ONE) // n
-                    if best is None or bits is None:  # which numba decides when it compiles
-                        _max_of_bin(maxima, shape, x0, y0, x1, y1, out, at)
-                    else:
-                        _max_of_bin(maxima, shape, x0, y0, x1, y1, best, ZERO)
-                        _decode(best, bits, out, at)
+                    if floats is not None:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, floats, at)
+                    if keys is not None:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, keys[0], ZERO)
+                        _decode(keys[0], keys[1], out, at)
                     at += shape[3]
 
 
@@ -182,8 +188,8 @@ def _multiply(
     shape: NDArray[np.uint64],
     windows: NDArray[np.uint64],
     levels: NDArray[np.uint64],
-    best: NDArray[np.int16] | None,
-    bits: NDArray[np.int32] | None,
+    keys: KeysOfBin | None,
+    floats: Floats | None,
     weights: NDArray[np.float32],
     bin_values: NDArray[np.float32],
     out: NDArray[np.float64],
@@ -198,11 +204,11 @@ def _multiply(
                     w, h = windows[u, 2] - left + ONE, windows[u, 3] - top + ONE
                     y0, y1 = top + (i * h) // n, top + ((i + ONE) * h + n - ONE) // n
                     x0, x1 = left + (j * w) // n, left + ((j + ONE) * w + n - ONE) // n
-                    if best is None or bits is None:
-                        _max_of_bin(maxima, shape, x0, y0, x1, y1, bin_values, ZERO)
-                    else:
-                        _max_of_bin(maxima, shape, x0, y0, x1, y1, best, ZERO)
-                        _decode(best, bits, bin_values, ZERO)
+                    if floats is not None:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, floats, ZERO)
+                    if keys is not None:
+                        _max_of_bin(maxima, shape, x0, y0, x1, y1, keys[0], ZERO)
+                        _decode(keys[0], keys[1], bin_values, ZERO)
                     for k in range(weights.shape[0]):
                         total = np.float32(0)
                         for m in range(shape[3]):
