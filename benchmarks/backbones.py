@@ -116,11 +116,16 @@ def rows_of(name: str, seed: int, args: argparse.Namespace) -> list[str]:
         result.write_text(json.dumps(measure(net, kind, seed, folder, args), indent=1))
     title = f"{NETS[net][0]}, {KINDS[kind][0]}"
     return [
-        f"| {title}, {way['name']} | {seed} | {100 * way['mAP']:.1f} "
-        f"| {100 * way['interval'][0]:.1f} to {100 * way['interval'][1]:.1f} "
+        f"| {title}, {way['name']} | {seed} | {100 * way['mAP']:.1f} | {interval(way)} "
         f"| {way['training']:.0f} | {way['image']:.2f} | {way['peak'] / 1e9:.1f} |"
         for way in read_json(result)
     ]
+
+
+def interval(way: dict[str, Any]) -> str:
+    """Format the interval of a row; earlier ones have none."""
+    found = way.get("interval")
+    return f"{100 * found[0]:.1f} to {100 * found[1]:.1f}" if found else "–"
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -33,8 +33,8 @@ TESTS = {
     "stages/proposer.py": "test_proposals test_stage_maps test_stored_files test_pipeline",
     "stages/evaluate.py": "test_evaluation_files test_stage_run test_pipeline",
     "classification/stage.py": "test_pretrain test_pretrain_resume",
-    "pipeline.py": "test_stage_run test_pipeline test_resume",
-    "plan.py": "test_pipeline",
+    "stages/pipeline.py": "test_stage_run test_pipeline test_resume",
+    "stages/plan.py": "test_pipeline",
     "training/bbox.py": "test_bbox test_stage_bbox",
     "training/dual.py": "test_dual test_svm",
     "training/svm.py": "test_svm test_stage_svm",
@@ -62,6 +62,7 @@ TESTS = {
     "features/levels.py": "test_spp test_pyramid",
     "training/processes.py": "test_finetune test_svm",
     "stages/detector.py": "test_detector test_stage_run",
+    "stages/check*.py": "test_check",
     "features/*.py": "test_backbones test_stage_maps test_info",
     "training/*.py": "test_stage_*",
     "drawing/*.py": "test_drawing",
@@ -151,18 +152,17 @@ class Workshop:
         temporary.rename(self.tree)
 
     def tests_of(self, module: str) -> list[str]:
-        """The test files of a module: those of its row, of its name and imports, or of its folder's row."""
+        """The test files of a module: of its row, or of its name, its imports and its folder's row."""
         folder, files = self.tree / "tests", list[Path]()
-        if module not in TESTS:
+        pattern = next((p for p in TESTS if Path(module).match(p)), None)
+        if module != pattern:
             stem, dotted = Path(module).stem, module.removesuffix(".py").replace("/", ".")
             imported = re.compile(rf"sppdet\.{re.escape(dotted)} import")
-            for name in (f"test_{stem}.py", f"test_{stem.split('_')[0]}*.py"):
+            for name in (f"test_{stem}.py", f"test_{stem.split('_')[0]}_*.py"):
                 files += sorted(folder.glob(name))
             files += [p for p in sorted(folder.glob("test_*.py")) if imported.search(p.read_text())]
-        if not files:
-            pattern = next((p for p in TESTS if Path(module).match(p)), "")
-            names = TESTS[pattern].split() if pattern else []
-            files = [path for name in names for path in sorted(folder.glob(f"{name}.py"))]
+        for name in TESTS[pattern].split() if pattern else []:
+            files += sorted(folder.glob(f"{name}.py"))
         if not files:
             raise SystemExit(f"{module}: no tests are named for it in scripts/mutation.py")
         return list(dict.fromkeys(path.relative_to(self.tree).as_posix() for path in files))

@@ -108,7 +108,9 @@ def test_megapixels_by_hand() -> None:
 
 def test_a_forecast_by_hand() -> None:
     images = dataset(10, side=50)
-    speed = Speed(search=0.5, layers=2.0, pool=0.25, score=0.375, step=4.0, width=12800)
+    speed = Speed(
+        search=0.5, layers=2.0, windows={"pool5": 0.25, "fc6": 0.375}, step=4.0, width=12800
+    )
     area = 640 * 480 / 1e6
     fast = forecast(load(False), speed, images, tests=4)
     assert fast["proposals"] == 0.5 * 14 and fast["features"] == pytest.approx(2 * area * 10)
@@ -132,8 +134,8 @@ def test_a_forecast_by_hand() -> None:
     solving = 0.25 * (50 + 0.55 * 10 + 6.5 * 10)
     assert fast["svm"] == pytest.approx(0.25 * 10 + solving)
     assert tuned["svm"] == pytest.approx(0.375 * 10 + solving * 32 / 12800)
-    assert fast["calibrate"] == pytest.approx((0.25 + 0.02) * 10)
-    assert tuned["calibrate"] == pytest.approx((0.375 + 0.02) * 10)
+    assert fast["calibrate"] == pytest.approx((0.25 + 0.02) * 10 + 1)
+    assert tuned["calibrate"] == pytest.approx((0.375 + 0.02) * 10 + 1)
     assert fast["evaluate"] == pytest.approx((2.0 * area + 0.25 + 0.02) * 4 + 4)
     on_maps = config(scales=[320], head={"widths": [32]}, finetune={"batches": 50})
     steps = 50 * (4.0 + 128 / 2000 * 0.25)  # batches of 128 windows
@@ -179,8 +181,14 @@ def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path:
 def test_minutes_choose_what_fits(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = Speed(search=0.2, layers=0.0, pool=0.0, score=0.0, step=10.0, width=6400)
-    monkeypatch.setattr("sppdet.stages.presets.loaded_and_measured", lambda *_: speed)
+    speed = Speed(search=0.2, layers=0.0, windows={"pool5": 0.0, "fc6": 0.0}, step=10.0, width=6400)
+    measured: list[bool] = []
+
+    def measure(_: Any, config: Config) -> Speed:
+        measured.append(config.head is not None)
+        return speed
+
+    monkeypatch.setattr("sppdet.stages.presets.loaded_and_measured", measure)
 
     def chosen(minutes: str, *more: str) -> tuple[str, str]:
         run = tmp_path / f"{minutes}{''.join(more)}"
@@ -189,7 +197,8 @@ def test_minutes_choose_what_fits(
         assert status == 0, err
         return str(json.loads((run / "preset.json").read_text())["preset"]), err
 
-    assert chosen("1000")[0] == "accurate" and chosen("0.3")[0] == "fast"
+    assert chosen("1000")[0] == "accurate" and measured == [True]
+    assert chosen("0.3")[0] == "fast" and measured == [True, True, False]  # by its own settings
     assert chosen("1000", "--preset", "fast")[0] == "fast"
     assert chosen("1000", "--preset", "balanced")[0] == "balanced"
     stored = json.loads((tmp_path / "1000--presetbalanced" / "preset.json").read_text())
@@ -197,7 +206,7 @@ def test_minutes_choose_what_fits(
     status, _, err = sppdet("train", demo_root, "--run", tmp_path / "inf", "--minutes", "inf")
     assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")
-    assert preset == "fast" and "even the least takes about 8 s" in err
+    assert preset == "fast" and "even the least takes about 9 s" in err
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,7 @@ def test_without_a_head_nothing_is_tuned() -> None:
     chosen = candidate(Choice(lambda _: bare), "balanced", dataset(100, side=200))
     assert set(chosen.values) == {"scales"}
     assert describe("balanced", bare).startswith("balanced: the network as it is")
-    speed = Speed(search=1.0, layers=1.0, pool=1.0, score=1.0, step=1.0, width=6400)
+    speed = Speed(search=1.0, layers=1.0, windows={"pool5": 1.0}, step=1.0, width=6400)
     found = forecast(bare, speed, dataset(10, side=200), tests=0)
     assert "finetune" not in found
     assert found["features"] == pytest.approx(10 * 320**2 * 4 / 3 / 1e6)
@@ -263,9 +272,13 @@ def test_windows_are_measured_on_both_layers(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def timed(function: Any, _: Any) -> tuple[Any, float]:
-        """Return 1 s for windows on pool5, 2 s for those on fc6."""
+        """Return 1 s for windows on pool5, 2 s for those on fc6, 3 s for fc7."""
         layer = function.args[-1] if isinstance(function, partial) and function.args else None
-        seconds = {"pool5": 1.0, "fc6": 2.0}.get(layer, 0.0) if isinstance(layer, str) else 0.0
+        seconds = (
+            {"pool5": 1.0, "fc6": 2.0, "fc7": 3.0}.get(layer, 0.0)
+            if isinstance(layer, str)
+            else 0.0
+        )
         return function(), seconds
 
     def measured(*words: str) -> Speed:
@@ -283,9 +296,14 @@ def test_windows_are_measured_on_both_layers(
 
     monkeypatch.setattr(module, "_timed", timed)
     bare = measured()
-    assert (bare.pool, bare.score, bare.step, bare.width) == (1, 1, 0, 50 * 128)
+    assert (bare.windows, bare.step, bare.width) == ({"pool5": 1}, 0, 50 * 128)
     tuned = measured("head={widths: [32]}", "finetune={batches: 40, snapshots: 1}")
-    assert (tuned.pool, tuned.score) == (1, 2)
+    assert tuned.windows == {"pool5": 1, "fc6": 2}
+    moved = measured(
+        *("head={widths: [32, 24]}", "finetune={batches: 40, snapshots: 1}"),
+        *("svm.layer=pool5", "bbox.layer=fc7"),
+    )
+    assert moved.windows == {"pool5": 1, "fc7": 3}
 
 
 def test_settings_of_their_own_take_no_preset(sppdet: CommandLine, settings: Path) -> None:

@@ -73,7 +73,7 @@ def multiply(
 def _bin_of(maxima: Values, values: Floats) -> tuple[KeysOfBin | None, Floats | None]:
     """Return where a bin's maxima go: room for keys and the bits of `values`, or `values` themselves.
 
-    The other one is None: numba leaves out what follows `is not None` where it is, and nothing else.
+    The other one is None: numba drops a branch `if x is not None` only where x is None, hence both.
     """
     if maxima.dtype == np.int16:
         return (np.empty(maxima.shape[3], np.int16), values.view(np.int32)), None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -36,15 +37,16 @@ from sppdet.training_config import FinetuneConfig, Layer
 from sppdet.types import Boxes, Dataset, FeatureMaps, ImageArray
 
 T = TypeVar("T")
-# What stages take, measured with three networks and 20 to 530 images (benchmarks/costs.py, laptop.py).
-# In times that an image's windows take to be scored, for each image:
-_SVM, _BBOX = 1.0, 0.35
+# What stages take by the clock, on a machine with nothing else to do; fitted to three networks and 20 to
+# 530 images (benchmarks/costs.py, laptop.py). In times that an image's windows take to be scored:
+_SVM, _BBOX = 1.0, 0.35  # for each image
 # In times that they take on pool5, for vectors as long as those of pool5:
-_CLASS, _CLASS_IMAGE, _FOLD = 50.0, 0.55, 6.5  # an SVM, for each image, and without each fold
-_EXAMPLE, _PAIR = 0.055, 2e-6  # each example of box regression, and two of them
+_CLASS, _CLASS_IMAGE = 50.0, 0.55  # an SVM, and as much more for each image
+_FOLD = 6.5  # an SVM without the images of a fold
+_EXAMPLE, _PAIR = 0.055, 2e-6  # each example of box regression, and each pair of them
 _NEAR = 24  # windows around an object that are its examples
 _SELECT = 0.02  # seconds of NMS, of moved boxes and of what is between, an image
-_REPORTS = 4.0  # seconds of intervals, curves and the report
+_CALIBRATION, _REPORTS = 1.0, 4.0  # seconds of fits; of intervals, curves and the report
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class Speed:
 
     search: float  # an image's proposals, with all workers at once
     layers: float  # a megapixel's feature maps
-    pool: float  # an image's windows, pooled and multiplied with a row of weights a class
-    score: float  # the same of the layer that is scored, with the head below it
+    windows: Mapping[
+        Layer, float
+    ]  # an image's windows on a layer, multiplied with a row of weights a class
     step: float  # a megapixel in fine-tuning on images, or a batch of pooled windows
     width: int  # values of a pooled vector
 
@@ -94,30 +97,26 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         expected["finetune"] = _tuning(config, tuning, speed, dataset)
         if config.tunes_conv():
             expected["finetune"] += layers * images
-    score = _windows(speed, config.svm_layer())
+    pool, score = speed.windows["pool5"], speed.windows[config.svm_layer()]
     if config.classifier == "svm":
         calibration = config.calibrate
-        solved = fold_count(calibration.folds, images) if calibration is not None else 0
+        folds = fold_count(calibration.folds, images) if calibration is not None else 0
+        solved = folds if folds > 1 else 0
         length = _width(config, speed, config.svm_layer()) / speed.width
         solving = length * (_CLASS + _CLASS_IMAGE * images + _FOLD * solved)
         solving *= len(dataset.class_names)
-        expected["svm"] = score * _SVM * images + speed.pool * solving
+        expected["svm"] = score * _SVM * images + pool * solving
     if config.bbox is not None and config.bbox.source == "ridge":
         examples = np.minimum(_NEAR * _objects(dataset), config.bbox.max_examples)
         length = _width(config, speed, config.bbox.layer) / speed.width
         solving = length * float((_EXAMPLE * examples + _PAIR * examples**2).sum())
-        each = _windows(speed, config.bbox.layer)
-        expected["bbox"] = each * _BBOX * images + speed.pool * solving
+        each = speed.windows[config.bbox.layer]
+        expected["bbox"] = each * _BBOX * images + pool * solving
     if config.calibrate is not None:
-        expected["calibrate"] = (score + _SELECT) * images
+        expected["calibrate"] = (score + _SELECT) * images + _CALIBRATION
     if tests:
         expected["evaluate"] = (layers + score + _SELECT) * tests + _REPORTS
     return expected
-
-
-def _windows(speed: Speed, layer: Layer) -> float:
-    """Return the seconds of an image's windows on a layer."""
-    return speed.pool if layer == "pool5" else speed.score
 
 
 def _width(config: Config, speed: Speed, layer: Layer) -> int:
@@ -137,7 +136,7 @@ def _objects(dataset: Dataset) -> NDArray[np.float64]:
 
 def _tuning(config: Config, tuning: FinetuneConfig, speed: Speed, dataset: Dataset) -> float:
     if not tuning.on_images:
-        pooling = tuning.batch_size / 2000 * speed.pool
+        pooling = tuning.batch_size / 2000 * speed.windows["pool5"]
         return tuning.batches * (speed.step + pooling)
     area = megapixels(config, dataset, tuning.image_scales) / (
         1 if tuning.image_scales else len(config.scales)
@@ -168,7 +167,7 @@ def loaded_and_measured(context: Context, config: Config) -> Speed:
 
 
 def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
-    """Measure the speeds on a few images of the training set; each is run twice, the first time to compile.
+    """Measure the speeds on a few images of the training set; the first is run twice, once to compile.
 
     Raises:
         SppdetError: an image can't be read, or a network can't be built by the settings.
@@ -188,24 +187,31 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         weights = torch.zeros((max(1, classes), width), device=device)
         return extractor.products(made, extractor.windows(made, boxes).cells, layer, weights)
 
-    seconds = np.zeros((len(places) + 1, 5))
-    for row, place in enumerate([places[0], *places]):
+    layers_of_windows = {"pool5", config.svm_layer(), config.bbox_layer() or "pool5"}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for place in [places[0], *places]:
         image = images[place]
         pixels = context.images.read(image.path)
         proposals, search = _timed(partial(proposer.of_image, image, context.images), device)
+        seconds["search"].append(search)
         scaled = maps.scaled(pixels)
         made, layers = _timed(partial(maps.compute, scaled), device)
         area = float((made.scale_factors**2).sum()) * image.width * image.height / 1e6
-        each: dict[Layer, float] = {}
-        for layer in {"pool5": None, config.svm_layer(): None}:
-            _, each[layer] = _timed(partial(score, made, proposals.boxes, layer), device)
-        tuned = step(pixels, proposals.boxes, device) if step else 0.0
-        seconds[row] = search, layers / area, each["pool5"], each[config.svm_layer()], tuned
+        seconds["layers"].append(layers / area)
+        for layer in layers_of_windows:
+            _, scored = _timed(partial(score, made, proposals.boxes, layer), device)
+            seconds[layer].append(scored)
+        seconds["step"].append(step(pixels, proposals.boxes, device) if step else 0.0)
     # one image that waits for memory or another process counts for no more than any other
-    search, layers, pool, scored, tuned = np.median(seconds[1:], axis=0).tolist()
+    median = {name: float(np.median(values[1:])) for name, values in seconds.items()}
     together = max(1, min(worker_count(config.workers), available_cores()))
-    width = extractor.width("pool5", maps.channels)
-    return Speed(search / together, layers, pool, scored, tuned, width)
+    return Speed(
+        search=median["search"] / together,
+        layers=median["layers"],
+        windows={layer: median[layer] for layer in layers_of_windows},
+        step=median["step"],
+        width=extractor.width("pool5", maps.channels),
+    )
 
 
 def _places(count: int) -> list[int]:

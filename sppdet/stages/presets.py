@@ -17,7 +17,7 @@ from sppdet.runs.artifacts import read_json, write_json
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import duration
 from sppdet.stages.choice import PRESETS, Choice, Preset
-from sppdet.stages.forecast import forecast, loaded_and_measured
+from sppdet.stages.forecast import Speed, forecast, loaded_and_measured
 from sppdet.types import Dataset
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ def _chosen(context: Context, choice: Choice) -> Chosen:
         on_gpu = context.ranks.device.type == "cuda"
         return candidate(choice, choice.preset or ("accurate" if on_gpu else "fast"), dataset)
     wanted = [choice.preset] if choice.preset else list(PRESETS)
-    some = candidate(choice, wanted[-1], dataset)
-    speed = loaded_and_measured(context, some.applied(choice))
     candidates = [candidate(choice, preset, dataset) for preset in reversed(wanted)]
     if "balanced" in wanted:
         shorter = candidate(choice, "balanced", dataset, fraction=_FEWEST)
@@ -100,8 +98,10 @@ def _chosen(context: Context, choice: Choice) -> Chosen:
     if "fast" in wanted:
         candidates.append(candidate(choice, "fast", dataset, smaller=_SMALLER))
     tests = len(context.test_set) if context.test_set is not None else 0
+    speeds: dict[bool, Speed] = {}
     for chosen in candidates:
-        config = chosen.applied(choice)
+        config, tuned = chosen.applied(choice), chosen.preset != "fast"
+        speed = speeds[tuned] = speeds.get(tuned) or loaded_and_measured(context, config)
         seconds = sum(forecast(config, speed, dataset, tests=tests).values())
         if seconds <= 60 * choice.minutes:
             return chosen
