@@ -108,6 +108,11 @@ CASES: dict[str, tuple[Callable[[Path], None], Damage, tuple[str, ...]]] = {
         lambda r: (r / "a.txt").write_text("0 0.5 0.5 0.1 much\n"),
         ("a.txt, line 1", "'much' is not a number"),
     ),
+    "yolo, words among corners": (
+        sets.labelimg_yolo,
+        lambda r: (r / "a.txt").write_text("0 0.1 0.1 0.9 0.1 much 0.9 0.1 0.9\n"),
+        ("a.txt, line 1", "'much' is not a number"),
+    ),
     "yolo without names": (
         sets.labelimg_yolo,
         lambda r: (r / "classes.txt").unlink(),

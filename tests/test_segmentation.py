@@ -119,6 +119,8 @@ def test_a_join_by_hand() -> None:
     assert segment(edges_in_a_row(0, 2, 0), 2)[1] == 2
     assert segment(edges_in_a_row(0, 1, 0), 2)[1] == 1
     assert segment(edges_in_a_row(0, 1 + 1 / STEPS, 0), 2)[1] == 2
+    flat = [0.0] * (2 * STEPS)  # so large that the least weight keeps two apart
+    assert segment(edges_in_a_row(*flat, 1 / STEPS, *flat), 1)[1] == 2
 
 
 def test_the_lightest_edge_takes_a_small_piece() -> None:
