@@ -38,7 +38,15 @@ def config(folds: int | None = 2, **more: object) -> Config:
 
 @pytest.mark.parametrize(
     ("setting", "images", "folds"),
-    [("auto", 12, 12), ("auto", 49, 20), ("auto", 50, 10), ("auto", 200, 5), (7, 40, 7), (7, 3, 3)],
+    [
+        ("auto", 12, 12),
+        ("auto", 49, 20),
+        ("auto", 50, 10),
+        ("auto", 200, 5),
+        (7, 40, 7),
+        (7, 3, 3),
+        ("auto", 1, 0),
+    ],
 )
 def test_the_number_of_folds(setting: int | str, images: int, folds: int) -> None:
     assert fold_count(setting, images) == folds

@@ -1,4 +1,4 @@
-"""The backbone of a training: load the convolutional layers, fit what joins their maps."""
+"""The network of a training: load its layers, fit what joins their maps, build the head on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sppdet.errors import ConfigError
 from sppdet.features.backbones import Backbone
 from sppdet.features.cost import describe_cost
 from sppdet.features.folding import folded
-from sppdet.features.head import check_start
+from sppdet.features.head import Head, build_head, check_start
 from sppdet.features.joined import VERSION as JOIN_VERSION
 from sppdet.features.joined import JoinedMaps, fit_joined
 from sppdet.io.backbone_weights import load_backbone
@@ -77,6 +77,20 @@ def load_unfitted(config: Config) -> Backbone:
             stages=config.backbone.strides,
             project=config.features.project,
         )
+    )
+
+
+def untrained_head(backbone: Backbone, config: Config, *, classes: int) -> Head | None:
+    """Build the head before fine-tuning, for `classes` and the background; None where there is none."""
+    if config.head is None:
+        return None
+    return build_head(
+        backbone,
+        config.spp_levels,
+        config.head,
+        outputs=classes + 1,
+        seed=config.seed,
+        boxes=config.learns_boxes(),
     )
 
 

@@ -47,7 +47,7 @@ class Folds:
             return None
         dataset, path = data.dataset, ModelFiles(data.folder).folds
         count = fold_count(config.calibrate.folds, len(dataset))
-        if count < 2:
+        if not count:
             return None
         made_by = fingerprint("folds", 1, dataset_digest(dataset, data.images), data.seed, count)
         with data.ranks.first_goes_first():
@@ -104,7 +104,12 @@ def _read_folds(path: Path, made_by: str, images: int) -> NDArray[np.int64] | No
 
 
 def fold_count(setting: int | str, images: int) -> int:
-    """Resolve `calibrate.folds`: the fewer the images, the more of them each fold must train on."""
+    """Resolve `calibrate.folds`: the fewer the images, the more of them each fold must train on.
+
+    0 of a single image: nothing would be left to train on.
+    """
+    if images < 2:
+        return 0
     if isinstance(setting, int):
         return min(images, setting)
     return min(images, 20 if images < 50 else 10 if images < 200 else 5)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sppdet.features.head import build_head
 from sppdet.features.regions import FeatureExtractor
 from sppdet.runs.environment import worker_count
+from sppdet.stages.backbone import untrained_head
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import Folds
 from sppdet.stages.map_cache import MapCache
@@ -29,15 +29,8 @@ def compute_maps(context: Context) -> bool:
         checkpoint_seconds=60 * config.checkpoint_minutes,
         ranks=ranks,
     )
-    if config.head is not None:
-        context.initial_head = build_head(
-            context.backbone,
-            config.spp_levels,
-            config.head,
-            outputs=len(context.training_set.class_names) + 1,
-            seed=config.seed,
-            boxes=config.learns_boxes(),
-        )
+    classes = len(context.training_set.class_names)
+    context.initial_head = untrained_head(context.backbone, config, classes=classes)
     context.folds = Folds.of(config, context.training_data)
     context.plan = TrainingPlan.of(
         config, context.training_data, context.initial_head, context.folds, context.files

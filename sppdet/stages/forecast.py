@@ -18,14 +18,14 @@ from sppdet.config import Config
 from sppdet.errors import SppdetError
 from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import scale_factor, scale_factors_of
-from sppdet.features.head import Head, build_head
+from sppdet.features.head import Head
 from sppdet.features.levels import spp_width
 from sppdet.features.regions import FeatureExtractor
 from sppdet.resizing import resized
 from sppdet.runs.environment import available_cores, worker_count
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import duration
-from sppdet.stages.backbone import load_unfitted
+from sppdet.stages.backbone import load_unfitted, untrained_head
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import fold_count
 from sppdet.stages.map_cache import MapCache
@@ -55,9 +55,7 @@ class Speed:
 
     search: float  # an image's proposals, with all workers at once
     layers: float  # a megapixel's feature maps
-    windows: Mapping[
-        Layer, float
-    ]  # an image's windows on a layer, multiplied with a row of weights a class
+    windows: Mapping[Layer, float]  # an image's windows on a layer, scored for all classes
     step: float  # a megapixel in fine-tuning on images, or a batch of pooled windows
     width: int  # values of a pooled vector
 
@@ -100,8 +98,7 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
     pool, score = speed.windows["pool5"], speed.windows[config.svm_layer()]
     if config.classifier == "svm":
         calibration = config.calibrate
-        folds = fold_count(calibration.folds, images) if calibration is not None else 0
-        solved = folds if folds > 1 else 0
+        solved = fold_count(calibration.folds, images) if calibration is not None else 0
         length = _width(config, speed, config.svm_layer()) / speed.width
         solving = length * (_CLASS + _CLASS_IMAGE * images + _FOLD * solved)
         solving *= len(dataset.class_names)
@@ -178,7 +175,8 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
     maps = MapCache(backbone, config.scales, config.features, context.images)
     device = context.ranks.device
     classes = len(context.training_set.class_names)
-    head = _head(backbone, config, classes)
+    head = untrained_head(backbone, config, classes=classes)
+    head = head.to(device).eval() if head is not None else None
     step = _stepper(backbone, head, config) if head is not None else None
     extractor = FeatureExtractor.by(config.spp_levels, config.features, head, device)
 
@@ -217,16 +215,6 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
 def _places(count: int) -> list[int]:
     """Choose up to three images to measure with."""
     return sorted({count // 6, count // 2, 5 * count // 6})
-
-
-def _head(backbone: Backbone, config: Config, classes: int) -> Head | None:
-    """Build an untrained head where the settings have one."""
-    if config.head is None:
-        return None
-    boxed = config.learns_boxes()
-    levels, outputs = config.spp_levels, classes + 1
-    head = build_head(backbone, levels, config.head, outputs=outputs, seed=0, boxes=boxed)
-    return head.to(next(backbone.layers.parameters()).device).eval()
 
 
 def _stepper(

@@ -1,4 +1,4 @@
-"""What the data settings leave open: the format that is found, its sets, and the split of a run."""
+"""Settle what the data settings leave open: the format, its sets, and the split of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a labelling tool opens: copies of the suggested images, and pre-labels in its format."""
+"""Write what a labelling tool opens: copies of the suggested images, and pre-labels in its format."""
 
 from __future__ import annotations
 

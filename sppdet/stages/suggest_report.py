@@ -33,7 +33,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a call has found: all unlabelled images, and what was left out.
+    """Result of a call: all unlabelled images, and what was left out.
 
     Attributes:
         rows: the best first.
