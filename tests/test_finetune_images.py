@@ -318,13 +318,16 @@ def test_rates_of_both_schedules() -> None:
     assert [rate_factor(b, step) for b in (0, 9, 10, 11)] == [1.0, 1.0, 0.1, 0.1]
 
 
-def test_adamw_learns_alike_whatever_the_features_scale() -> None:
+def test_rates_of_fc6_follow_the_features_scale() -> None:
     head = head_of(backbone_of())
-    rates = {
-        name: [group["lr"] for group in head_groups(head, config_of(optimizer=name, lr=0.1), 400.0)]
-        for name in ("sgd", "adamw")
-    }
-    assert rates == {"sgd": [0.1 / 400, 0.1], "adamw": [0.1, 0.1]}
+    rates, decays = {}, {}
+    for name in ("sgd", "adamw"):
+        config = config_of(optimizer=name, lr=0.1, weight_decay=0.02)
+        groups = head_groups(head, config, 400.0)
+        rates[name] = [group["lr"] for group in groups]
+        decays[name] = [group["lr"] * group["weight_decay"] for group in groups]
+    assert rates == {"sgd": [0.1 / 400, 0.1], "adamw": [0.1 / 20, 0.1]}
+    assert decays == {name: pytest.approx([0.002, 0.002]) for name in ("sgd", "adamw")}
 
 
 def test_at_most_so_many_images_are_held_out() -> None:

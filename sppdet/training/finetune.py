@@ -25,7 +25,7 @@ from sppdet.training.sgd import (
 )
 from sppdet.training_config import FinetuneConfig
 
-VERSION = 3  # raise it when the same settings give other weights
+VERSION = 4  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100
 _WARM_UP = 50  # batches at most
 
@@ -199,13 +199,14 @@ class FineTuner(Tuner):
 def head_groups(head: Head, config: FinetuneConfig, mean_square: float) -> list[dict[str, Any]]:
     """Build the parameter groups of a head whose input has the mean square `mean_square`.
 
-    It has no effect with AdamW, whose steps don't grow with the gradient.
+    fc6 learns as if its input were divided by the root mean square s, since w·x = (w·s)·(x/s). A step
+    of SGD grows with the gradient: one of w·s by the rate r is one of w by r/s². A step of AdamW is of
+    the size of the rate, whatever the gradient: one of w·s by r is one of w by r/s. The product of rate and
+    decay stays the same in both.
     """
-    if config.optimizer != "sgd":
-        mean_square = 1.0
-    # w·x = (w·s)·(x/s): a step of w·s by the rate r is one of w by r/s², its decay r/s² · s²
+    unit_of_fc6 = mean_square if config.optimizer == "sgd" else mean_square**0.5
     others = [p for p in head.parameters() if p is not head.fc6.weight]
     return [
         {"params": p, "lr": config.lr / unit, "weight_decay": config.weight_decay * unit}
-        for p, unit in (([head.fc6.weight], mean_square), (others, 1.0))
+        for p, unit in (([head.fc6.weight], unit_of_fc6), (others, 1.0))
     ]
