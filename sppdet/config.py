@@ -237,7 +237,8 @@ class Config(Section):
     """Fine-tuning of the head. none: the pre-trained head is used as it is."""
     classifier: Classifier = "svm"
     """Classifier that scores the windows. svm: one linear SVM per class, as in the paper; softmax: the
-    fine-tuned network itself, by the log odds of its probabilities, as in Fast R-CNN."""
+    fine-tuned network itself, by the log odds of its probabilities, as in Fast R-CNN; the settings of `svm`
+    have no effect then."""
     svm: SvmConfig = SvmConfig()
     bbox: Annotated[BboxConfig | None, BeforeValidator(none_of)] = BboxConfig()
     """Box regression. none: detections keep the boxes of their proposals."""
@@ -269,8 +270,6 @@ class Config(Section):
                 raise ValueError(f"{key}: {layer} needs a head; there is {', '.join(layers)}")
         if self.classifier == "softmax" and self.tuning() is None:
             raise ValueError("classifier: softmax needs a head and finetune settings")
-        if self.classifier == "softmax" and self.svm.layer not in ("auto", layers[-1]):
-            raise ValueError(f"svm.layer: {self.svm.layer} has no effect with classifier: softmax")
         learned = self.bbox is not None and self.bbox.source == "finetune"
         if learned and not self.learns_boxes():
             raise ValueError("bbox.source: finetune needs a head and finetune.box_loss")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import nn
 
 from runs import contents, torchrun, train_quietly, write_settings
 from sppdet.config import Config
-from sppdet.errors import ConfigError, TrainingError
+from sppdet.errors import ConfigError, SppdetError, TrainingError
 from sppdet.features.backbones import Backbone, conv_backbone
 from sppdet.features.folding import folded
 from sppdet.features.head import Head, build_head
@@ -23,10 +25,11 @@ from sppdet.features.joined import JoinedMaps
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config, load_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
+from sppdet.stages import finetune_images as stage
 from sppdet.stages.detector import Detector
 from sppdet.stages.finetune_images import WindowDrawer
 from sppdet.training import finetune_images
-from sppdet.training.finetune import Progress, head_groups, rate_factor
+from sppdet.training.finetune import Progress, head_groups, mean_square_of, rate_factor
 from sppdet.training.finetune_images import (
     ImageTuner,
     TrainingImage,
@@ -34,6 +37,7 @@ from sppdet.training.finetune_images import (
     conv_parameters,
 )
 from sppdet.training.finetune_windows import split_images
+from sppdet.training.processes import OneProcess
 from sppdet.training_config import FinetuneConfig, HeadConfig
 from stages import make_world, scenes, slow_deltas, slow_labels
 
@@ -351,6 +355,37 @@ def test_the_head_alone_is_trained_on_images(demo_root: Path, tmp_path: Path) ->
         assert torch.equal(layers[name], tensor)
 
 
+@pytest.mark.parametrize("emptied", [8, None])
+def test_images_without_windows_before_the_others(
+    demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emptied: int | None
+) -> None:
+    """Without objects no proposal has an IoU of 0.1: the head is fitted to the images that have windows."""
+    monkeypatch.setattr(stage, "_START_IMAGES", 2)
+    root = tmp_path / "set"
+    shutil.copytree(demo_root, root)
+    names = (root / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    assert len(names) > 8
+    for name in sorted(names)[:emptied]:
+        path = root / "Annotations" / f"{name}.xml"
+        path.write_text(re.sub(r"(?s)<object>.*</object>", "", path.read_text()))
+    finetune = {**SETTINGS["finetune"], "negative_iou": [0.1, 0.5]}
+    config = settings_of(tmp_path, root, finetune=finetune)
+    if emptied is None:
+        with pytest.raises(SppdetError, match="no object"):
+            train_quietly(config, tmp_path / "run", until="finetune")
+        return
+    train_quietly(config, tmp_path / "run", until="finetune")
+    tensors = read_tensors(tmp_path / "run" / "model" / "head.safetensors")[0]
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_mean_square_of_nothing() -> None:
+    alone = OneProcess()
+    assert mean_square_of(torch.tensor([[3.0, 1.0], [2.0, 0.0]]), alone) == pytest.approx(3.5)
+    assert mean_square_of(torch.zeros(0, 4), alone) == 1.0
+    assert mean_square_of(torch.zeros(3, 4), alone) == 1.0
+
+
 def settings_of(folder: Path, root: Path, **more: Any) -> Config:
     return load_config(write_settings(folder / "settings.yaml", root, **{**SETTINGS, **more}))
 
@@ -422,8 +457,11 @@ def test_svms_on_pool5_depend_on_the_tuned_layers(demo_root: Path, tmp_path: Pat
 
 
 def test_softmax_and_learned_boxes(tuned: Path, demo_root: Path, tmp_path: Path) -> None:
-    """The detector scores and moves by what fine-tuning has learned; the tuned layers stay."""
-    more = {"classifier": "softmax", "bbox": {"source": "finetune"}}
+    """The detector scores and moves by what fine-tuning has learned; the tuned layers stay.
+
+    The SVMs' layer, which some packaged settings have, is without effect.
+    """
+    more = {"classifier": "softmax", "bbox": {"source": "finetune"}, "svm": {"layer": "pool5"}}
     run = tmp_path / "run"
     result, _ = train_quietly(settings_of(tmp_path, demo_root, **more), run)
     assert result is not None
@@ -464,7 +502,6 @@ def test_a_certain_softmax_has_finite_odds(tuned: Path) -> None:
         ({"finetune": {"box_loss": 1.0}}, "box_loss needs sampling: images"),
         ({"finetune": {"layers": "all", "image_scales": [300, 200]}}, "low < high"),
         ({"finetune": {"image_scales": [200, 300]}}, "image_scales needs sampling: images"),
-        ({"classifier": "softmax", "svm": {"layer": "pool5"}}, r"svm\.layer: pool5 has no effect"),
     ],
 )
 def test_settings_that_contradict(more: dict[str, Any], expected: str) -> None:

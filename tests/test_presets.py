@@ -71,6 +71,15 @@ def test_small_objects_have_larger_scales() -> None:
     assert found["scales"] == [480] and found["finetune.image_scales"] == [384, 576]
 
 
+def test_no_size_of_objects_has_smaller_images_with_accurate() -> None:
+    for side in range(10, 60, 2):
+        images = dataset(8, side=side)
+        balanced, accurate = (
+            candidate(Choice(load), p, images).values["scales"][0] for p in ("balanced", "accurate")
+        )
+        assert accurate == pytest.approx(1.25 * balanced, abs=8)  # multiples of 16
+
+
 def test_fast_fits_boxes_to_fewer_examples() -> None:
     images = dataset(8, side=100)
     found = {p: candidate(Choice(load), p, images).applied(Choice(load)).bbox for p in PRESETS}
@@ -203,6 +212,9 @@ def test_minutes_choose_what_fits(
     assert chosen("1000", "--preset", "balanced")[0] == "balanced"
     stored = json.loads((tmp_path / "1000--presetbalanced" / "preset.json").read_text())
     assert stored["values"]["finetune.batches"] == 117  # not the shorter one
+    assert chosen("11")[0] == "balanced"
+    stored = json.loads((tmp_path / "11" / "preset.json").read_text())
+    assert stored["values"]["finetune.batches"] == 88  # three quarters
     status, _, err = sppdet("train", demo_root, "--run", tmp_path / "inf", "--minutes", "inf")
     assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")

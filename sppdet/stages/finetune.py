@@ -23,7 +23,7 @@ from sppdet.stages.map_cache import MapCache
 from sppdet.stages.model import read_backbone, read_head, save_backbone, save_head
 from sppdet.stages.training_data import TrainingData
 from sppdet.stages.tuner_checkpoints import TunerCheckpoints
-from sppdet.training.finetune import FineTuner
+from sppdet.training.finetune import FineTuner, mean_square_of
 from sppdet.training.finetune_windows import (
     Pool,
     draw_pool_images,
@@ -198,9 +198,7 @@ def _fit_start(
     alone = replace(data, ranks=Ranks())  # every process fits to all of these windows
     features = PoolMaker(alone, config).make(shown, number=0).features
     standardise(head, features)
-    # one value for all processes: it sets the learning rate
-    total = data.ranks.sums([float(features.double().square().mean())])[0]
-    return total / data.ranks.count or 1.0
+    return mean_square_of(features, data.ranks)
 
 
 def _validation_pool(

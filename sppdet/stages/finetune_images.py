@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import torch
 
 from sppdet.boxes import box_iou, flip_boxes
-from sppdet.errors import ConfigError
+from sppdet.errors import ConfigError, TrainingError
 from sppdet.features.geometry import scale_factor
 from sppdet.features.head import Head, pretrained_fc, standardise
 from sppdet.parallel import ordered_map
@@ -16,6 +18,7 @@ from sppdet.runs.progress import track
 from sppdet.stages.context import Context
 from sppdet.stages.training_data import TrainingData
 from sppdet.stages.tuner_checkpoints import TunerCheckpoints
+from sppdet.training.finetune import mean_square_of
 from sppdet.training.finetune_images import ImageTuner, TrainingImage, WindowNetwork
 from sppdet.training.finetune_windows import (
     draw_pool_images,
@@ -61,11 +64,17 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
     mean_square = 1.0
     assert context.config.head is not None
     if pretrained_fc(backbone, context.config.head) is None:
-        start = [draw.image(p, 0, -1, flip=False) for p in training[:_START_IMAGES].tolist()]
+        drawn = (draw.image(p, 0, -1, flip=False) for p in training.tolist())
+        # images without objects may have no windows at all
+        start = list(islice((image for image in drawn if len(image.labels)), _START_IMAGES))
+        if not start:
+            raise TrainingError(
+                "finetune: no training image has a window; expected objects in some"
+            )
         with torch.no_grad():
             pooled = WindowNetwork(backbone, head, levels).eval().pooled(start)
         standardise(head, pooled)
-        mean_square = float(pooled.double().square().mean()) or 1.0
+        mean_square = mean_square_of(pooled, ranks)
     tuner = ImageTuner(
         backbone,
         head,

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _SMALL_PX = 24  # at the detector's scale: one and a half cells of stride 16
 _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
 _PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/results.md: 8 passes for 100 images, 4 for 530
-_FEWEST = 0.4  # of balanced's batches that `--minutes` may leave
+# of balanced's batches that `--minutes` may leave: with half of them the network may be worse than fast
+# (docs/results.md)
+_FEWEST = 0.75
 _SMALLER = 2 / 3  # factor on the scales of the last resort
 # of a class in box regression: windows around one object are nearly the same, and their products take
 # most of that stage (docs/results.md)
@@ -131,7 +133,8 @@ def candidate(
     """
     config = choice.load(preset != "fast")
     grown = smaller * (1.25 if preset == "accurate" else 1.0)
-    if are_small(dataset, scale=round(max(config.scales) * grown)):
+    # asked at the settings' own scale, so that accurate, whose images are larger, answers alike
+    if are_small(dataset, scale=round(max(config.scales) * smaller)):
         grown *= _LARGER
     values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
     if preset == "fast":

@@ -196,6 +196,15 @@ class FineTuner(Tuner):
         return self.head
 
 
+def mean_square_of(features: torch.Tensor, processes: Processes) -> float:
+    """Compute the mean square of features (n, D) over all processes; 1 where it is 0 or there are none.
+
+    It sets the rate of `head_groups`, so that no process may have a rounding of its own.
+    """
+    own = float(features.double().square().mean()) if len(features) else 0.0
+    return processes.sums([own])[0] / processes.count or 1.0
+
+
 def head_groups(head: Head, config: FinetuneConfig, mean_square: float) -> list[dict[str, Any]]:
     """Build the parameter groups of a head whose input has the mean square `mean_square`.
 
