@@ -379,6 +379,25 @@ def test_images_without_windows_before_the_others(
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
+def test_all_objects_in_held_out_images(demo_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(demo_root, root)
+    names = (root / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    config = settings_of(
+        tmp_path, root, finetune={**SETTINGS["finetune"], "negative_iou": [0.1, 0.5]}
+    )
+    assert config.finetune is not None
+    training, held_out = split_images(
+        len(names), fraction=config.finetune.val_fraction, seed=config.seed
+    )
+    assert len(held_out)
+    for position in training:
+        path = root / "Annotations" / f"{names[position]}.xml"
+        path.write_text(re.sub(r"(?s)<object>.*</object>", "", path.read_text()))
+    with pytest.raises(TrainingError, match="no training image has a window"):
+        train_quietly(config, tmp_path / "run", until="finetune")
+
+
 def test_a_mean_square_of_nothing() -> None:
     alone = OneProcess()
     assert mean_square_of(torch.tensor([[3.0, 1.0], [2.0, 0.0]]), alone) == pytest.approx(3.5)
