@@ -296,22 +296,25 @@ def test_pools_without_positives_end_in_an_error() -> None:
         tuner.train_on(background)
 
 
-def test_the_snapshot_of_least_validation_loss_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([0.9, 0.4, 0.6, 0.4, 0.5, 0.8])
+def test_the_last_snapshot_of_least_validation_error_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the loss: it rises where the network is surer of the few windows that are wrong."""
+    validated = iter([(0.4, 0.3), (0.2, 0.2), (0.1, 0.3), (0.9, 0.2), (0.6, 0.25), (0.5, 0.3)])
     tuner = FineTuner(new_head(), small(), toy_pool(10_000), seed=1)
     states: list[dict[str, torch.Tensor]] = []
 
     def validate(_: Pool) -> tuple[float, float]:
         states.append({k: v.clone() for k, v in tuner.head.state_dict().items()})
-        return next(losses), 0.0
+        return next(validated)
 
     monkeypatch.setattr(tuner, "validate", validate)
     trained(tuner)
     assert len(states) == 6
-    assert (tuner.progress.best_batch, tuner.progress.best_loss) == (20, 0.4)
+    assert (tuner.progress.best_batch, tuner.progress.best_error) == (40, 0.2)
     best = tuner.best_head()
-    assert all(torch.equal(v, states[1][k]) for k, v in best.state_dict().items())
-    assert not torch.equal(states[1]["fc6.weight"], states[5]["fc6.weight"])
+    assert all(torch.equal(v, states[3][k]) for k, v in best.state_dict().items())
+    assert not torch.equal(states[3]["fc6.weight"], states[5]["fc6.weight"])
     assert not best.training and not any(p.requires_grad for p in best.parameters())
 
 

@@ -379,6 +379,30 @@ def test_images_without_windows_before_the_others(
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
+def test_the_images_that_a_head_starts_from_are_drawn(
+    demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the first by name, which are often of one class."""
+    drawn: list[int] = []
+
+    class Recorded(stage.WindowDrawer):
+        def image(self, position: int, number: int, place: int, *, flip: bool) -> TrainingImage:
+            if place == -1:
+                drawn.append(position)
+            return super().image(position, number, place, flip=flip)
+
+    monkeypatch.setattr(stage, "_START_IMAGES", 4)
+    monkeypatch.setattr(stage, "WindowDrawer", Recorded)
+    starts = []
+    for seed in (0, 1):
+        drawn.clear()
+        config = settings_of(tmp_path, demo_root, seed=seed)
+        train_quietly(config, tmp_path / f"run{seed}", until="finetune")
+        starts.append(drawn[:4])
+    assert all(len(set(start)) == 4 and start != sorted(start) for start in starts)
+    assert starts[0] != starts[1]
+
+
 def test_all_objects_in_held_out_images(demo_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(demo_root, root)

@@ -64,7 +64,9 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
     mean_square = 1.0
     assert context.config.head is not None
     if pretrained_fc(backbone, context.config.head) is None:
-        drawn = (draw.image(p, 0, -1, flip=False) for p in training.tolist())
+        # names often go by class: the first images would be of one
+        order = rng(data.seed, "images that the head starts from").permutation(training)
+        drawn = (draw.image(p, 0, -1, flip=False) for p in order.tolist())
         # images without objects may have no windows at all
         start = list(islice((image for image in drawn if len(image.labels)), _START_IMAGES))
         if not start:

@@ -25,7 +25,7 @@ from sppdet.training.sgd import (
 )
 from sppdet.training_config import FinetuneConfig
 
-VERSION = 4  # raise it when the same settings give other weights
+VERSION = 5  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100
 _WARM_UP = 50  # batches at most
 
@@ -36,13 +36,13 @@ class Progress:
 
     batch: int = 0
     pool: int = 0
-    best_loss: float = math.inf
+    best_error: float = math.inf
     best_batch: int = 0
     empty_pools: int = 0
 
 
 class Tuner:
-    """SGD on a network, by a schedule; keeps the snapshot of minimum validation loss.
+    """SGD on a network, by a schedule; keeps the snapshot of minimum validation error.
 
     Args:
         groups: parameter groups, as of `Sgd`.
@@ -87,15 +87,22 @@ class Tuner:
         return self.progress.batch % interval == 0 or self.finished
 
     def _consider_snapshot(self, train_loss: float, validated: tuple[float, float] | None) -> None:
-        """Keep the weights if their validation loss is the lowest; without validation, always."""
+        """Keep the weights if no earlier ones misclassify fewer held-out windows.
+
+        Not the loss: it rises with the certainty of the few windows that are wrong, while the network
+        still learns. Of equal errors the later snapshot is kept, and without validation the last one.
+
+        Args:
+            validated: mean cross-entropy and fraction of misclassified windows.
+        """
         p = self.progress
         record = {"batch": float(p.batch), "train_loss": train_loss}
-        loss = -float(p.batch)
+        error = 0.0
         if validated is not None:
             loss, error = validated
             record |= {"val_loss": loss, "val_error": error}
-        if loss < p.best_loss:
-            p.best_loss, p.best_batch = loss, p.batch
+        if error <= p.best_error:
+            p.best_error, p.best_batch = error, p.batch
             self._best = self._snapshot()
         self.history.append(record)
 
