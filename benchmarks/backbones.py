@@ -43,7 +43,8 @@ NETS: dict[str, tuple[str, str, list[int] | None, int | None]] = {
     "lite0_2_256": ("Lite0 [16, 32] → 256", LITE0, [16, 32], 256),
     "lite0_2_128": ("Lite0 [16, 32] → 128", LITE0, [16, 32], 128),
 }
-POOL5: Settings = {"head": "none", "finetune": "none", "scales": [480]}
+SVM: Settings = {"positive_weight": 10}
+POOL5: Settings = {"head": "none", "finetune": "none", "scales": [480], "svm": SVM}
 BEST_SCALES = [400, 560, 800]
 TUNED: Settings = {
     "layers": "conv3+",
@@ -62,6 +63,7 @@ HEAD: Settings = {
     "scales": [320],
     "head": {"widths": [512], "dropout": 0.0},
     "finetune": TUNED,
+    "svm": SVM,
 }
 HEAD_ALONE: Settings = {**HEAD, "finetune": {**TUNED, "layers": "fc"}}
 BEST_OF_HEAD = [320, 448, 640]
