@@ -165,7 +165,9 @@ def measure(
             shared = args.out / "store"
             call("propose", str(path), "--set", f"store={shared}", "--run", str(folder / "propose"))
             for made in shared.glob("proposals-*"):
-                (store / made.name).symlink_to(made.resolve())
+                link = store / made.name
+                link.unlink(missing_ok=True)  # of an interrupted call
+                link.symlink_to(made.resolve())
         before = events(run)
         used = call("train", str(path), "--set", f"store={store}", "--run", str(run))
         stages = stage_seconds(events(run))
