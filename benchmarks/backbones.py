@@ -52,6 +52,7 @@ TUNED: Settings = {
     "optimizer": "adamw",
     "schedule": "cosine",
     "lr": 1e-3,
+    "conv_rate": 0.05,
     "weight_decay": 1e-2,
     "image_scales": [256, 384],
     "negative_iou": [0.0, 0.5],
