@@ -1,7 +1,7 @@
 """What backbones, joined stages, projections and tuned layers bring and cost.
 
     python benchmarks/backbones.py --out DIR [--data SET] [--rows a,b] [--seeds 0,1,2] [--images N]
-                                   [--epochs E]
+                                   [--epochs E] [--conv-rate R]
 
 SET is a folder in the VOC layout with trainval and test; data/frk5 and the weights below $SPPDET_DATA
 are taken without it. A row is NET (pool5), NET_fc or NET_conv (E passes over the training images), and
@@ -52,7 +52,6 @@ TUNED: Settings = {
     "optimizer": "adamw",
     "schedule": "cosine",
     "lr": 1e-3,
-    "conv_rate": 0.05,
     "weight_decay": 1e-2,
     "image_scales": [256, 384],
     "negative_iou": [0.0, 0.5],
@@ -96,6 +95,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--images", type=int, help="train on a subset of so many images")
     parser.add_argument("--epochs", type=float, default=4, help="passes of fine-tuning")
+    parser.add_argument(
+        "--conv-rate", type=float, default=0.05, help="rate of the layers, as part of the head's"
+    )
     args = parser.parse_args()
     if args.data is None or args.weights is None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
@@ -145,9 +147,10 @@ def is_tuned(kind: str) -> bool:
 
 def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:
     """Name the folder of a row's results."""
-    own = args.epochs != 4 and is_tuned(split_name(name)[1])
-    epochs = f"_{args.epochs:g}epochs" if own else ""
-    return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}_seed{seed}"
+    tuned = is_tuned(split_name(name)[1])
+    epochs = f"_{args.epochs:g}epochs" if tuned and args.epochs != 4 else ""
+    rate = f"_rate{args.conv_rate:g}" if tuned and args.conv_rate != 0.05 else ""
+    return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}{rate}_seed{seed}"
 
 
 def measure(
@@ -227,7 +230,8 @@ def build(
     }
     if is_tuned(kind):
         batches = max(2, round(args.epochs * count / 2))
-        config["finetune"] = {**config["finetune"], "batches": batches}
+        own = {"batches": batches, "conv_rate": args.conv_rate}
+        config["finetune"] = {**config["finetune"], **own}
     return config
 
 
