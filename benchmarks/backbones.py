@@ -56,7 +56,7 @@ TUNED: Settings = {
     "image_scales": [256, 384],
     "negative_iou": [0.0, 0.5],
     "box_loss": 1.0,
-    "snapshots": 2,
+    "snapshots": 1,
     "val_fraction": 0.05,
 }
 HEAD: Settings = {
