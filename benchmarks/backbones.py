@@ -66,6 +66,7 @@ HEAD: Settings = {
     "svm": SVM,
 }
 HEAD_ALONE: Settings = {**HEAD, "finetune": {**TUNED, "layers": "fc"}}
+EPOCHS, CONV_RATE = 4, 0.05  # of tuned rows, if nothing else is asked for
 BEST_OF_HEAD = [320, 448, 640]
 KINDS: dict[str, tuple[str, Settings]] = {
     "": ("pool5", POOL5),
@@ -94,9 +95,12 @@ def main() -> None:
     parser.add_argument("--rows", default="squeeze,lite0,lite0_2,lite0_2_128,lite0_2_128_conv")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--images", type=int, help="train on a subset of so many images")
-    parser.add_argument("--epochs", type=float, default=4, help="passes of fine-tuning")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="passes of fine-tuning")
     parser.add_argument(
-        "--conv-rate", type=float, default=0.05, help="rate of the layers, as part of the head's"
+        "--conv-rate",
+        type=float,
+        default=CONV_RATE,
+        help="rate of the layers, as part of the head's",
     )
     args = parser.parse_args()
     if args.data is None or args.weights is None:
@@ -148,8 +152,8 @@ def is_tuned(kind: str) -> bool:
 def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:
     """Name the folder of a row's results."""
     tuned = is_tuned(split_name(name)[1])
-    epochs = f"_{args.epochs:g}epochs" if tuned and args.epochs != 4 else ""
-    rate = f"_rate{args.conv_rate:g}" if tuned and args.conv_rate != 0.05 else ""
+    epochs = f"_{args.epochs:g}epochs" if tuned and args.epochs != EPOCHS else ""
+    rate = f"_rate{args.conv_rate:g}" if tuned and args.conv_rate != CONV_RATE else ""
     return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}{rate}_seed{seed}"
 
 
