@@ -17,7 +17,7 @@ from sppdet.errors import TrainingError
 from sppdet.features.head import Head
 from sppdet.randomness import rng
 from sppdet.runs.artifacts import read_tensors, write_tensors
-from sppdet.training.finetune import FineTuner, Progress
+from sppdet.training.finetune import FineTuner, Progress, rate_factor, snapshot_batches
 from sppdet.training.finetune_windows import (
     Pool,
     batches,
@@ -62,6 +62,33 @@ def trained(tuner: FineTuner) -> FineTuner:
     while not tuner.finished:
         tuner.train_on(toy_pool(tuner.progress.pool))
     return tuner
+
+
+# -- snapshots ---------------------------------------------------------------------------------
+
+
+def test_snapshots_are_evenly_spaced_and_the_last_is_one() -> None:
+    assert snapshot_batches(small(batches=60, snapshots=6)) == {10, 20, 30, 40, 50, 60}
+    assert snapshot_batches(small(batches=1060, snapshots=3)) == {353, 707, 1060}
+    assert snapshot_batches(small(batches=10, snapshots=1)) == {10}
+    assert snapshot_batches(small(batches=3, snapshots=20)) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("batches", [50, 100, 1060])
+def test_snapshots_of_a_cosine_have_a_low_rate(batches: int) -> None:
+    config = small(batches=batches, snapshots=4, schedule="cosine")
+    found = sorted(snapshot_batches(config))
+    assert len(found) == 4 and found[-1] == batches
+    gaps = np.diff([0.8 * batches, *found])
+    assert np.abs(gaps - 0.05 * batches).max() <= 1
+    assert max(rate_factor(batch, config) for batch in found) < 0.1
+    assert snapshot_batches(small(batches=batches, snapshots=1, schedule="cosine")) == {batches}
+
+
+def test_only_snapshots_are_validated() -> None:
+    tuner = FineTuner(new_head(), small(batches=40, snapshots=3, schedule="cosine"), None, seed=1)
+    trained(tuner)
+    assert [record["batch"] for record in tuner.history] == [35, 37, 40]
 
 
 # -- images, windows, batches ------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_passes_fall_with_the_number_of_images() -> None:
 
     assert batches("balanced", 100) == 400  # 8 passes, 2 images a batch
     assert batches("balanced", 530) == pytest.approx(4 * 530 / 2, rel=0.02)
-    assert batches("accurate", 100) == 600
+    assert batches("accurate", 100) == 400
     assert batches("balanced", 3) >= 50
     assert "finetune.batches" not in candidate(choice, "fast", dataset(100, side=200)).values
 
@@ -64,20 +64,23 @@ def test_small_objects_have_larger_scales() -> None:
     large, small = dataset(8, side=100), dataset(8, side=20)
     assert are_small(small, scale=480) and not are_small(large, scale=480)
     assert not are_small(Dataset("s", ("a",), ()), scale=480)
-    for preset, wanted in (("fast", [480]), ("balanced", [320]), ("accurate", [400])):
+    for preset, wanted in (("fast", [480]), ("balanced", [320]), ("accurate", [320])):
         assert candidate(choice, preset, large).values["scales"] == wanted  # type: ignore[arg-type]
     assert candidate(choice, "fast", small).values["scales"] == [720]
     found = candidate(choice, "balanced", small).values
     assert found["scales"] == [480] and found["finetune.image_scales"] == [384, 576]
 
 
-def test_no_size_of_objects_has_smaller_images_with_accurate() -> None:
-    for side in range(10, 60, 2):
-        images = dataset(8, side=side)
-        balanced, accurate = (
-            candidate(Choice(load), p, images).values["scales"][0] for p in ("balanced", "accurate")
-        )
-        assert accurate == pytest.approx(1.25 * balanced, abs=8)  # multiples of 16
+def test_accurate_is_balanced_that_detects_in_mirror_images_as_well() -> None:
+    choice, images = Choice(load), dataset(8, side=100)
+    fast, balanced, accurate = (candidate(choice, p, images).applied(choice) for p in PRESETS)
+    assert [c.detect.flip for c in (fast, balanced, accurate)] == [False, False, True]
+    assert accurate.model_copy(update={"detect": balanced.detect}) == balanced
+    said = describe("accurate", accurate)
+    assert said.endswith(" batches; images at 320 px, mirrored as well")
+    assert describe("balanced", balanced).endswith(" batches; images at 320 px")
+    fixed = Choice(load, fixed=frozenset({"detect.flip"}))
+    assert not candidate(fixed, "accurate", images).applied(fixed).detect.flip
 
 
 def test_fast_fits_boxes_to_fewer_examples() -> None:
@@ -99,9 +102,9 @@ def test_what_the_user_has_set_stays() -> None:
     found, own = chosen.applied(Choice(load)), chosen.applied(fixed)
     assert found.finetune is not None and own.finetune is not None
     assert (found.finetune.batches, own.finetune.batches) == (400, 1000)
-    accurate = candidate(fixed, "accurate", images)
-    assert accurate.applied(fixed).scales == [320]
-    assert accurate.applied(Choice(load)).scales == [400]
+    small = candidate(fixed, "balanced", dataset(100, side=20))
+    assert small.applied(fixed).scales == [320]
+    assert small.applied(Choice(load)).scales == [480]
     assert own.finetune.image_scales == [256, 384]
 
 
@@ -149,6 +152,10 @@ def test_a_forecast_by_hand() -> None:
     on_maps = config(scales=[320], head={"widths": [32]}, finetune={"batches": 50})
     steps = 50 * (4.0 + 128 / 2000 * 0.25)  # batches of 128 windows
     assert forecast(on_maps, speed, images, tests=0)["finetune"] == pytest.approx(steps)
+    mirrored = forecast(config(**FAST, detect={"flip": True}), speed, images, tests=4)
+    assert mirrored["calibrate"] == pytest.approx((2.0 * area + 2 * 0.25 + 0.02) * 10 + 1)
+    assert mirrored["evaluate"] == pytest.approx((2 * (2.0 * area + 0.25) + 0.02) * 4 + 4)
+    assert mirrored["svm"] == fast["svm"] and mirrored["features"] == fast["features"]
     bare = config(**FAST, bbox=None, calibrate=None)
     assert not {"bbox", "calibrate"} & set(forecast(bare, speed, images, tests=1))
 
@@ -227,7 +234,7 @@ def test_minutes_choose_what_fits(
         *("abc", {"scales": "abc"}, {"scales": None}, {"scales": [-5]}, {"scales": [120.5]}),
         *({"scales": [10**12]}, {"scales": []}, {"scales": [200, 100]}, {"svm.C": 1}),
         *({"finetune.batches": "9"}, {"finetune.batches": 0}, {"finetune.image_scales": [9]}),
-        {"bbox.max_examples": 0},
+        *({"bbox.max_examples": 0}, {"detect.flip": "twice"}),
     ],
 )
 def test_a_damaged_choice_is_made_again(

@@ -109,10 +109,13 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         solving = length * float((_EXAMPLE * examples + _PAIR * examples**2).sum())
         each = speed.windows[config.bbox.layer]
         expected["bbox"] = each * _BBOX * images + pool * solving
+    views = 2 if config.detect.flip else 1
     if config.calibrate is not None:
-        expected["calibrate"] = (score + _SELECT) * images + _CALIBRATION
+        # the maps of the images themselves are there
+        mirrored_maps = layers if config.detect.flip else 0.0
+        expected["calibrate"] = (mirrored_maps + views * score + _SELECT) * images + _CALIBRATION
     if tests:
-        expected["evaluate"] = (layers + score + _SELECT) * tests + _REPORTS
+        expected["evaluate"] = (views * (layers + score) + _SELECT) * tests + _REPORTS
     return expected
 
 

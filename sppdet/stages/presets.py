@@ -34,7 +34,7 @@ _SMALLER = 2 / 3  # factor on the scales of the last resort
 # most of that stage (docs/results.md)
 _EXAMPLES = 1500
 _KEYS = frozenset(  # that a choice has
-    {"scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales"}
+    {"scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales", "detect.flip"}
 )
 
 
@@ -81,10 +81,11 @@ def choose(context: Context, choice: Choice) -> Config:
 def describe(preset: Preset, config: Config) -> str:
     """Describe what a preset does in a few words."""
     scales = ", ".join(map(str, config.scales))
+    images = f"images at {scales} px{', mirrored as well' if config.detect.flip else ''}"
     tuning = config.tuning()
     if tuning is None:
-        return f"{preset}: the network as it is, images at {scales} px"
-    return f"{preset}: the network learns, {tuning.batches:,} batches; images at {scales} px"
+        return f"{preset}: the network as it is, {images}"
+    return f"{preset}: the network learns, {tuning.batches:,} batches; {images}"
 
 
 def _chosen(context: Context, choice: Choice) -> Chosen:
@@ -125,23 +126,24 @@ def candidate(
     """Fit a preset to a training set.
 
     Small objects have larger scales. The passes over the images fall with their number: with n images
-    8 · (100 / n)^0.42 of balanced, and accurate takes one and a half times as many, at larger scales.
+    8 · (100 / n)^0.42. accurate is balanced that detects in the mirror image as well.
 
     Args:
         fraction: of the batches that are taken.
         smaller: factor on the scales.
     """
     config = choice.load(preset != "fast")
-    grown = smaller * (1.25 if preset == "accurate" else 1.0)
-    # asked at the settings' own scale, so that accurate, whose images are larger, answers alike
+    grown = smaller
     if are_small(dataset, scale=round(max(config.scales) * smaller)):
         grown *= _LARGER
     values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
+    if preset == "accurate":
+        values["detect.flip"] = True
     if preset == "fast":
         values["bbox.max_examples"] = _EXAMPLES
     if (tuning := config.tuning()) is not None:
         images = max(1, len(dataset))
-        passes = _PASSES * (_AT_IMAGES / images) ** _POWER * (1.5 if preset == "accurate" else 1.0)
+        passes = _PASSES * (_AT_IMAGES / images) ** _POWER
         batches = fraction * passes * images / tuning.batch_images
         values["finetune.batches"] = max(50, round(batches))
         if tuning.image_scales is not None:
@@ -176,7 +178,7 @@ def _stored(path: Path, asked: Mapping[str, Any]) -> Chosen | None:
         values = found.get("values")
         if not isinstance(values, dict) or not set(values) <= _KEYS:
             raise ArtifactError(f"{path}: damaged: expected values of {', '.join(sorted(_KEYS))}")
-        raw = {"data": {"root": "."}, "bbox": {}, "finetune": {"sampling": "images"}}
+        raw = {"data": {"root": "."}, "bbox": {}, "detect": {}, "finetune": {"sampling": "images"}}
         validate(_put(raw, values), str(path), Config)
     except (ArtifactError, ConfigError) as error:
         LOGGER.warning("%s; a preset is chosen again", error)
