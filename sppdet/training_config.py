@@ -97,7 +97,7 @@ class FinetuneConfig(Section):
     fewer than 5 images: train on all and keep the last snapshot."""
     snapshots: Count = 20
     """Number of snapshots to compare, evenly spaced over the batches; with schedule: cosine, over their
-    last fifth, where the rate is below a tenth. 1: the last one."""
+    last fifth, where the rate has fallen to about a tenth of `lr`. 1: the last one."""
     mixed_precision: bool = True
     """Compute in bfloat16 on GPUs that support it (not in the paper). false: float32 throughout."""
     pool_images: Count = 32

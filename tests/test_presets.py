@@ -77,7 +77,7 @@ def test_accurate_is_balanced_that_detects_in_mirror_images_as_well() -> None:
     assert [c.detect.flip for c in (fast, balanced, accurate)] == [False, False, True]
     assert accurate.model_copy(update={"detect": balanced.detect}) == balanced
     said = describe("accurate", accurate)
-    assert said.endswith(" batches; images at 320 px, mirrored as well")
+    assert said.endswith(" batches; images at 320 px; detects in mirror images as well")
     assert describe("balanced", balanced).endswith(" batches; images at 320 px")
     fixed = Choice(load, fixed=frozenset({"detect.flip"}))
     assert not candidate(fixed, "accurate", images).applied(fixed).detect.flip
@@ -156,6 +156,12 @@ def test_a_forecast_by_hand() -> None:
     assert mirrored["calibrate"] == pytest.approx((2.0 * area + 2 * 0.25 + 0.02) * 10 + 1)
     assert mirrored["evaluate"] == pytest.approx((2 * (2.0 * area + 0.25) + 0.02) * 4 + 4)
     assert mirrored["svm"] == fast["svm"] and mirrored["features"] == fast["features"]
+    both = config(scales=[480], head={"widths": [32]}, detect={"flip": True})
+    stored = forecast(both, speed, images, tests=0)  # by fine-tuning with mirrored maps
+    assert stored["calibrate"] == pytest.approx((2 * 0.375 + 0.02) * 10 + 1)
+    softmax = config(scales=[480], head={"widths": [32]}, classifier="softmax")
+    held_out = forecast(softmax, speed, images, tests=0)["calibrate"]
+    assert held_out == pytest.approx((0.375 + 0.02) * 1 + 1)  # a tenth of the images
     bare = config(**FAST, bbox=None, calibrate=None)
     assert not {"bbox", "calibrate"} & set(forecast(bare, speed, images, tests=1))
 
@@ -199,12 +205,19 @@ def test_minutes_choose_what_fits(
 ) -> None:
     speed = Speed(search=0.2, layers=0.0, windows={"pool5": 0.0, "fc6": 0.0}, step=10.0, width=6400)
     measured: list[bool] = []
+    totals: list[float] = []
 
     def measure(_: Any, config: Config) -> Speed:
         measured.append(config.head is not None)
         return speed
 
+    def recorded(*given: Any, tests: int) -> dict[Any, float]:
+        found = forecast(*given, tests=tests)
+        totals.append(sum(found.values()))
+        return found
+
     monkeypatch.setattr("sppdet.stages.presets.loaded_and_measured", measure)
+    monkeypatch.setattr("sppdet.stages.presets.forecast", recorded)
 
     def chosen(minutes: str, *more: str) -> tuple[str, str]:
         run = tmp_path / f"{minutes}{''.join(more)}"
@@ -226,6 +239,13 @@ def test_minutes_choose_what_fits(
     assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")
     assert preset == "fast" and "even the least takes about 9 s" in err
+    speed = replace(speed, windows={"pool5": 0.0, "fc6": 1.0})
+    totals.clear()
+    assert chosen("999")[0] == "accurate" and len(totals) == 1
+    limit = f"{totals[0] / 60 - 0.01:.3f}"  # too few for the mirror images
+    assert chosen(limit)[0] == "balanced" and len(totals) == 3
+    stored = json.loads((tmp_path / limit / "preset.json").read_text())
+    assert stored["values"]["finetune.batches"] == 117
 
 
 @pytest.mark.parametrize(

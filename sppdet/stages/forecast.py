@@ -28,11 +28,12 @@ from sppdet.runs.progress import duration
 from sppdet.stages.backbone import load_unfitted, untrained_head
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import fold_count
+from sppdet.stages.finetune_images import MAX_VALIDATION_IMAGES
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
-from sppdet.training.finetune_windows import Pool
+from sppdet.training.finetune_windows import Pool, split_images
 from sppdet.training_config import FinetuneConfig, Layer
 from sppdet.types import Boxes, Dataset, FeatureMaps, ImageArray
 
@@ -111,12 +112,23 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         expected["bbox"] = each * _BBOX * images + pool * solving
     views = 2 if config.detect.flip else 1
     if config.calibrate is not None:
-        # the maps of the images themselves are there
-        mirrored_maps = layers if config.detect.flip else 0.0
-        expected["calibrate"] = (mirrored_maps + views * score + _SELECT) * images + _CALIBRATION
+        # maps of the images themselves are there, and of mirrored ones after tuning with them
+        missing = layers if config.detect.flip and not mirrored else 0.0
+        looked_at = _held_out(config, images) if config.classifier == "softmax" else images
+        expected["calibrate"] = (missing + views * score + _SELECT) * looked_at + _CALIBRATION
     if tests:
         expected["evaluate"] = (views * (layers + score) + _SELECT) * tests + _REPORTS
     return expected
+
+
+def _held_out(config: Config, images: int) -> int:
+    """Return the number of training images that fine-tuning holds out."""
+    tuning = config.tuning()
+    if tuning is None:
+        return 0
+    most = MAX_VALIDATION_IMAGES if tuning.on_images else None
+    _, held_out = split_images(images, fraction=tuning.val_fraction, seed=config.seed, most=most)
+    return len(held_out)
 
 
 def _width(config: Config, speed: Speed, layer: Layer) -> int:

@@ -81,7 +81,9 @@ def choose(context: Context, choice: Choice) -> Config:
 def describe(preset: Preset, config: Config) -> str:
     """Describe what a preset does in a few words."""
     scales = ", ".join(map(str, config.scales))
-    images = f"images at {scales} px{', mirrored as well' if config.detect.flip else ''}"
+    images = f"images at {scales} px"
+    if config.detect.flip:
+        images += "; detects in mirror images as well"
     tuning = config.tuning()
     if tuning is None:
         return f"{preset}: the network as it is, {images}"

@@ -28,7 +28,7 @@ from sppdet.training_config import FinetuneConfig
 VERSION = 6  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100
 _WARM_UP = 50  # batches at most
-_COSINE_SNAPSHOTS = 0.8  # fraction of the batches behind which a cosine's rate is below a tenth
+_COSINE_SNAPSHOTS = 0.8  # fraction of the batches at which a cosine has fallen to about a tenth
 
 
 @dataclass
@@ -139,8 +139,8 @@ def rate_factor(batch: int, config: FinetuneConfig) -> float:
 def snapshot_batches(config: FinetuneConfig) -> frozenset[int]:
     """Choose the numbers of done batches at which weights are compared; that of all is one of them.
 
-    With a cosine they are near its end: a network whose rate is still high gets much better by the rest,
-    and a few held-out windows may not tell.
+    With a cosine they are near its end: a network whose rate is still high gets much better in the
+    batches that are left, and a few held-out windows may not tell.
     """
     count, first = config.batches, 0.0
     if config.schedule == "cosine":
