@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sppdet.config import FeaturesConfig
@@ -30,6 +31,11 @@ class SizeOfTheExport(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sub(x, float(x.shape[2]))
+
+
+class Smoothed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, size=(8, 8), mode="bicubic", antialias=True)
 
 
 class Unsupported(nn.Module):
@@ -80,16 +86,21 @@ def test_an_image_of_channels_last(tiny: Backbone) -> None:
         (conv_backbone("zf5").layers, "onnxruntime's differ by"),
         (SizeOfTheExport(), "onnxruntime's differ by"),
         (Unsupported(), "can't be exported for onnxruntime"),
+        (Smoothed(), "can't be exported for onnxruntime"),
     ],
-    ids=["norms of our own", "size of the export", "unsupported"],
+    ids=["norms of our own", "size of the export", "unsupported", "smoothed"],
 )
 def test_what_is_left_to_torch(
-    layers: nn.Module, reason: str, caplog: pytest.LogCaptureFixture
+    layers: nn.Module,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with caplog.at_level(logging.INFO, "sppdet"):
         assert onnx_layers(layers.eval()) is None
     (record,) = caplog.records
     assert record.getMessage().startswith("layers by torch: ") and reason in record.getMessage()
+    assert capfd.readouterr().out == ""  # torch would print the whole graph
 
 
 def maps_of(backbone: Backbone, **features: object) -> tuple[torch.Tensor, ...]:

@@ -25,7 +25,7 @@ from sppdet.runs.signals import STOPPING, Stopped, stopping_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="os.kill only ends processes here")
 
-GOES_ON = "training goes on from here by the same command"
+GOES_ON = "the same command goes on from the last checkpoint"
 SAYS = {"SIGINT": "interrupted", "SIGTERM": "stopped by SIGTERM", "SIGHUP": "stopped by SIGHUP"}
 
 

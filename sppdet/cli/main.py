@@ -23,7 +23,7 @@ from sppdet.runs.signals import Stopped, raise_if_requested, stopping_signals
 _INTERRUPTED = 130  # typer's status after Ctrl-C
 # what a signal that ends a command leaves behind, and how to resume
 AFTER_A_SIGNAL = {
-    "train": "training goes on from here by the same command",
+    "train": "the same command goes on from the last checkpoint",
     "propose": "the proposals so far are kept; the same command does the rest",
     "eval": "the detections so far are kept; the same command does the rest",
     "eval --detections": "nothing is kept; the same command starts again",
@@ -40,12 +40,12 @@ AFTER_A_SIGNAL = {
     "export": "nothing is kept; the same command starts again",
     "serve": "the requests at work were answered first",
     "convert": "nothing is kept; the same command starts again",
-    "pretrain": "training goes on from here by the same command",
+    "pretrain": "the same command goes on from the last checkpoint",
     "pretrain-eval": "nothing is kept; the same command starts again",
     "classify": "the answers so far are kept, in the file of --json too",
     "probe": "nothing is kept; the same command starts again",
     "download": "complete sets are kept; the same command fetches the rest",
-    "demo": "the demo goes on from here by the same command",
+    "demo": "the same command goes on from the last checkpoint",
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def to_onnx(module: nn.Module, example: torch.Tensor, *, given: Axes, made: Axes
         import torch.onnx
 
     file: Any = io.BytesIO()  # the exporter by tracing takes it, though torch's types say no
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _without_a_dump():
         # of sizes that become constants: who calls compares at other sizes; of the exporter's future
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -53,6 +54,24 @@ def to_onnx(module: nn.Module, example: torch.Tensor, *, given: Axes, made: Axes
         )
     exported: bytes = file.getvalue()
     return exported
+
+
+@contextmanager
+def _without_a_dump() -> Iterator[None]:
+    """Keep torch from printing the whole graph of what it can't export on the standard output.
+
+    It does so in C++, where Python can't redirect it, even with its own logging of exports off.
+    """
+    name = "_jit_onnx_log"
+    log = getattr(torch._C, name, None)
+    if log is None:
+        yield
+        return
+    setattr(torch._C, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, name, log)
 
 
 def session(model: bytes) -> Runner:

@@ -73,7 +73,8 @@ def export_onnx(model: TrainedModel, folder: Path) -> list[str]:
     lines.append(f"head.onnx: {_size(head)}, {apart_of} of torch's")
     facts = _facts(model, detector, backbone)
     if left := _beyond(config):
-        LOGGER.warning("examples/onnx_detect.py leaves out %s", ", ".join(left))
+        text = "examples/onnx_detect.py leaves out %s, with which scores were calibrated"
+        LOGGER.warning(text, ", ".join(left))
     text = json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     files = {"layers.onnx": layers, "head.onnx": head, "detector.json": text.encode()}
     replace_files(folder, files, command="export")
