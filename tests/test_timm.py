@@ -24,6 +24,7 @@ from sppdet.features.backbones import conv_backbone
 from sppdet.features.geometry import Geometry
 from sppdet.features.measured import measured_geometry
 from sppdet.features.preprocessing import Preprocessing
+from sppdet.features.timm_nets import timm_name_problem
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.image_cache import ImageCache
 from sppdet.io.settings import check_config, load_config
@@ -88,7 +89,13 @@ def test_names_that_timm_does_not_have(
     )
     status, _, err = sppdet("train", settings, "--run", tmp_path / "run")
     assert status == 1
-    assert "timm has no such network" in err and err.count("\n") == 1
+    assert "timm has no such network; did you mean timm/test_efficientnet" in err
+    assert err.count("\n") == 1
+
+
+def test_the_nearest_names_are_suggested() -> None:
+    near = timm_name_problem("timm/tf_efficientnet_lite00")
+    assert near is not None and "did you mean timm/tf_efficientnet_lite0 or " in near
 
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -44,7 +45,7 @@ def timm_name_problem(name: str) -> str | None:
     model = name.removeprefix(PREFIX)
     if timm.is_model(model):
         return None
-    close = timm.list_models(f"*{model.split('.')[0][:8]}*")[:3]
+    close = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=3)
     hint = f"; did you mean {' or '.join(PREFIX + c for c in close)}?" if close else ""
     return f"{name}: timm has no such network{hint}"
 
