@@ -24,10 +24,9 @@ from sppdet.stages.crossfit import (
     save_detections,
 )
 from sppdet.stages.detector import Detector
-from sppdet.stages.finetune_images import MAX_VALIDATION_IMAGES
 from sppdet.stages.model import read_ranking, read_regressors, save_calibration
 from sppdet.stages.training_data import Sample
-from sppdet.training.finetune_windows import split_images
+from sppdet.training.finetune_windows import split_for_tuning
 from sppdet.training.processes import Tensors
 from sppdet.types import Dataset, Detections
 
@@ -89,9 +88,7 @@ def _by_softmax(context: Context) -> tuple[Dataset, dict[str, Detections]]:
     """Detect in the images that fine-tuning has held out; without enough of them, in none."""
     config, data = context.config, context.training_data
     assert config.finetune is not None
-    most = MAX_VALIDATION_IMAGES if config.finetune.on_images else None
-    fraction = config.finetune.val_fraction
-    _, held_out = split_images(len(data.dataset), fraction=fraction, seed=data.seed, most=most)
+    _, held_out = split_for_tuning(config.finetune, len(data.dataset), seed=data.seed)
     if len(held_out) < _LEAST_IMAGES:
         text = (
             f"calibrate: fine-tuning has held out {len(held_out)} images, expected {_LEAST_IMAGES}"

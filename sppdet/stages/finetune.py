@@ -31,7 +31,7 @@ from sppdet.training.finetune_windows import (
     join_windows,
     label_windows,
     pool_windows,
-    split_images,
+    split_for_tuning,
 )
 from sppdet.training_config import FinetuneConfig
 from sppdet.types import Boxes, Labels
@@ -95,9 +95,7 @@ def finetune(
         pretrained: whether fc6 and fc7 are; random ones are fitted to the first pool's windows.
         made_by: fingerprint of the stage; a checkpoint of another one is ignored.
     """
-    training, held_out = split_images(
-        len(data.dataset), fraction=config.val_fraction, seed=data.seed
-    )
+    training, held_out = split_for_tuning(config, len(data.dataset), seed=data.seed)
     head.to(data.maps.device)
     ranks = data.ranks
     tuner = FineTuner(

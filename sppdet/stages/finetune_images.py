@@ -24,12 +24,11 @@ from sppdet.training.finetune_windows import (
     draw_pool_images,
     draw_windows,
     label_windows,
-    split_images,
+    split_for_tuning,
 )
 from sppdet.training_config import FinetuneConfig
 from sppdet.types import AnnotatedImage, Boxes, Labels
 
-MAX_VALIDATION_IMAGES = 64
 _START_IMAGES = 16  # whose windows a random head is fitted to
 
 
@@ -40,12 +39,7 @@ def finetune_images(context: Context, head: Head, config: FinetuneConfig, *, mad
         made_by: fingerprint of the stage; a checkpoint of another one is ignored.
     """
     data, ranks, backbone = context.training_data, context.ranks, context.backbone
-    training, held_out = split_images(
-        len(data.dataset),
-        fraction=config.val_fraction,
-        seed=data.seed,
-        most=MAX_VALIDATION_IMAGES,
-    )
+    training, held_out = split_for_tuning(config, len(data.dataset), seed=data.seed)
     size = min(config.batch_images, len(training))
     if ranks.count > size:
         raise ConfigError(

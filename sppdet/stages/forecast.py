@@ -28,12 +28,11 @@ from sppdet.runs.progress import duration
 from sppdet.stages.backbone import load_unfitted, untrained_head
 from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import fold_count
-from sppdet.stages.finetune_images import MAX_VALIDATION_IMAGES
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
 from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
-from sppdet.training.finetune_windows import Pool, split_images
+from sppdet.training.finetune_windows import Pool, split_for_tuning
 from sppdet.training_config import FinetuneConfig, Layer
 from sppdet.types import Boxes, Dataset, FeatureMaps, ImageArray
 
@@ -124,11 +123,7 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
 def _held_out(config: Config, images: int) -> int:
     """Return the number of training images that fine-tuning holds out."""
     tuning = config.tuning()
-    if tuning is None:
-        return 0
-    most = MAX_VALIDATION_IMAGES if tuning.on_images else None
-    _, held_out = split_images(images, fraction=tuning.val_fraction, seed=config.seed, most=most)
-    return len(held_out)
+    return 0 if tuning is None else len(split_for_tuning(tuning, images, seed=config.seed)[1])
 
 
 def _width(config: Config, speed: Speed, layer: Layer) -> int:

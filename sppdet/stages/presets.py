@@ -135,9 +135,8 @@ def candidate(
         smaller: factor on the scales.
     """
     config = choice.load(preset != "fast")
-    grown = smaller
-    if are_small(dataset, scale=round(max(config.scales) * smaller)):
-        grown *= _LARGER
+    small = are_small(dataset, scale=round(max(config.scales) * smaller))
+    grown = smaller * (_LARGER if small else 1.0)
     values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
     if preset == "accurate":
         values["detect.flip"] = True

@@ -20,6 +20,8 @@ from sppdet.training.sgd import Batch
 from sppdet.training_config import FinetuneConfig
 from sppdet.types import AnnotatedImage, Boxes, FeatureMaps, Labels
 
+_MAX_HELD_OUT = 64  # images, where their maps are computed for every snapshot
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -73,6 +75,14 @@ def split_images(
     held_out = max(1, round(count * fraction)) if fraction > 0 and count >= 5 else 0
     held_out = held_out if most is None else min(held_out, most)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def split_for_tuning(
+    config: FinetuneConfig, count: int, *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw the positions of the images that are trained on and of those that fine-tuning holds out."""
+    most = _MAX_HELD_OUT if config.on_images else None
+    return split_images(count, fraction=config.val_fraction, seed=seed, most=most)
 
 
 def draw_pool_images(
