@@ -15,11 +15,12 @@ contents): the command line prints it through `one_line` and exits with status 1
 
 from __future__ import annotations
 
+import difflib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class SppdetError(Exception):
@@ -86,6 +87,25 @@ def one_line(text: str, limit: int = 300) -> str:
     head = _leading(pieces, limit // 2)
     tail = _leading(pieces[::-1], (limit - 1) // 2)[::-1]
     return "".join([*head, "…", *tail])
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], *, most: int = 1, prefix: str = "", cutoff: float = 0.6
+) -> str:
+    """Ask for the names that are nearest to an unknown one, whatever their case.
+
+    Args:
+        known: the right names.
+        most: number of names to ask for.
+        prefix: put before each, such as the section of a setting.
+        cutoff: least similarity, 0 to 1, as of `difflib`.
+
+    Returns:
+        "; did you mean a or b?" to put at the end of a message, or "" where none is near.
+    """
+    by_lower = {right.lower(): right for right in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=cutoff)
+    return f"; did you mean {' or '.join(prefix + by_lower[n] for n in near)}?" if near else ""
 
 
 def shorten(names: Sequence[str], *, limit: int = 20) -> str:

@@ -143,11 +143,19 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     ),
     "eval of nothing": (
         lambda _, __, ___: ["eval"],
-        "eval: expected RUN, or --config, --detections and --out together",
+        "eval: expected RUN, or several RUNs and --out, or --config, --detections and --out together",
     ),
     "eval of too much": (
         lambda settings, run, empty: ["eval", run, "--config", settings, "--out", empty],
-        "eval: expected RUN, or",
+        "eval: expected RUN, or --config, --detections and --ids, not both",
+    ),
+    "eval of one run into a folder": (
+        lambda _, run, empty: ["eval", run, "--out", empty],
+        "eval: --out is for several RUNs or --detections; the reports of one are in RUN/eval",
+    ),
+    "export to a name of ONNX": (
+        lambda _, run, empty: ["export", run, empty / "model.onnx"],
+        "model.onnx: FILE gets sppdet's own format; expected --onnx FOLDER for ONNX",
     ),
     "unknown format": (
         lambda _, run, empty: ["detect", run, empty, "--out", empty, "--save", "images,nonsense"],

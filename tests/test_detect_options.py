@@ -359,8 +359,8 @@ def test_eval_of_several_runs_refuses(sppdet: CommandLine, trained: Path, tmp_pa
     for arguments, message in (
         (("--out", taken), "notes.txt is there, but `sppdet eval` hasn't written it"),
         (("--out", trained), "is there, but `sppdet eval` hasn't written it"),
-        ((), "eval: expected RUN, or"),
-        (("--out", tmp_path / "o", "--ids", "stem"), "eval: expected RUN, or"),
+        ((), "eval: expected --out, a folder for the reports of several RUNs"),
+        (("--out", tmp_path / "o", "--ids", "stem"), "eval: expected RUN, or --config"),
     ):
         status, _, err = sppdet("eval", trained, trained, *arguments)
         assert status == 1 and message in err

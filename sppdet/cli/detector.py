@@ -71,6 +71,17 @@ def train(
         suggest(*given_words("train", without=("--until",)))
 
 
+def _wrong_call(runs: int, of_detections: bool) -> str:
+    """Say what a call of `eval` lacks or has too much of."""
+    if runs and of_detections:
+        return "expected RUN, or --config, --detections and --ids, not both"
+    if runs > 1:
+        return "expected --out, a folder for the reports of several RUNs"
+    if runs:
+        return "--out is for several RUNs or --detections; the reports of one are in RUN/eval"
+    return "expected RUN, or several RUNs and --out, or --config, --detections and --out together"
+
+
 def evaluate(
     runs: Annotated[
         list[Path] | None,
@@ -124,10 +135,7 @@ def evaluate(
         evaluate_runs(runs, out, split, metric=metric, device=device)
         return
     if runs or not (config and detections and out):
-        raise ConfigError(
-            "eval: expected RUN, or --config, --detections and --out together, or several RUNs and "
-            "--out"
-        )
+        raise ConfigError(f"eval: {_wrong_call(len(runs), bool(config or detections or ids))}")
     start_libraries()
     from sppdet.stages.evaluate_files import evaluate_files
 

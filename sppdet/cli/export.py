@@ -26,6 +26,8 @@ def export(
     """Write a trained detector as one file, which `detect` takes in the place of the run, or as ONNX."""
     if file is None and onnx is None:
         raise ConfigError("export: expected FILE, such as model.sppdet, or --onnx FOLDER")
+    if file is not None and file.suffix.lower() == ".onnx":
+        raise ConfigError(f"{file}: FILE gets sppdet's own format; expected --onnx FOLDER for ONNX")
     start_libraries()
     from sppdet.stages.trained_model import TrainedModel, write_model
 

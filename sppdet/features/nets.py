@@ -6,11 +6,11 @@ paddings are chosen to give the paper's map sizes at 224 pixels.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from sppdet.errors import did_you_mean
 from sppdet.features.norms import CrossChannelNorm, WithinChannelNorm
 from sppdet.features.timm_nets import PREFIX, timm_name_problem
 from sppdet.vision import models as tv
@@ -148,7 +148,4 @@ def problem_with_name(name: str) -> str | None:
     known = [*OWN_NETS, *tv.list_models(module=tv)]
     if name in known:
         return None
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{name}: unknown here and in torchvision" + (
-        f"; did you mean {close[0]}?" if close else ""
-    )
+    return f"{name}: unknown here and in torchvision{did_you_mean(name, known)}"

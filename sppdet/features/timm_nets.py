@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sppdet.errors import ConfigError
+from sppdet.errors import ConfigError, did_you_mean
 from sppdet.features.preprocessing import Preprocessing
 from sppdet.resizing import Interpolation
 from sppdet.vision import import_timm
@@ -45,8 +44,7 @@ def timm_name_problem(name: str) -> str | None:
     model = name.removeprefix(PREFIX)
     if timm.is_model(model):
         return None
-    close = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(PREFIX + c for c in close)}?" if close else ""
+    hint = did_you_mean(model.split(".")[0], timm.list_models(), most=3, prefix=PREFIX)
     return f"{name}: timm has no such network{hint}"
 
 

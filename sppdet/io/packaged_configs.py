@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from pathlib import Path
 
-from sppdet.errors import ConfigError
+from sppdet.errors import ConfigError, did_you_mean
 
 # What `../` in a packaged config leads to is the working folder, where `sppdet download` puts its data.
 _AS_IF_IN = "configs"
@@ -30,9 +29,8 @@ def packaged_config(name: str) -> Path:
     stem = name.removesuffix(".yaml")
     if stem in known:
         return known[stem]
-    close = difflib.get_close_matches(stem, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`sppdet init --list` has them all"
-    raise ConfigError(f"{name}: no such file, and no packaged config of that name; {hint}")
+    hint = did_you_mean(stem, known, most=3) or "; `sppdet init --list` has them all"
+    raise ConfigError(f"{name}: no such file, and no packaged config of that name{hint}")
 
 
 def config_for_images(*, tuned: bool = False) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sppdet.errors import one_line
+from sppdet.errors import did_you_mean, one_line
 from sppdet.io.files import name_problem
 from sppdet.setting_types import Section
 
@@ -38,14 +37,9 @@ def unknown_key(raw: Any, model: type[BaseModel], at: tuple[str, ...]) -> str | 
         name = ".".join((*at, str(key)))
         field = model.model_fields.get(str(key))
         if field is None:
-            known = {field.lower(): field for field in model.model_fields}
-            close = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.5)
-            near = [known[field] for field in close]
-            hint = (
-                f"; did you mean {'.'.join((*at, near[0]))}?"
-                if near
-                else (f"; known here: {', '.join(model.model_fields)}")
-            )
+            above = "".join(f"{part}." for part in at)
+            hint = did_you_mean(str(key), model.model_fields, prefix=above, cutoff=0.5)
+            hint = hint or f"; known here: {', '.join(model.model_fields)}"
             return f"{one_line(name, MAX_SHOWN) or repr(name)}: unknown{hint}"
         section = section_of(field.annotation)
         if section is not None:
