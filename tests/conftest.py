@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +33,9 @@ from sppdet.config import Config
 from sppdet.features.backbones import Backbone
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import load_config
+from sppdet.stages.detector import Detector
 from sppdet.stages.trained_model import TrainedModel, write_model
+from sppdet.types import Detections
 
 # a shell that starts the tests in the background has some of them ignored, and so would subprocesses
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -93,6 +96,25 @@ def trained(settings: Path) -> Path:
     run = settings.parent / "run"
     train_quietly(settings, run)
     return run
+
+
+@pytest.fixture(scope="session")
+def detector(trained: Path) -> Detector:
+    """The detector of `trained`."""
+    return Detector.load(trained, device="cpu")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One number for each image that a detector works on."""
+    genuine, made = Detector.detect_prepared, list[int]()
+
+    def counted(self: Detector, *arguments: Any, **named: Any) -> Detections:
+        made.append(1)
+        return genuine(self, *arguments, **named)
+
+    monkeypatch.setattr(Detector, "detect_prepared", counted)
+    return made
 
 
 @pytest.fixture(scope="session")

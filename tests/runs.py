@@ -203,6 +203,13 @@ def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.glob(pattern) if p.is_file()}
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file at any depth by its path, hidden ones and the targets of links too."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
 def results(run: Path) -> dict[str, bytes]:
     """What must not depend on how a run came about: the model, scores and detections."""
     scored = run / "eval" / "test"

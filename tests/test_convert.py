@@ -19,7 +19,7 @@ from torchvision.datasets import VOCDetection
 
 from images import save_image
 from labelled_sets import CLASSES, HEIGHT, SETS, TEST, TRAIN, WIDTH, WRITERS, noise, pascal
-from runs import CommandLine
+from runs import CommandLine, files_in
 from sppdet.data_config import DataConfig
 from sppdet.errors import AnnotationError, ArtifactError, ConfigError, DataError, ImageError
 from sppdet.io.formats.find import find_format
@@ -33,13 +33,6 @@ from test_formats import Objects, assert_objects, objects_of
 
 READABLE: tuple[Target, ...] = ("voc", "coco", "yolo", "csv", "labelme", "via", "cvat")
 LABELS: tuple[Target, ...] = (*READABLE, "jsonl", "labelstudio")
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file at any depth, hidden ones and the targets of links too."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
 
 
 def read_again(root: Path, images: Path | None) -> dict[str, dict[str, Objects]]:

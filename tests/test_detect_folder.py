@@ -27,11 +27,6 @@ from sppdet.types import Detections
 LEAST = -1.2  # a score that this little training reaches
 
 
-@pytest.fixture(scope="session")
-def detector(trained: Path) -> Detector:
-    return Detector.load(trained, device="cpu")
-
-
 @pytest.fixture
 def images(demo_root: Path, tmp_path: Path) -> Path:
     """Nested folders: a plain image, one in a format of its own, one turned, one broken."""

@@ -30,11 +30,6 @@ from sppdet.types import Detections
 LEAST = -1.2  # a score that this little training reaches
 
 
-@pytest.fixture(scope="session")
-def detector(trained: Path) -> Detector:
-    return Detector.load(trained, device="cpu")
-
-
 @pytest.fixture
 def images(demo_root: Path, tmp_path: Path) -> Path:
     """A folder of three images, one of them in a folder of its own."""

@@ -30,11 +30,6 @@ def rgb(rng: np.random.Generator) -> ImageArray:
 
 
 @pytest.fixture(scope="module")
-def detector(trained: Path) -> Detector:
-    return Detector.load(trained, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def fresh(demo_root: Path) -> list[Path]:
     return sorted((demo_root / "fresh").glob("*.jpg"))
 

@@ -36,11 +36,6 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 @pytest.fixture(scope="module")
-def detector(trained: Path) -> Detector:
-    return Detector.load(trained, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def answerer(detector: Detector) -> Answerer:
     return Answerer.of(detector, LIMITS, Threshold("score", LEAST))
 

@@ -198,11 +198,6 @@ def test_videos_that_cant_be_written(tmp_path: Path) -> None:
 # -- detection -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def detector(trained: Path) -> Detector:
-    return Detector.load(trained, device="cpu")
-
-
 def small(image: ImageArray, width: int, height: int) -> ImageArray:
     return np.asarray(cv2.resize(image, (width, height)), dtype=np.uint8)
 
@@ -225,19 +220,6 @@ def detect(
 
 def all_files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One number for each image that the detector works on."""
-    genuine, made = Detector.detect_prepared, list[int]()
-
-    def counted(self: Detector, *arguments: Any, **named: Any) -> Detections:
-        made.append(1)
-        return genuine(self, *arguments, **named)
-
-    monkeypatch.setattr(Detector, "detect_prepared", counted)
-    return made
 
 
 def test_frames_are_images_with_times(
