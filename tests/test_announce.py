@@ -24,6 +24,12 @@ from sppdet.stages.context import STAGES
             "data proposals features finetune svm evaluate",
         ),
         (["data.test=null"], "evaluate", "data proposals features finetune svm bbox calibrate"),
+        (["classifier=softmax"], "bbox", "data proposals features finetune bbox"),
+        (
+            ["finetune.sampling=images", "finetune.box_loss=1", "bbox.source=finetune"],
+            "evaluate",
+            "data proposals features finetune svm calibrate evaluate",
+        ),
         (["detect.max_windows=300"], "svm", "data proposals features finetune ranking svm"),
     ],
 )

@@ -28,7 +28,8 @@ def title(stage: Stage, config: Config, *, until: Stage) -> str:
     idle = {
         "finetune": config.tuning() is None,
         "ranking": config.detect.max_windows is None,
-        "bbox": config.bbox is None,
+        "svm": config.classifier == "softmax",  # which fine-tuning has trained, and so below
+        "bbox": config.bbox is None or config.bbox.source == "finetune",
         "calibrate": config.calibrate is None,
         "evaluate": config.data.test is None,
     }
