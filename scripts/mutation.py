@@ -72,8 +72,6 @@ TESTS = {
     "stages/export_proposals.py": "test_cli",
     "stages/model*.py": "test_model_files test_pipeline",
     "stages/*.py": "test_stage_run test_pipeline test_resume",
-    "evaluation/dataset_check.py": "test_dataset_check",
-    "evaluation/similar_images.py": "test_dataset_check",
     "evaluation/*.py": "test_evaluation_*",
     "io/matlab.py": "test_stored_files",
     "io/npz.py": "test_stored_files",

@@ -43,13 +43,16 @@ def _one_of_one(value: Any) -> Any:
     """Take a list of one as what is in it, so that both have the same proposals and fingerprints."""
     if value == []:
         raise ValueError("expected an engine, or a list of engines")
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    is_one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+    return value[0] if is_one else value
 
 
 class ProposalsConfig(Section):
     """Class-agnostic candidate boxes: selective search, edge boxes, or boxes computed elsewhere."""
 
-    engine: Annotated[Engine | list[Engine], BeforeValidator(_one_of_one)] = "sppdet"
+    engine: Annotated[
+        Engine | Annotated[list[Engine], Field(min_length=2)], BeforeValidator(_one_of_one)
+    ] = "sppdet"
     """Source of the proposals. sppdet: its own selective search; opencv: OpenCV's, slower, for
     comparison; edgeboxes: windows scored by the contours in them; stored: read them from `path`. A list
     such as [sppdet, edgeboxes] joins the boxes of several, in turn by rank, up to `max_boxes`."""

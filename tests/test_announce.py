@@ -24,6 +24,11 @@ from sppdet.stages.context import STAGES
             "data proposals features finetune svm evaluate",
         ),
         (["data.test=null"], "evaluate", "data proposals features finetune svm bbox calibrate"),
+        (
+            ["finetune.sampling=images", "finetune.layers=all"],
+            "bbox",
+            "data proposals finetune svm bbox",
+        ),
         (["classifier=softmax"], "bbox", "data proposals features finetune bbox"),
         (
             ["finetune.sampling=images", "finetune.box_loss=1", "bbox.source=finetune"],

@@ -145,7 +145,19 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
     ),
     "eval of too much": (
         lambda settings, run, empty: ["eval", run, "--config", settings, "--out", empty],
-        "eval: expected RUN, or --config, --detections and --ids, not both",
+        "eval: expected RUN, or --config, --detections and --out (and --ids) without one",
+    ),
+    "eval of detections without a folder": (
+        lambda settings, run, _: ["eval", "--config", settings, "--detections", run],
+        "eval: --out missing; expected --config, --detections and --out together",
+    ),
+    "eval of detections of nothing known": (
+        lambda _, run, empty: ["eval", "--out", empty],
+        "eval: --config and --detections missing; expected",
+    ),
+    "ONNX into a file": (
+        lambda _, run, empty: ["export", run, "--onnx", empty / "model.onnx"],
+        "model.onnx: --onnx writes a folder of files; expected a name without .onnx",
     ),
     "eval of one run into a folder": (
         lambda _, run, empty: ["eval", run, "--out", empty],

@@ -126,6 +126,11 @@ def test_shipped_config(path: Path | None) -> None:
             "proposals: {engine: []}",
             "proposals.engine: expected an engine, or a list of engines",
         ),
+        (
+            "proposals: {engine: [[]]}",
+            "proposals.engine: should be 'sppdet', 'opencv', 'edgeboxes'",
+        ),
+        ("proposals: {engine: [[sppdet]]}", "proposals.engine: should be 'sppdet', 'opencv',"),
         ("proposals: {edge_model: m.yml}", "edge_model: expected with engine: edgeboxes, and only"),
         ("proposals: {engine: edgeboxes, image_width: 4001}", "image_width: expected at most 4000"),
         ("svm: {C: -1}", "svm.C: should be greater than 0, got -1"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runs import CommandLine, log_of, printed_to
-from sppdet.errors import one_line, printable
+from sppdet.errors import did_you_mean, one_line, printable
 from sppdet.runs.log import LOGGER, JsonLinesHandler, handler_added
 
 
@@ -101,3 +101,23 @@ def test_a_message_is_shown_in_one_line_and_logged_whole(
     assert line.startswith(r"skipped: \x1b[31m\n\udcffxxx") and len(line) == 301
     assert line.endswith("x: can't be decoded\n")
     assert log_of(tmp_path)[-1]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "expected"),
+    [
+        ("scales", 1, "; did you mean scale?"),
+        ("SCALES", 1, "; did you mean scale?"),
+        ("c", 1, "; did you mean C?"),
+        ("scale1", 3, "; did you mean scale or scale_16?"),
+        ("banana", 3, ""),
+        ("", 1, ""),
+    ],
+)
+def test_the_nearest_names_are_asked_for(name: str, most: int, expected: str) -> None:
+    assert did_you_mean(name, ["C", "scale", "scale_16", "width"], most=most) == expected
+
+
+def test_names_are_asked_for_in_full() -> None:
+    assert did_you_mean("Hed", iter(["head"]), prefix="a.b.") == "; did you mean a.b.head?"
+    assert did_you_mean("hxxd", ["head"]) == "" != did_you_mean("hxxd", ["head"], cutoff=0.5)

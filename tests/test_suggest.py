@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from images import save_image
-from runs import CLASSES, CommandLine, train_quietly
+from runs import CLASSES, CommandLine, files_in, train_quietly
 from sppdet.errors import ArtifactError, ConfigError
 from sppdet.evaluation.selection import entropy, jackknife_errors
 from sppdet.io.dataset import load_dataset
@@ -68,17 +68,10 @@ def made(run: Path, pool: Path, out: Path, kind: Prelabels = "voc", **more: Any)
     return suggest_images(run, [pool], out=out, prelabels=kind, wanted=LEAST, **more)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
-
-
 def test_the_command(
     sppdet: CommandLine, seen: Path, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, out = tree(pool), tmp_path / "out"
+    before, out = files_in(pool), tmp_path / "out"
     words = ("suggest", seen, pool, "--out", out, "--score", "-1.2", "--device", "cpu")
     status, said, err = sppdet(*words, "--count", "3")
     broken = f"{pool / 'broken.jpg'}: can't be decoded as an image"
@@ -87,7 +80,7 @@ def test_the_command(
     assert f"failed: {broken}\n" in said
     assert "3 of 5 images to label; 2 that the run has used are left out" in said
     assert f"labelImg {out / 'images'} {out / 'classes.txt'} {out / 'Annotations'}" in said
-    assert tree(pool) == before
+    assert files_in(pool) == before
     content = json.loads((out / "suggest.json").read_text())
     assert content["left_out"] == 2 and content["failed"] == [broken]
     rows = content["rows"]
@@ -106,10 +99,10 @@ def test_the_command(
     page = (out / "suggest.html").read_text()
     assert page.count("<figure") == 3 and "broken.jpg" in page and "://" not in page
 
-    again = tree(out)
+    again = files_in(out)
     monkeypatch.setattr(Looker, "look", None)  # nothing is looked at twice
     monkeypatch.setattr("sppdet.stages.proposer.Proposer.of", None)
-    assert sppdet(*words, "--count", "3")[0] == 1 and tree(out) == again
+    assert sppdet(*words, "--count", "3")[0] == 1 and files_in(out) == again
     assert sppdet(*words, "--count", "2", "--format", "yolo")[0] == 1
     assert (out / "labels" / "classes.txt").read_text().split() == list(CLASSES)
     assert not list((out / "Annotations").iterdir()) and len(list((out / "images").iterdir())) == 2
@@ -385,17 +378,17 @@ def test_runs_and_places_that_are_refused(
     (tmp_path / "theirs" / "Annotations").mkdir(parents=True)
     (tmp_path / "theirs" / "classes.txt").write_text("mine")
     assert "hasn't written it" in refused(seen, pool, "--out", tmp_path / "theirs")
-    assert tree(tmp_path / "theirs") == {"classes.txt": b"mine"}
+    assert files_in(tmp_path / "theirs") == {"classes.txt": b"mine"}
 
 
 def test_corrected_labels_are_not_overwritten(seen: Path, pool: Path, tmp_path: Path) -> None:
     made(seen, pool, tmp_path, count=2)
     edited = next((tmp_path / "Annotations").iterdir())
     edited.write_text(edited.read_text().replace("Unspecified", "Left"))
-    before = tree(tmp_path)
+    before = files_in(tmp_path)
     with pytest.raises(ArtifactError, match="it has changed since; expected another --out"):
         made(seen, pool, tmp_path, count=2)
-    assert tree(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
 def test_files_of_the_run_are_no_candidates(run_copy: Path, pool: Path, tmp_path: Path) -> None:
@@ -417,7 +410,7 @@ def test_a_damaged_store_is_made_again(run_copy: Path, pool: Path, tmp_path: Pat
     assert len(stored) == len(first.rows)
     stored[0].write_bytes(stored[0].read_bytes()[:-20])
     made(run, pool, tmp_path / "two")
-    one, two = tree(tmp_path / "one"), tree(tmp_path / "two")
+    one, two = files_in(tmp_path / "one"), files_in(tmp_path / "two")
     assert one == two
 
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runs import CommandLine, printed_to
+from runs import CommandLine, files_in, printed_to
 from sppdet.errors import ConfigError, DataError, ImageError
 from sppdet.folders.folder import FolderResult, detect_folder
 from sppdet.folders.formats import Format
@@ -218,10 +218,6 @@ def detect(
     return detect_folder(detector, plan, out, min_score=LEAST, formats=FORMATS, workers=2)
 
 
-def all_files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_frames_are_images_with_times(
     detector: Detector, film: Path, tmp_path: Path, calls: list[int]
 ) -> None:
@@ -260,14 +256,14 @@ def test_a_video_is_done_once(
 ) -> None:
     out = tmp_path / "out"
     detect(detector, [film], out)
-    before, stamp = all_files(out), (out / "images" / "film.mp4").stat().st_mtime_ns
+    before, stamp = files_in(out), (out / "images" / "film.mp4").stat().st_mtime_ns
     assert len(calls) == 6
     detect(detector, [film], out)
-    assert len(calls) == 6 and all_files(out) == before
+    assert len(calls) == 6 and files_in(out) == before
     assert (out / "images" / "film.mp4").stat().st_mtime_ns == stamp  # not drawn again
     (out / "images" / "film.mp4").unlink()
     detect(detector, [film], out)
-    assert len(calls) == 6 and all_files(out) == before
+    assert len(calls) == 6 and files_in(out) == before
     other = Detector(**{**vars(detector), "made_by": "another"})
     detect(other, [film], out)
     assert len(calls) == 12
@@ -295,7 +291,7 @@ def test_an_interrupted_video_goes_on(
     detect(detector, [film], tmp_path / "out")
     assert calls == 7  # three of six were done
     detect(detector, [film], tmp_path / "whole")
-    assert all_files(tmp_path / "out") == all_files(tmp_path / "whole")
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
 
 
 def test_a_video_that_is_drawn_of_older_results_is_drawn_again(

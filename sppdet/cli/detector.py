@@ -31,7 +31,7 @@ from sppdet.cli.thresholds import (
 from sppdet.errors import ConfigError, SppdetError
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Mapping
 
 StageName = Literal[
     "data", "proposals", "features", "finetune", "ranking", "svm", "bbox", "calibrate", "evaluate"
@@ -71,15 +71,24 @@ def train(
         suggest(*given_words("train", without=("--until",)))
 
 
-def _wrong_call(runs: int, of_detections: bool) -> str:
-    """Say what a call of `eval` lacks or has too much of."""
-    if runs and of_detections:
-        return "expected RUN, or --config, --detections and --ids, not both"
+def _wrong_call(runs: int, of_detections: Mapping[str, bool], ids: bool) -> str:
+    """Say what a call of `eval` lacks or has too much of.
+
+    Args:
+        runs: number of RUNs. of_detections: what detections made elsewhere need, and what of it is given.
+    """
+    needed = "--config, --detections and --out"
+    given = [name for name, there in of_detections.items() if there]
+    if runs and (ids or set(given) - {"--out"}):
+        return f"expected RUN, or {needed} (and --ids) without one"
     if runs > 1:
         return "expected --out, a folder for the reports of several RUNs"
     if runs:
         return "--out is for several RUNs or --detections; the reports of one are in RUN/eval"
-    return "expected RUN, or several RUNs and --out, or --config, --detections and --out together"
+    if given:
+        missing = " and ".join(name for name, there in of_detections.items() if not there)
+        return f"{missing} missing; expected {needed} together"
+    return f"expected RUN, or several RUNs and --out, or {needed} together"
 
 
 def evaluate(
@@ -135,7 +144,8 @@ def evaluate(
         evaluate_runs(runs, out, split, metric=metric, device=device)
         return
     if runs or not (config and detections and out):
-        raise ConfigError(f"eval: {_wrong_call(len(runs), bool(config or detections or ids))}")
+        given = {"--config": bool(config), "--detections": bool(detections), "--out": bool(out)}
+        raise ConfigError(f"eval: {_wrong_call(len(runs), given, bool(ids))}")
     start_libraries()
     from sppdet.stages.evaluate_files import evaluate_files
 

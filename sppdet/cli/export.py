@@ -26,8 +26,10 @@ def export(
     """Write a trained detector as one file, which `detect` takes in the place of the run, or as ONNX."""
     if file is None and onnx is None:
         raise ConfigError("export: expected FILE, such as model.sppdet, or --onnx FOLDER")
-    if file is not None and file.suffix.lower() == ".onnx":
+    if file is not None and file.name.lower().endswith(".onnx"):
         raise ConfigError(f"{file}: FILE gets sppdet's own format; expected --onnx FOLDER for ONNX")
+    if onnx is not None and onnx.name.lower().endswith(".onnx"):
+        raise ConfigError(f"{onnx}: --onnx writes a folder of files; expected a name without .onnx")
     start_libraries()
     from sppdet.stages.trained_model import TrainedModel, write_model
 

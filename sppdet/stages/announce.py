@@ -26,6 +26,7 @@ def title(stage: Stage, config: Config, *, until: Stage) -> str:
         until: the last stage.
     """
     idle = {
+        "features": config.tunes_conv(),  # whose maps are computed anew when they are needed
         "finetune": config.tuning() is None,
         "ranking": config.detect.max_windows is None,
         "svm": config.classifier == "softmax",  # which fine-tuning has trained, and so below
