@@ -59,7 +59,7 @@ class ProposalsConfig(Section):
     mode: Literal["single", "fast", "quality"] = "fast"
     """Number of hierarchies that selective search builds. single: 2 of one segmentation, about 700 boxes
     per image and lower recall; fast: 8, about 2,000 boxes per image; quality: 80, more boxes and higher
-    recall, but many times slower."""
+    recall, for five times the time and more."""
     max_boxes: Count = 2000
     """Maximum number of proposals per image. More raise recall; training and detection take
     proportionally longer."""
