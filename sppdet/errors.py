@@ -15,7 +15,6 @@ contents): the command line prints it through `one_line` and exits with status 1
 
 from __future__ import annotations
 
-import difflib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -103,6 +102,8 @@ def did_you_mean(
     Returns:
         "; did you mean a or b?" to put at the end of a message, or "" where none is near.
     """
+    import difflib  # which most commands never need
+
     by_lower = {right.lower(): right for right in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=cutoff)
     return f"; did you mean {' or '.join(prefix + by_lower[n] for n in near)}?" if near else ""

@@ -105,6 +105,12 @@ def detector(trained: Path) -> Detector:
 
 
 @pytest.fixture
+def images(demo_root: Path, tmp_path: Path) -> Path:
+    """A folder of three images; some files of tests have one of their own."""
+    return Path(shutil.copytree(demo_root / "fresh", tmp_path / "in"))
+
+
+@pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One number for each image that a detector works on."""
     genuine, made = Detector.detect_prepared, list[int]()

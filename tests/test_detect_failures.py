@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +26,6 @@ from sppdet.io.voc import read_voc_annotation
 from sppdet.runs.artifacts import atomic_path
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections
-
-
-@pytest.fixture
-def images(demo_root: Path, tmp_path: Path) -> Path:
-    """A folder of three images."""
-    return Path(shutil.copytree(demo_root / "fresh", tmp_path / "in"))
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text here")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from folder_runs import LEAST
 from runs import CLASSES, CommandLine
 from sppdet.errors import ConfigError
 from sppdet.folders.folder import FolderResult, detect_folder
@@ -23,8 +24,6 @@ from sppdet.io.voc import read_voc_annotation
 from sppdet.stages.detector import Detector
 from sppdet.stages.model import choose_device
 from sppdet.types import Detections
-
-LEAST = -1.2  # a score that this little training reaches
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.datasets import ImageFolder
 
+from folder_runs import LEAST
 from runs import CLASSES
 from sppdet.boxes import whole_pixels
 from sppdet.errors import ConfigError, DataError
@@ -26,8 +27,6 @@ from sppdet.io.names import class_folders
 from sppdet.io.yolo_writing import yolo_labels
 from sppdet.stages.detector import Detector
 from sppdet.types import Detections
-
-LEAST = -1.2  # a score that this little training reaches
 
 
 @pytest.fixture

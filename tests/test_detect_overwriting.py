@@ -16,12 +16,6 @@ from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
 
-@pytest.fixture
-def images(demo_root: Path, tmp_path: Path) -> Path:
-    """A folder of three images."""
-    return Path(shutil.copytree(demo_root / "fresh", tmp_path / "in"))
-
-
 def test_annotations_made_by_hand_stay(
     sppdet: CommandLine, trained: Path, demo_root: Path, tmp_path: Path
 ) -> None:

@@ -29,12 +29,6 @@ from sppdet.stages.detector import Detector
 from sppdet.types import Detections
 
 
-@pytest.fixture
-def images(demo_root: Path, tmp_path: Path) -> Path:
-    """A folder of three images."""
-    return Path(shutil.copytree(demo_root / "fresh", tmp_path / "in"))
-
-
 def test_a_second_call_does_nothing_anew(
     detector: Detector, images: Path, tmp_path: Path, calls: list[int]
 ) -> None:

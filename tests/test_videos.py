@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from folder_runs import LEAST
 from runs import CommandLine, files_in, printed_to
 from sppdet.errors import ConfigError, DataError, ImageError
 from sppdet.folders.folder import FolderResult, detect_folder
@@ -32,7 +33,6 @@ from sppdet.stages.detector import Detector
 from sppdet.types import Detections, ImageArray
 
 MAX_PIXELS = 10**7
-LEAST = -1.2  # a score that the little training of the tests reaches
 FORMATS: tuple[Format, ...] = ("images", "json", "csv", "voc")
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="there is no ffmpeg here"
