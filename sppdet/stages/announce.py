@@ -29,7 +29,7 @@ def title(stage: Stage, config: Config, *, until: Stage) -> str:
         "features": config.tunes_conv(),  # whose maps are computed anew when they are needed
         "finetune": config.tuning() is None,
         "ranking": config.detect.max_windows is None,
-        "svm": config.classifier == "softmax",  # trained by fine-tuning, like the boxes of bbox.source
+        "svm": config.classifier == "softmax",  # fine-tuning has trained it
         "bbox": config.bbox is None or config.bbox.source == "finetune",
         "calibrate": config.calibrate is None,
         "evaluate": config.data.test is None,
