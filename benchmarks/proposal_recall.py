@@ -35,6 +35,7 @@ EDGES: dict[str, Any] = {"engine": "edgeboxes"}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "sppdet single": [SINGLE],
     "sppdet fast": [FAST],
+    "sppdet diverse": [{"mode": "diverse"}],
     "sppdet quality": [{"mode": "quality"}],
     "edgeboxes": [EDGES],
     "sppdet fast + edgeboxes": [FAST, EDGES],

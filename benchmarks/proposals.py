@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", default="test")
     parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--mode", default="fast", choices=["fast", "quality"])
+    parser.add_argument("--mode", default="fast", choices=["fast", "diverse", "quality"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(1)

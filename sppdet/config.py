@@ -56,10 +56,11 @@ class ProposalsConfig(Section):
     """Source of the proposals. sppdet: its own selective search; opencv: OpenCV's, slower, for
     comparison; edgeboxes: windows scored by the contours in them; stored: read them from `path`. A list
     such as [sppdet, edgeboxes] joins the boxes of several, in turn by rank, up to `max_boxes`."""
-    mode: Literal["single", "fast", "quality"] = "fast"
+    mode: Literal["single", "fast", "diverse", "quality"] = "fast"
     """Number of hierarchies that selective search builds. single: 2 of one segmentation, about 700 boxes
-    per image and lower recall; fast: 8, about 2,000 boxes per image; quality: 80, more boxes and higher
-    recall, for five times the time and more."""
+    per image and lower recall; fast: 8 of four segmentations, about 2,000 boxes per image; diverse: 20 of
+    five, one in every colour space, as many boxes as fast in half as much time again; quality: 80, more
+    boxes and higher recall, for five times the time and more."""
     max_boxes: Count = 2000
     """Maximum number of proposals per image. More raise recall; training and detection take
     proportionally longer."""

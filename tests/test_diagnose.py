@@ -249,8 +249,16 @@ def test_every_cause_has_advice() -> None:
         assert advice_for_miss(cause, config).startswith(("try ", "look "))
     for false in FALSE_CAUSES:
         assert advice_for_false(false, config).startswith(("try ", "look "))
-    said = advice_for_miss("not proposed", config)
-    assert said == "try proposals.mode: quality or proposals.engine: [sppdet, edgeboxes]"
+    joined, more = "proposals.engine: [sppdet, edgeboxes]", "a larger proposals.max_boxes than 2000"
+    for mode, ways in (
+        ("fast", f"try proposals.mode: diverse or {joined}"),
+        ("diverse", f"try proposals.mode: quality or {joined}"),
+        ("quality", f"try {joined} or {more}"),
+    ):
+        proposals = config.proposals.model_copy(update={"mode": mode})
+        searched = config.model_copy(update={"proposals": proposals})
+        assert advice_for_miss("not proposed", searched) == ways
+        assert advice_for_miss("counted for another object", searched).endswith(f"else {ways}")
     below: MissCause = "scored below the threshold"
     assert "--score -0.85 (where F1" in advice_for_miss(below, config, lower=-0.851)
     assert "--score 0.50 (where F1" in advice_for_false("background", config, higher=0.5)

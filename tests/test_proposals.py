@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from sppdet.io.images import read_image
 from sppdet.io.stored_proposals import StoredProposals, file_name
 from sppdet.proposals.colours import in_colour_space
 from sppdet.proposals.joined import propose
+from sppdet.proposals.modes import MODES
 from sppdet.proposals.opencv_engine import _search
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import _order, selective_search
@@ -126,6 +127,27 @@ def test_single_mode_is_one_segmentation_of_fast(image: ImageArray) -> None:
     assert single < fast
 
 
+@ENGINES
+def test_diverse_mode_is_one_threshold_of_quality(image: ImageArray, engine: str) -> None:
+    diverse, quality, fast = (
+        rows(selective_search(image, with_engine(ALL, engine, mode=mode)).boxes)
+        for mode in ("diverse", "quality", "fast")
+    )
+    assert 20 < len(diverse) < len(quality)
+    assert diverse < quality
+    assert not diverse <= fast and not fast <= diverse
+
+
+def test_modes_have_the_hierarchies_that_the_settings_name() -> None:
+    hierarchies = {
+        name: len(mode.colours) * len(mode.ks) * len(mode.groupings) for name, mode in MODES.items()
+    }
+    assert hierarchies == {"single": 2, "fast": 8, "diverse": 20, "quality": 80}
+    assert set(hierarchies) == set(get_args(ProposalsConfig.model_fields["mode"].annotation))
+    assert len(MODES["fast"].colours) * len(MODES["fast"].ks) == 4  # segmentations
+    assert len(MODES["diverse"].colours) * len(MODES["diverse"].ks) == 5
+
+
 @pytest.mark.parametrize("min_size", [1, 8, 20])
 def test_least_size_is_in_resized_pixels(image: ImageArray, min_size: int) -> None:
     config = ALL.model_copy(update={"min_size": min_size})
@@ -161,7 +183,7 @@ def test_boxes_stay_in_images_of_any_shape(
 @ALL_ENGINES
 def test_a_image_of_one_colour_has_just_the_whole(value: int, engine: str | list[str]) -> None:
     image = np.full((45, 60, 3), value, np.uint8)
-    for mode in ("fast", "quality"):
+    for mode in MODES:
         config = with_engine(CONFIG, engine, mode=mode)
         assert propose(image, config).boxes.tolist() == [[0, 0, 60, 45]]
 

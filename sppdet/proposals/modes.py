@@ -14,10 +14,13 @@ class Mode:
     groupings: tuple[str, ...]  # c colour, t texture, s size, f fill; equal weights
 
 
+_COLOURS = ("hsv", "lab", "rgi", "hue", "grey")
+_GROUPINGS = ("ctsf", "tsf", "f", "s")
+# single, fast and quality are Uijlings et al.'s (single with two groupings); diverse spends its time on
+# colour spaces and groupings, since a segmentation takes most of it and a grouping the least
 MODES = {
     "single": Mode(("hsv",), (50,), ("ctsf", "tsf")),
     "fast": Mode(("hsv", "lab"), (50, 100), ("ctsf", "tsf")),
-    "quality": Mode(
-        ("hsv", "lab", "rgi", "hue", "grey"), (50, 100, 150, 300), ("ctsf", "tsf", "f", "s")
-    ),
+    "diverse": Mode(_COLOURS, (100,), _GROUPINGS),
+    "quality": Mode(_COLOURS, (50, 100, 150, 300), _GROUPINGS),
 }

@@ -13,7 +13,7 @@ from sppdet.types import Boxes, ImageArray
 
 def selective_search(
     image: ImageArray,
-    mode: Literal["single", "fast", "quality"] = "fast",
+    mode: Literal["single", "fast", "diverse", "quality"] = "fast",
     *,
     max_boxes: int = 2000,
     min_size: int = 20,
@@ -24,7 +24,8 @@ def selective_search(
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        mode: single builds 2 hierarchies of regions, about 700 boxes; fast 8, about 2,000; quality 80.
+        mode: single builds 2 hierarchies of regions, about 700 boxes; fast 8, about 2,000; diverse 20,
+            about 2,000; quality 80.
         max_boxes: maximum number of boxes.
         min_size: minimum width and height of a box, in pixels of the resized image.
         image_width: width in pixels to which the image is resized for the search.

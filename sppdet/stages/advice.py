@@ -38,7 +38,7 @@ def advice_for_miss(
         "over max_per_class": f"try a larger detect.max_per_class than {detect.max_per_class}",
         "moved off by box voting": f"try a larger detect.box_voting than {detect.box_voting}",
         "counted for another object": (
-            "look for objects that are annotated twice; else try proposals.mode: quality"
+            f"look for objects that are annotated twice; else {_more_proposals(config)}"
         ),
     }
     return texts[cause]
@@ -82,7 +82,7 @@ def _more_proposals(config: Config, *, too_small: int = 0) -> str:
             f"({too_small} of these objects are smaller than every proposal)"
         )
     if "sppdet" in engines and proposals.mode != "quality":
-        ways.append("proposals.mode: quality")
+        ways.append(f"proposals.mode: {'quality' if proposals.mode == 'diverse' else 'diverse'}")
     if "edgeboxes" not in engines:
         ways.append(f"proposals.engine: [{engines[0]}, edgeboxes]")
     ways.append(f"a larger proposals.max_boxes than {proposals.max_boxes}")
