@@ -1,7 +1,7 @@
 """What backbones, joined stages, projections and tuned layers bring and cost.
 
     python benchmarks/backbones.py --out DIR [--data SET] [--rows a,b] [--seeds 0,1,2] [--images N]
-                                   [--epochs E] [--conv-rate R]
+                                   [--epochs E] [--conv-rate R] [--search MODE]
 
 SET is a folder in the VOC layout with trainval and test; data/frk5 and the weights below $SPPDET_DATA
 are taken without it. A row is NET (pool5), NET_fc or NET_conv (E passes over the training images), and
@@ -102,6 +102,9 @@ def main() -> None:
         default=CONV_RATE,
         help="rate of the layers, as part of the head's",
     )
+    parser.add_argument(
+        "--search", choices=["single", "fast", "diverse", "quality"], help="proposals.mode of all rows"
+    )
     args = parser.parse_args()
     if args.data is None or args.weights is None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
@@ -154,7 +157,8 @@ def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:
     tuned = is_tuned(split_name(name)[1])
     epochs = f"_{args.epochs:g}epochs" if tuned and args.epochs != EPOCHS else ""
     rate = f"_rate{args.conv_rate:g}" if tuned and args.conv_rate != CONV_RATE else ""
-    return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}{rate}_seed{seed}"
+    search = f"_{args.search}" if args.search else ""
+    return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}{rate}{search}_seed{seed}"
 
 
 def measure(
@@ -227,6 +231,7 @@ def build(
             "stages": strides or "auto",
         },
         "features": {"project": channels or "none"},
+        **({"proposals": {"mode": args.search}} if args.search else {}),
         **KINDS[kind][1],
         "calibrate": "none",
         "seed": seed,

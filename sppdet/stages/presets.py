@@ -34,14 +34,7 @@ _SMALLER = 2 / 3  # factor on the scales of the last resort
 # most of that stage (docs/results.md)
 _EXAMPLES = 1500
 _KEYS = frozenset(  # that a choice has
-    {
-        "scales",
-        "bbox.max_examples",
-        "finetune.batches",
-        "finetune.image_scales",
-        "detect.flip",
-        "proposals.mode",
-    }
+    {"scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales", "detect.flip"}
 )
 
 
@@ -89,8 +82,6 @@ def describe(preset: Preset, config: Config) -> str:
     """Describe what a preset does in a few words."""
     scales = ", ".join(map(str, config.scales))
     images = f"images at {scales} px"
-    if config.proposals.mode == "quality":
-        images += "; searches longer for windows"
     if config.detect.flip:
         images += "; detects in mirror images as well"
     tuning = config.tuning()
@@ -112,11 +103,10 @@ def _chosen(context: Context, choice: Choice) -> Chosen:
     if "fast" in wanted:
         candidates.append(candidate(choice, "fast", dataset, smaller=_SMALLER))
     tests = len(context.test_set) if context.test_set is not None else 0
-    speeds: dict[tuple[bool, str], Speed] = {}
+    speeds: dict[bool, Speed] = {}
     for chosen in candidates:
-        config = chosen.applied(choice)
-        kind = chosen.preset != "fast", config.proposals.mode  # whose speeds differ
-        speed = speeds[kind] = speeds.get(kind) or loaded_and_measured(context, config)
+        config, tuned = chosen.applied(choice), chosen.preset != "fast"
+        speed = speeds[tuned] = speeds.get(tuned) or loaded_and_measured(context, config)
         seconds = sum(forecast(config, speed, dataset, tests=tests).values())
         if seconds <= 60 * choice.minutes:
             return chosen
@@ -138,8 +128,7 @@ def candidate(
     """Fit a preset to a training set.
 
     Small objects have larger scales. The passes over the images fall with their number: with n images
-    8 · (100 / n)^0.42. accurate is balanced that searches longer for windows and detects in the mirror
-    image as well.
+    8 · (100 / n)^0.42. accurate is balanced that detects in the mirror image as well.
 
     Args:
         fraction: of the batches that are taken.
@@ -150,7 +139,7 @@ def candidate(
     grown = smaller * (_LARGER if small else 1.0)
     values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
     if preset == "accurate":
-        values |= {"proposals.mode": "quality", "detect.flip": True}
+        values["detect.flip"] = True
     if preset == "fast":
         values["bbox.max_examples"] = _EXAMPLES
     if (tuning := config.tuning()) is not None:
@@ -190,8 +179,7 @@ def _stored(path: Path, asked: Mapping[str, Any]) -> Chosen | None:
         values = found.get("values")
         if not isinstance(values, dict) or not set(values) <= _KEYS:
             raise ArtifactError(f"{path}: damaged: expected values of {', '.join(sorted(_KEYS))}")
-        raw: dict[str, Any] = {key: {} for key in ("bbox", "detect", "proposals")}
-        raw |= {"data": {"root": "."}, "finetune": {"sampling": "images"}}
+        raw = {"data": {"root": "."}, "bbox": {}, "detect": {}, "finetune": {"sampling": "images"}}
         validate(_put(raw, values), str(path), Config)
     except (ArtifactError, ConfigError) as error:
         LOGGER.warning("%s; a preset is chosen again", error)
