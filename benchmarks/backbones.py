@@ -103,7 +103,9 @@ def main() -> None:
         help="rate of the layers, as part of the head's",
     )
     parser.add_argument(
-        "--search", choices=["single", "fast", "diverse", "quality"], help="proposals.mode of all rows"
+        "--search",
+        choices=["single", "fast", "diverse", "quality"],
+        help="proposals.mode of all rows",
     )
     args = parser.parse_args()
     if args.data is None or args.weights is None:
