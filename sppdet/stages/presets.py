@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _SMALL_PX = 24  # at the detector's scale: one and a half cells of stride 16
 _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
-_PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/results.md: 8 passes for 100 images, 4 for 530
+_PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/choices.md: 8 passes for 100 images, 4 for 530
 # of balanced's batches that `--minutes` may leave: with half of them the network may be worse than fast
-# (docs/results.md)
+# (docs/choices.md)
 _FEWEST = 0.75
 _SMALLER = 2 / 3  # factor on the scales of the last resort
 # of a class in box regression: windows around one object are nearly the same, and their products take
-# most of that stage (docs/results.md)
+# most of that stage (docs/choices.md)
 _EXAMPLES = 1500
 _KEYS = frozenset(  # that a choice has
     {"scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales", "detect.flip"}
