@@ -137,11 +137,12 @@ def candidate(
     config = choice.load(preset != "fast")
     small = are_small(dataset, scale=round(max(config.scales) * smaller))
     grown = smaller * (_LARGER if small else 1.0)
-    values: dict[str, Any] = {"scales": [_even(scale * grown) for scale in config.scales]}
+    values: dict[str, Any] = {
+        "scales": [_even(scale * grown) for scale in config.scales],
+        "bbox.max_examples": _EXAMPLES,
+    }
     if preset == "accurate":
         values["detect.flip"] = True
-    if preset == "fast":
-        values["bbox.max_examples"] = _EXAMPLES
     if (tuning := config.tuning()) is not None:
         images = max(1, len(dataset))
         passes = _PASSES * (_AT_IMAGES / images) ** _POWER
