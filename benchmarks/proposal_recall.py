@@ -5,7 +5,7 @@
 
 DIR has the VOC layout. `--count` images with objects are drawn from the set by `--seed`; 0: all. Seconds
 are of the CPU on one thread, decoding left out; those of joined
-engines are summed. `quality` takes seconds an image: see `--rows`.
+engines are summed.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from sppdet.config import ProposalsConfig
 from sppdet.demo.set import make_demo_set
 from sppdet.io.dataset import load_dataset
 from sppdet.io.images import read_image
+from sppdet.proposals.modes import MODES
 from sppdet.proposals.recall import coverage
 from sppdet.proposals.selective_search import selective_search
 from sppdet.runs.environment import set_threads
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", default="test")
     parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--mode", default="fast", choices=["fast", "diverse", "quality"])
+    parser.add_argument("--mode", default="fast", choices=list(MODES))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     set_threads(1)

@@ -59,8 +59,8 @@ class ProposalsConfig(Section):
     mode: Literal["single", "fast", "diverse", "quality"] = "fast"
     """Number of hierarchies that selective search builds. single: 2 of one segmentation, about 700 boxes
     per image and lower recall; fast: 8 of four segmentations, about 2,000 boxes per image; diverse: 20 of
-    five, one in every colour space, as many boxes as fast in half as much time again; quality: 80, more
-    boxes and higher recall, for five times the time and more."""
+    five, one in every colour space, as many boxes as fast in 1.2 to 1.4 times the time; quality: 80, as
+    many boxes as `max_boxes` allows, in about four times the time."""
     max_boxes: Count = 2000
     """Maximum number of proposals per image. More raise recall; training and detection take
     proportionally longer."""

@@ -28,6 +28,12 @@ def test_every_config_has_a_name_and_a_comment() -> None:
     assert sorted(listed) == NAMES  # `split` fails where there is no comment
 
 
+def test_tuned_layers_have_windows_of_five_colour_spaces() -> None:
+    modes = {name: read_with_bases(path) for name, path in packaged_configs().items()}
+    found = {name: raw.get("proposals", {}).get("mode", "fast") for name, raw in modes.items()}
+    assert found == {**dict.fromkeys(NAMES, "fast"), "lite0_tuned": "diverse"}
+
+
 def test_paths_of_a_packaged_config_start_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

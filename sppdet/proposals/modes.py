@@ -16,7 +16,7 @@ class Mode:
 
 _COLOURS = ("hsv", "lab", "rgi", "hue", "grey")
 _GROUPINGS = ("ctsf", "tsf", "f", "s")
-# single, fast and quality are Uijlings et al.'s (single with two groupings); diverse spends its time on
+# fast and quality are Uijlings et al.'s, single is one segmentation of fast; diverse spends its time on
 # colour spaces and groupings, since a segmentation takes most of it and a grouping the least
 MODES = {
     "single": Mode(("hsv",), (50,), ("ctsf", "tsf")),
