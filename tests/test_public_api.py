@@ -91,5 +91,7 @@ def test_selective_search_of_any_image() -> None:
     for wrong in wrong_images:
         with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
             sppdet.selective_search(wrong)
-    with pytest.raises(ValueError, match="max_boxes"):
+    with pytest.raises(ValueError, match=r"^max_boxes: should be [^\n]+, got 0$"):
         sppdet.selective_search(image, max_boxes=0)
+    with pytest.raises(ValueError, match=r"^mode: should be 'single', [^\n]+, got 'slow'$"):
+        sppdet.selective_search(image, "slow")  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from sppdet.config import ProposalsConfig
+from sppdet.io.setting_problems import first_problem
 from sppdet.proposals.selective_search import selective_search as search
 from sppdet.types import Boxes, ImageArray
 
@@ -39,7 +41,10 @@ def selective_search(
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
-    config = ProposalsConfig(
-        mode=mode, max_boxes=max_boxes, min_size=min_size, image_width=image_width, seed=seed
-    )
+    try:
+        config = ProposalsConfig(
+            mode=mode, max_boxes=max_boxes, min_size=min_size, image_width=image_width, seed=seed
+        )
+    except ValidationError as error:
+        raise ValueError(first_problem(error, ProposalsConfig)) from None
     return search(image, config).boxes
