@@ -30,6 +30,7 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
+from sppdet.proposals.modes import MODES
 from sppdet.runs.artifacts import read_json
 
 Settings = dict[str, Any]
@@ -67,6 +68,7 @@ HEAD: Settings = {
 }
 HEAD_ALONE: Settings = {**HEAD, "finetune": {**TUNED, "layers": "fc"}}
 EPOCHS, CONV_RATE = 4, 0.05  # of tuned rows, if nothing else is asked for
+SEARCH = "fast"  # of all rows
 BEST_OF_HEAD = [320, 448, 640]
 KINDS: dict[str, tuple[str, Settings]] = {
     "": ("pool5", POOL5),
@@ -102,11 +104,7 @@ def main() -> None:
         default=CONV_RATE,
         help="rate of the layers, as part of the head's",
     )
-    parser.add_argument(
-        "--search",
-        choices=["single", "fast", "diverse", "quality"],
-        help="proposals.mode of all rows",
-    )
+    parser.add_argument("--search", default=SEARCH, choices=list(MODES), help="proposals.mode")
     args = parser.parse_args()
     if args.data is None or args.weights is None:
         print("skipped: name --data and --weights, or set SPPDET_DATA", file=sys.stderr)
@@ -159,7 +157,7 @@ def folder_name(name: str, seed: int, args: argparse.Namespace) -> str:
     tuned = is_tuned(split_name(name)[1])
     epochs = f"_{args.epochs:g}epochs" if tuned and args.epochs != EPOCHS else ""
     rate = f"_rate{args.conv_rate:g}" if tuned and args.conv_rate != CONV_RATE else ""
-    search = f"_{args.search}" if args.search else ""
+    search = f"_{args.search}" if args.search != SEARCH else ""
     return f"{args.data.name}_{args.images or 'all'}_{name}{epochs}{rate}{search}_seed{seed}"
 
 
@@ -233,7 +231,7 @@ def build(
             "stages": strides or "auto",
         },
         "features": {"project": channels or "none"},
-        **({"proposals": {"mode": args.search}} if args.search else {}),
+        "proposals": {"mode": args.search},
         **KINDS[kind][1],
         "calibrate": "none",
         "seed": seed,

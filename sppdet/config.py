@@ -34,6 +34,7 @@ from sppdet.training_config import (
 
 Classifier = Literal["svm", "softmax"]
 Engine = Literal["sppdet", "opencv", "edgeboxes", "stored"]
+SearchMode = Literal["single", "fast", "diverse", "quality"]
 # OpenCV's table of sizes of edge boxes ends at (width + height) / 2 = 10,000, and a searched image is at
 # most 4 times as high as wide
 MAX_EDGES_WIDTH = 4000
@@ -56,7 +57,7 @@ class ProposalsConfig(Section):
     """Source of the proposals. sppdet: its own selective search; opencv: OpenCV's, slower, for
     comparison; edgeboxes: windows scored by the contours in them; stored: read them from `path`. A list
     such as [sppdet, edgeboxes] joins the boxes of several, in turn by rank, up to `max_boxes`."""
-    mode: Literal["single", "fast", "diverse", "quality"] = "fast"
+    mode: SearchMode = "fast"
     """Number of hierarchies that selective search builds. single: 2 of one segmentation, about 700 boxes
     per image and lower recall; fast: 8 of four segmentations, about 2,000 boxes per image; diverse: 20 of
     five, one in every colour space, as many boxes as fast in 1.2 to 1.4 times the time; quality: 80, as

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from pydantic import ValidationError
 
-from sppdet.config import ProposalsConfig
+from sppdet.config import ProposalsConfig, SearchMode
 from sppdet.io.setting_problems import first_problem
 from sppdet.proposals.selective_search import selective_search as search
 from sppdet.types import Boxes, ImageArray
@@ -15,7 +13,7 @@ from sppdet.types import Boxes, ImageArray
 
 def selective_search(
     image: ImageArray,
-    mode: Literal["single", "fast", "diverse", "quality"] = "fast",
+    mode: SearchMode = "fast",
     *,
     max_boxes: int = 2000,
     min_size: int = 20,
