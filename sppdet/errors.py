@@ -88,6 +88,15 @@ def one_line(text: str, limit: int = 300) -> str:
     return "".join([*head, "…", *tail])
 
 
+def name_problem(name: str) -> str:
+    """Say why `name` can't be the name of a file or a class; "" if it can."""
+    if "\0" in name:
+        return "has a NUL byte"
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        return "has a lone surrogate"
+    return ""
+
+
 def did_you_mean(
     name: str, known: Iterable[str], *, most: int = 1, prefix: str = "", cutoff: float = 0.6
 ) -> str:

@@ -18,9 +18,16 @@ import pytest
 from PIL import Image
 
 from sppdet.config import Config
-from sppdet.errors import AnnotationError, ConfigError, ImageError, SppdetError, one_line
+from sppdet.errors import (
+    AnnotationError,
+    ConfigError,
+    ImageError,
+    SppdetError,
+    name_problem,
+    one_line,
+)
 from sppdet.io.coco import read_coco_annotations
-from sppdet.io.files import name_problem, read_bytes, read_text
+from sppdet.io.files import read_bytes, read_text
 from sppdet.io.finding import find_images
 from sppdet.io.images import decode, read_image
 from sppdet.io.records import Skips

@@ -11,8 +11,8 @@ from sppdet.classification.config import PretrainConfig, ProbeConfig
 from sppdet.config import Config
 from sppdet.io import plain_yaml
 from sppdet.io.packaged_configs import packaged_config, packaged_configs
-from sppdet.io.setting_problems import section_of
 from sppdet.io.settings import read_with_bases, validate
+from sppdet.setting_problems import section_of
 from sppdet.setting_types import Section
 
 

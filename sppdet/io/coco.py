@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppdet.errors import AnnotationError, shorten
-from sppdet.io.files import is_file, name_problem, read_json
+from sppdet.errors import AnnotationError, name_problem, shorten
+from sppdet.io.files import is_file, read_json
 from sppdet.io.folder_files import FolderFiles
 from sppdet.io.names import unique_ids
 from sppdet.io.records import (

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sppdet.conversions import results_entry
-from sppdet.errors import DataError
+from sppdet.errors import DataError, name_problem
 from sppdet.evaluation.inputs import check_detections
 from sppdet.io.coco import CocoId, coco_id
 from sppdet.io.detection_rows import Key, Names, Rows
-from sppdet.io.files import name_problem, read_json
+from sppdet.io.files import read_json
 from sppdet.io.image_ids import IdMeaning, labels_of_ids, rows_of_ids
 from sppdet.io.image_names import ImageNames, distinct_names, path_parts
 from sppdet.io.names import frame_file

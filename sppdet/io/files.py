@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from sppdet.errors import AnnotationError, SppdetError
+from sppdet.errors import AnnotationError, SppdetError, name_problem
 
 MAX_BYTES = 4 * 2**30  # of any file; the annotations of the largest public sets take less
 
@@ -115,15 +115,6 @@ def read_json(path: Path) -> Any:
 def is_file(path: Path) -> bool:
     """Check that a file exists; False for a name that no file can have, such as one too long."""
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long
-
-
-def name_problem(name: str) -> str:
-    """Say why `name` can't be the name of a file or a class; "" if it can."""
-    if "\0" in name:
-        return "has a NUL byte"
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
-        return "has a lone surrogate"
-    return ""
 
 
 class _NotReadable(Exception):

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sppdet.config import Config
-from sppdet.errors import ArtifactError, ConfigError, one_line
+from sppdet.errors import ArtifactError, ConfigError, name_problem, one_line
 from sppdet.io import plain_yaml
-from sppdet.io.files import name_problem, read_text
+from sppdet.io.files import read_text
 from sppdet.io.packaged_configs import config_for_images, find_config, packaged_configs
-from sppdet.io.setting_problems import MAX_SHOWN, first_problem, unknown_key, unusable_text
 from sppdet.runs.log import LOGGER
+from sppdet.setting_problems import MAX_SHOWN, first_problem, unknown_key, unusable_text
 from sppdet.setting_types import Section
 
 PATH_KEYS = (

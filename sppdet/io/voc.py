@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 
 import defusedxml.ElementTree as SafeTree
 
-from sppdet.errors import AnnotationError, shorten
-from sppdet.io.files import is_file, name_problem, read_bytes, read_foreign_text
+from sppdet.errors import AnnotationError, name_problem, shorten
+from sppdet.io.files import is_file, read_bytes, read_foreign_text
 from sppdet.io.folder_files import FolderFiles
 from sppdet.io.images import IMAGE_SUFFIXES
 from sppdet.io.names import safe_id

@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from sppdet.config import ProposalsConfig, SearchMode
-from sppdet.io.setting_problems import first_problem
 from sppdet.proposals.selective_search import selective_search as search
+from sppdet.setting_problems import first_problem
 from sppdet.types import Boxes, ImageArray
 
 

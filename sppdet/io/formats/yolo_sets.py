@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sppdet.errors import AnnotationError, ConfigError, DataError, one_line, shorten
+from sppdet.errors import AnnotationError, ConfigError, DataError, name_problem, one_line, shorten
 from sppdet.io import plain_yaml
-from sppdet.io.files import name_problem, read_foreign_text, read_head
+from sppdet.io.files import read_foreign_text, read_head
 from sppdet.io.folder_files import FolderFiles, in_set
 from sppdet.io.formats.common import Found, folder_of, folder_sets, ordered, such_as
 from sppdet.io.records import Skips

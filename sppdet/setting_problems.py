@@ -8,8 +8,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sppdet.errors import did_you_mean, one_line
-from sppdet.io.files import name_problem
+from sppdet.errors import did_you_mean, name_problem, one_line
 from sppdet.setting_types import Section
 
 MAX_SHOWN = 60  # characters of a wrong value in a message
