@@ -102,3 +102,14 @@ def shares(count: int) -> list[slice]:
     parts = max(1, min(torch.get_num_threads(), count))
     ends = [count * part // parts for part in range(parts + 1)]
     return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def by_shares(count: int, run: Callable[[slice], None]) -> None:
+    """Run compiled loops, which release the GIL, on shares of `count` items, one for each thread."""
+    parts = shares(count) if count else []
+    if len(parts) < 2:
+        for part in parts:
+            run(part)
+        return
+    with ThreadPoolExecutor(len(parts)) as threads:
+        list(threads.map(run, parts))

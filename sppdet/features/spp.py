@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from sppdet.features import spp_loops
 from sppdet.features.levels import level_columns, spp_width
-from sppdet.parallel import shares
+from sppdet.parallel import by_shares
 from sppdet.vision import ops
 
 _log = logging.getLogger("sppdet")
@@ -181,18 +180,7 @@ def _by_threads(
     """Run a loop that fills target (U, ...) for windows, with as many threads as torch uses."""
     maxima = square_maxima(feature_map, windows, levels)
     sides = np.array(levels, dtype=np.int64)
-    _by_shares(len(windows), lambda p: loop(maxima, windows[p], sides, *more, target[p]))
-
-
-def _by_shares(count: int, run: Callable[[slice], None]) -> None:
-    """Run compiled loops, which release the GIL, on shares of `count` items, one for each thread."""
-    parts = shares(count) if count else []
-    if len(parts) < 2:
-        for part in parts:
-            run(part)
-        return
-    with ThreadPoolExecutor(len(parts)) as threads:
-        list(threads.map(run, parts))
+    by_shares(len(windows), lambda p: loop(maxima, windows[p], sides, *more, target[p]))
 
 
 def square_maxima(
@@ -247,7 +235,7 @@ class _WindowPooling(torch.autograd.Function):
             columns = level_columns(channels, ctx.levels, n)
             gradient = gradients[0][:, columns].unflatten(1, (n, n, channels)).contiguous().numpy()
             # each thread has its own channels, so that the order of additions is fixed
-            _by_shares(
+            by_shares(
                 channels,
                 lambda p, gradient=gradient: spp_loops.spread(  # type: ignore[misc]
                     source[:, :, p], ctx.windows, gradient[..., p], cells[:, p]

@@ -18,6 +18,7 @@ from torch import nn
 
 from sppdet.boxes import encode_deltas
 from sppdet.features.backbones import Backbone
+from sppdet.features.depthwise import FastDepthwise
 from sppdet.features.geometry import project
 from sppdet.features.head import DELTA_DEVIATIONS, Head
 from sppdet.features.joined import JoinedMaps
@@ -67,7 +68,8 @@ class WindowNetwork(nn.Module):
         found = []
         for image in images:
             pixels = image.pixels.to(device, non_blocking=True)
-            (feature_map,) = self.layers(self._backbone.preprocessing.padded_input(pixels))
+            with FastDepthwise():
+                (feature_map,) = self.layers(self._backbone.preprocessing.padded_input(pixels))
             windows = project(
                 image.boxes,
                 np.full(len(image.boxes), image.factor),
@@ -156,6 +158,11 @@ class ImageTuner(Tuner):
         conv = conv_parameters(backbone, config.layers)
         for parameter in conv:
             parameter.requires_grad_(True)
+        for module in backbone.layers.modules():
+            if isinstance(
+                module, nn.Hardtanh
+            ):  # or ReLU6; its gradient needs what it would overwrite
+                module.inplace = False
         groups = head_groups(head, config, mean_square)
         common = {"weight_decay": config.weight_decay}
         if conv:
