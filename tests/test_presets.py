@@ -15,7 +15,8 @@ from evaluation_samples import make_image
 from runs import CommandLine
 from sppdet.config import Config
 from sppdet.errors import ConfigError
-from sppdet.io.settings import settings_in, validate
+from sppdet.io.packaged_configs import config_for_images
+from sppdet.io.settings import read_with_bases, settings_in, validate
 from sppdet.runs.artifacts import write_json
 from sppdet.stages import forecast as module
 from sppdet.stages import presets
@@ -48,15 +49,15 @@ def dataset(count: int, *, side: float, width: int = 640, height: int = 480) -> 
     return Dataset("s", ("a",), tuple(images))
 
 
-def test_passes_fall_with_the_number_of_images() -> None:
+def test_batches_grow_slower_than_the_number_of_images() -> None:
     choice = Choice(load)
 
     def batches(preset: Any, images: int) -> int:
         return int(candidate(choice, preset, dataset(images, side=200)).values["finetune.batches"])
 
-    assert batches("balanced", 100) == 400  # 8 passes, 2 images a batch
-    assert batches("balanced", 530) == pytest.approx(4 * 530 / 2, rel=0.02)
-    assert batches("accurate", 100) == 400
+    assert batches("balanced", 500) == batches("accurate", 500) == 1000  # those of the settings
+    assert batches("balanced", 100) == 393  # 1000 · 0.2^0.58
+    assert batches("balanced", 2000) == 2235  # 4^0.58
     assert batches("balanced", 3) >= 50
     assert "finetune.batches" not in candidate(choice, "fast", dataset(100, side=200)).values
 
@@ -114,7 +115,7 @@ def test_what_the_user_has_set_stays() -> None:
     fixed = Choice(load, fixed=frozenset({"scales", "finetune.batches"}))
     found, own = chosen.applied(Choice(load)), chosen.applied(fixed)
     assert found.finetune is not None and own.finetune is not None
-    assert (found.finetune.batches, own.finetune.batches) == (400, 1000)
+    assert (found.finetune.batches, own.finetune.batches) == (393, 1000)
     small = candidate(fixed, "balanced", dataset(100, side=20))
     assert small.applied(fixed).scales == [320]
     assert small.applied(Choice(load)).scales == [480]
@@ -193,6 +194,12 @@ def small(*more: str) -> list[str]:
     return [word for item in (*SMALL, *more) for word in ("--set", item)]
 
 
+def batches_of_12(fraction: float) -> int:
+    """Batches for the 12 images of the demo by the packaged settings."""
+    tuned = read_with_bases(config_for_images(tuned=True))
+    return round(fraction * float(tuned["finetune"]["batches"]) * (12 / 500) ** 0.58)
+
+
 def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path: Path) -> None:
     folder = demo_root
     run = tmp_path / "run"
@@ -202,8 +209,7 @@ def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path:
     assert "preset balanced: the network learns, " in out
     first = json.loads((run / "preset.json").read_text())
     assert first["asked"] == {"preset": "balanced", "minutes": None}
-    passes = 8 * (100 / 12) ** 0.42
-    assert first["values"]["finetune.batches"] == round(passes * 12 / 2)
+    assert first["values"]["finetune.batches"] == batches_of_12(1.0)
     written = (run / "config.yaml").read_text()
     assert f"batches: {first['values']['finetune.batches']}" in written and "- 120" in written
     plain = ("train", folder, "--run", run, "--until", "data", *small())
@@ -244,10 +250,11 @@ def test_minutes_choose_what_fits(
     assert chosen("1000", "--preset", "fast")[0] == "fast"
     assert chosen("1000", "--preset", "balanced")[0] == "balanced"
     stored = json.loads((tmp_path / "1000--presetbalanced" / "preset.json").read_text())
-    assert stored["values"]["finetune.batches"] == 117  # not the shorter one
-    assert chosen("11")[0] == "balanced"
-    stored = json.loads((tmp_path / "11" / "preset.json").read_text())
-    assert stored["values"]["finetune.batches"] == 88  # three quarters
+    assert stored["values"]["finetune.batches"] == batches_of_12(1.0)  # not the shorter one
+    limit = f"{0.9 * totals[-1] / 60:.3f}"
+    assert chosen(limit)[0] == "balanced"
+    stored = json.loads((tmp_path / limit / "preset.json").read_text())
+    assert stored["values"]["finetune.batches"] == batches_of_12(0.75)
     status, _, err = sppdet("train", demo_root, "--run", tmp_path / "inf", "--minutes", "inf")
     assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")
@@ -258,7 +265,7 @@ def test_minutes_choose_what_fits(
     limit = f"{totals[0] / 60 - 0.01:.3f}"  # too few for the mirror images
     assert chosen(limit)[0] == "balanced" and len(totals) == 3
     stored = json.loads((tmp_path / limit / "preset.json").read_text())
-    assert stored["values"]["finetune.batches"] == 117
+    assert stored["values"]["finetune.batches"] == batches_of_12(1.0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _SMALL_PX = 24  # at the detector's scale: one and a half cells of stride 16
 _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
-_PASSES, _AT_IMAGES, _POWER = 8.0, 100, 0.42  # docs/choices.md: 8 passes for 100 images, 4 for 530
+_IMAGES = 500  # that the batches of the packaged settings are for
+_POWER = 0.58  # of the number of images, which batches grow by (docs/choices.md)
 # of balanced's batches that `--minutes` may leave: with half of them the network may be worse than fast
 # (docs/choices.md)
 _FEWEST = 0.75
@@ -127,8 +128,9 @@ def candidate(
 ) -> Chosen:
     """Fit a preset to a training set.
 
-    Small objects have larger scales. The passes over the images fall with their number: with n images
-    8 · (100 / n)^0.42. accurate is balanced that detects in the mirror image as well.
+    Small objects have larger scales. The passes over the images fall with their number: with n of
+    them the batches are those of the settings times (n / 500)^0.58. accurate is balanced that detects
+    in the mirror image as well.
 
     Args:
         fraction: of the batches that are taken.
@@ -144,9 +146,7 @@ def candidate(
     if preset == "accurate":
         values["detect.flip"] = True
     if (tuning := config.tuning()) is not None:
-        images = max(1, len(dataset))
-        passes = _PASSES * (_AT_IMAGES / images) ** _POWER
-        batches = fraction * passes * images / tuning.batch_images
+        batches = fraction * tuning.batches * (max(1, len(dataset)) / _IMAGES) ** _POWER
         values["finetune.batches"] = max(50, round(batches))
         if tuning.image_scales is not None:
             values["finetune.image_scales"] = [_even(s * grown) for s in tuning.image_scales]
