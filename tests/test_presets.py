@@ -196,8 +196,9 @@ def small(*more: str) -> list[str]:
 
 def batches_of_12(fraction: float) -> int:
     """Batches for the 12 images of the demo by the packaged settings."""
-    tuned = read_with_bases(config_for_images(tuned=True))
-    return round(fraction * float(tuned["finetune"]["batches"]) * (12 / 500) ** 0.58)
+    batches: int = read_with_bases(config_for_images(tuned=True))["finetune"]["batches"]
+    grown: float = batches * (12 / 500) ** 0.58
+    return round(fraction * grown)
 
 
 def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path: Path) -> None:
