@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats: {args.repeats}, expected 1 or more")
     set_threads(args.threads)
     print("| network | torch, ms | compiled, ms | ratio | largest difference |")
     print("|---|---|---|---|---|")

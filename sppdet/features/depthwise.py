@@ -22,15 +22,17 @@ from sppdet.parallel import by_shares
 Floats = NDArray[np.float32]
 Pair = tuple[int, int]
 _TORCHS = 3  # the side of filters up to which torch's own gradients are faster
+_CHANNELS = 16  # from which on the loops over them are faster
 
 
 class FastDepthwise(TorchFunctionMode):
     """Within it, depthwise convolutions of one image on a CPU get their gradients from compiled loops.
 
-    It applies to `torch.conv2d` of one image by filters beyond 3×3, in float32, with as many groups as
-    channels in and out and without dilation, where a gradient is required; everything else is torch's
-    own. Values of the convolution stay the same to the bit; gradients differ by rounding, and not by the
-    number of threads.
+    It applies to `torch.conv2d`, called with arguments by position as torch's layers do, of one image by
+    filters beyond 3×3, in float32, with as many groups as channels in and out, 16 or more, and without
+    dilation, where a gradient is required; everything else is torch's own. Values of the convolution stay
+    the same to the bit; gradients differ by rounding, and not by the number of threads. They are
+    first ones, by `backward`: gradients of gradients and `torch.func` raise RuntimeError.
     """
 
     def __torch_function__(
@@ -58,23 +60,28 @@ def _depthwise(
     groups: int = 1,
 ) -> torch.Tensor | None:
     """Convolve if it is a case for the loops; None otherwise."""
-    if groups == 1 or not torch.is_grad_enabled() or isinstance(padding, str):
+    if groups < _CHANNELS or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
-    one_filter_each = x.ndim == 4 and x.shape[1] == weight.shape[0] == groups
+    if not x.ndim == weight.ndim == 4:
+        return None
+    one_filter_each = x.shape[0] == 1 and x.shape[1] == weight.shape[0] == groups
     large = max(weight.shape[2:]) > _TORCHS
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if not (one_filter_each and large and plain and x.shape[0] == 1 and _pair(dilation) == (1, 1)):
+    steps, edges = _pair(stride), _pair(padding)
+    if steps is None or edges is None or _pair(dilation) != (1, 1):
         return None
-    if not (x.requires_grad or weight.requires_grad):
+    if not (one_filter_each and large and plain and (x.requires_grad or weight.requires_grad)):
         return None
-    found: torch.Tensor = _Depthwise.apply(x, weight, bias, _pair(stride), _pair(padding))
+    found: torch.Tensor = _Depthwise.apply(x, weight, bias, steps, edges)
     return found
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[-1]
+def _pair(value: object) -> Pair | None:
+    """Read one number for rows and columns, or two; None for what else torch takes or refuses."""
+    values = value if isinstance(value, tuple | list) else [value]
+    if len(values) not in (1, 2) or not all(type(v) is int for v in values):
+        return None
+    return values[0], values[-1]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -159,6 +166,7 @@ def _add_gradients(
         first, end: channels [first, end) are done.
     """
     height, width = np.uint64(values.shape[0]), np.uint64(values.shape[1])
+    of_row = np.zeros(values.shape[2], np.float32)  # a sum a row: sums of sums lose fewer digits
     for y in range(np.uint64(above.shape[0])):
         for i in range(np.uint64(filters.shape[0])):
             row = y * row_stride + i
@@ -166,6 +174,7 @@ def _add_gradients(
                 continue
             row -= row_padding
             for j in range(np.uint64(filters.shape[1])):
+                of_row[first:end] = 0
                 for x in range(np.uint64(above.shape[1])):
                     column = x * column_stride + j
                     if column < column_padding or column - column_padding >= width:
@@ -173,5 +182,7 @@ def _add_gradients(
                     column -= column_padding
                     for n in range(first, end):
                         gradient = above[y, x, n]
-                        of_filters[i, j, n] += values[row, column, n] * gradient
+                        of_row[n] += values[row, column, n] * gradient
                         of_values[row, column, n] += filters[i, j, n] * gradient
+                for n in range(first, end):
+                    of_filters[i, j, n] += of_row[n]

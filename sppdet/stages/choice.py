@@ -23,7 +23,8 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 class Choice:
     """Hold what a training of a folder of images may choose from, and what the user asks for."""
 
-    load: Callable[[bool], Config]  # packaged settings with the user's; True: of layers that learn
+    packaged: Callable[[bool], Config]  # packaged settings; True: of layers that learn
+    load: Callable[[bool], Config]  # the same with the user's
     preset: Preset | None = None  # None: by the device, or by `minutes`
     minutes: float | None = None
     fixed: frozenset[str] = field(default_factory=frozenset)  # settings that the user has set
@@ -62,5 +63,9 @@ def settings_and_choice(
     def load(tuned: bool) -> Config:
         return load_for_images(images, overrides, tuned=tuned)
 
-    choice = Choice(load, preset, minutes, settings_in(overrides))
+    @cache
+    def packaged(tuned: bool) -> Config:
+        return load_for_images(images, tuned=tuned)
+
+    choice = Choice(packaged, load, preset, minutes, settings_in(overrides))
     return load(preset in ("balanced", "accurate")), choice

@@ -129,27 +129,31 @@ def candidate(
     """Fit a preset to a training set.
 
     Small objects have larger scales. The passes over the images fall with their number: with n of
-    them the batches are those of the settings times (n / 500)^0.58. accurate is balanced that detects
-    in the mirror image as well.
+    them the batches are those of the packaged settings times (n / 500)^0.58. accurate is balanced that
+    detects in the mirror image as well. A run keeps these values, which no setting of the user's changes,
+    except that batches of more images are fewer.
 
     Args:
         fraction: of the batches that are taken.
         smaller: factor on the scales.
     """
-    config = choice.load(preset != "fast")
-    small = are_small(dataset, scale=round(max(config.scales) * smaller))
+    scales = choice.packaged(preset != "fast").scales
+    small = are_small(dataset, scale=round(max(scales) * smaller))
     grown = smaller * (_LARGER if small else 1.0)
     values: dict[str, Any] = {
-        "scales": [_even(scale * grown) for scale in config.scales],
+        "scales": [_even(scale * grown) for scale in scales],
         "bbox.max_examples": _EXAMPLES,
     }
     if preset == "accurate":
         values["detect.flip"] = True
-    if (tuning := config.tuning()) is not None:
-        batches = fraction * tuning.batches * (max(1, len(dataset)) / _IMAGES) ** _POWER
+    tuning = choice.load(preset != "fast").tuning()
+    packaged = choice.packaged(True).tuning()
+    if tuning is not None and packaged is not None:
+        batches = fraction * packaged.batches * (max(1, len(dataset)) / _IMAGES) ** _POWER
+        batches *= packaged.batch_images / tuning.batch_images
         values["finetune.batches"] = max(50, round(batches))
-        if tuning.image_scales is not None:
-            values["finetune.image_scales"] = [_even(s * grown) for s in tuning.image_scales]
+        if tuning.image_scales is not None and packaged.image_scales is not None:
+            values["finetune.image_scales"] = [_even(s * grown) for s in packaged.image_scales]
     return Chosen(preset, values)
 
 

@@ -25,7 +25,7 @@ from sppdet.training.sgd import (
 )
 from sppdet.training_config import FinetuneConfig
 
-VERSION = 7  # raise it when the same settings give other weights
+VERSION = 8  # raise it when the same settings give other weights
 _MAX_EMPTY_POOLS = 100
 _WARM_UP = 50  # batches at most
 _COSINE_SNAPSHOTS = 0.8  # fraction of the batches at which a cosine has fallen to about a tenth
