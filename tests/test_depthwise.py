@@ -177,8 +177,8 @@ def test_without_gradients_torch_convolves(monkeypatch: pytest.MonkeyPatch) -> N
     with FastDepthwise():
         with torch.no_grad():
             F.conv2d(made["x"], made["weight"], None, 1, 0, 1, CHANNELS)
-        fixed = [made[key].detach() for key in ("x", "weight")]
-        F.conv2d(*fixed, made["bias"], 1, 0, 1, CHANNELS)
+        x, weight = made["x"].detach(), made["weight"].detach()
+        F.conv2d(x, weight, made["bias"], 1, 0, 1, CHANNELS)
         assert not used
         F.conv2d(made["x"], made["weight"], None, 1, 0, 1, CHANNELS)
     assert used
@@ -189,7 +189,7 @@ def test_what_torch_refuses_is_refused(wrong: dict[str, Any]) -> None:
     made, _ = tensors()
     if "weight" in wrong:
         made["weight"] = torch.randn(CHANNELS, 5)
-    more = (wrong.get("stride", 1), wrong.get("padding", 0), 1, CHANNELS)
+    more: Any = (wrong.get("stride", 1), wrong.get("padding", 0), 1, CHANNELS)
     with pytest.raises((RuntimeError, TypeError)) as torchs:
         F.conv2d(made["x"], made["weight"], None, *more)
     with FastDepthwise(), pytest.raises(type(torchs.value)) as ours:

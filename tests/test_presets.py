@@ -73,8 +73,8 @@ def test_what_a_run_keeps_is_not_of_settings_that_were_tried() -> None:
 
 def test_images_are_passed_over_as_often_whatever_a_batch_has() -> None:
     for count, batches in ((1, 786), (2, 393), (8, 98)):
-        own = {**TUNED, "finetune": {**TUNED["finetune"], "batch_images": count}}
-        choice = Choice(load, lambda _, own=own: config(**own))
+        own = config(**{**TUNED, "finetune": {**TUNED["finetune"], "batch_images": count}})
+        choice = Choice(load, partial(lambda config, _: config, own))
         assert (
             candidate(choice, "balanced", dataset(100, side=100)).values["finetune.batches"]
             == batches
@@ -294,7 +294,7 @@ def test_minutes_choose_what_fits(
     limit = f"{0.9 * totals[-1] / 60:.3f}"
     assert chosen(limit)[0] == "balanced"
     stored = json.loads((tmp_path / limit / "preset.json").read_text())
-    assert stored["values"]["finetune.batches"] == batches_of_12(0.75)
+    assert stored["values"]["finetune.batches"] == batches_of_12(2 / 3)
     status, _, err = sppdet("train", demo_root, "--run", tmp_path / "inf", "--minutes", "inf")
     assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")

@@ -78,10 +78,11 @@ def _depthwise(
 
 def _pair(value: object) -> Pair | None:
     """Read one number for rows and columns, or two; None for what else torch takes or refuses."""
-    values = value if isinstance(value, tuple | list) else [value]
-    if len(values) not in (1, 2) or not all(type(v) is int for v in values):
+    values: Sequence[object] = value if isinstance(value, tuple | list) else [value]
+    if len(values) not in (1, 2):
         return None
-    return values[0], values[-1]
+    rows, columns = values[0], values[-1]
+    return (rows, columns) if type(rows) is int and type(columns) is int else None
 
 
 class _Depthwise(torch.autograd.Function):

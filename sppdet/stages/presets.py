@@ -27,9 +27,9 @@ _SMALL_PX = 24  # at the detector's scale: one and a half cells of stride 16
 _LARGER = 1.5  # factor on the scales where a quarter of the objects are smaller
 _IMAGES = 500  # that the batches of the packaged settings are for
 _POWER = 0.58  # of the number of images, which batches grow by (docs/choices.md)
-# of balanced's batches that `--minutes` may leave: with half of them the network may be worse than fast
-# (docs/choices.md)
-_FEWEST = 0.75
+# of balanced's batches that `--minutes` may leave: these were measured, and are better than fast; half of
+# them may be worse (docs/choices.md)
+_FEWEST = 2 / 3
 _SMALLER = 2 / 3  # factor on the scales of the last resort
 # of a class in box regression: windows around one object are nearly the same, and their products take
 # most of that stage (docs/choices.md)
