@@ -42,6 +42,14 @@ def load(tuned: bool) -> Config:
     return config(**(TUNED if tuned else FAST))
 
 
+def tuned(**finetune: Any) -> Config:
+    """The settings of a network that learns, with other values of fine-tuning."""
+    return config(**{**TUNED, "finetune": {**TUNED["finetune"], **finetune}})
+
+
+OPEN = Choice(load, load)  # nothing is set by the user
+
+
 def dataset(count: int, *, side: float, width: int = 640, height: int = 480) -> Dataset:
     """`count` images with one square object each."""
     made = make_image("a", [(1, (10, 10, 10 + side, 10 + side))])
@@ -50,7 +58,7 @@ def dataset(count: int, *, side: float, width: int = 640, height: int = 480) -> 
 
 
 def test_batches_grow_slower_than_the_number_of_images() -> None:
-    choice = Choice(load, load)
+    choice = OPEN
 
     def batches(preset: Any, images: int) -> int:
         return int(candidate(choice, preset, dataset(images, side=200)).values["finetune.batches"])
@@ -63,22 +71,18 @@ def test_batches_grow_slower_than_the_number_of_images() -> None:
 
 
 def test_what_a_run_keeps_is_not_of_settings_that_were_tried() -> None:
-    own = {**TUNED, "scales": [120], "finetune": {**TUNED["finetune"], "batches": 20}}
-    own["finetune"]["image_scales"] = [64, 96]
-    tried = Choice(load, lambda _: config(**own))
+    own = tuned(batches=20, image_scales=[64, 96]).model_copy(update={"scales": [120]})
+    tried = Choice(load, lambda _: own)
     images = dataset(100, side=100)
-    expected = candidate(Choice(load, load), "balanced", images)
+    expected = candidate(OPEN, "balanced", images)
     assert candidate(tried, "balanced", images) == expected
 
 
 def test_images_are_passed_over_as_often_whatever_a_batch_has() -> None:
     for count, batches in ((1, 786), (2, 393), (8, 98)):
-        own = config(**{**TUNED, "finetune": {**TUNED["finetune"], "batch_images": count}})
-        choice = Choice(load, partial(lambda config, _: config, own))
-        assert (
-            candidate(choice, "balanced", dataset(100, side=100)).values["finetune.batches"]
-            == batches
-        )
+        choice = Choice(load, lambda _, count=count: tuned(batch_images=count))  # type: ignore[misc]
+        found = candidate(choice, "balanced", dataset(100, side=100)).values
+        assert found["finetune.batches"] == batches
 
 
 def test_a_head_of_the_user_has_the_batches_of_a_network_that_learns() -> None:
@@ -99,19 +103,18 @@ def test_packaged_settings_pass_over_100_images_so_often(name: str, batches: int
 
 
 def test_small_objects_have_larger_scales() -> None:
-    choice = Choice(load, load)
     large, small = dataset(8, side=100), dataset(8, side=20)
     assert are_small(small, scale=480) and not are_small(large, scale=480)
     assert not are_small(Dataset("s", ("a",), ()), scale=480)
     for preset, wanted in (("fast", [480]), ("balanced", [320]), ("accurate", [320])):
-        assert candidate(choice, preset, large).values["scales"] == wanted  # type: ignore[arg-type]
-    assert candidate(choice, "fast", small).values["scales"] == [720]
-    found = candidate(choice, "balanced", small).values
+        assert candidate(OPEN, preset, large).values["scales"] == wanted  # type: ignore[arg-type]
+    assert candidate(OPEN, "fast", small).values["scales"] == [720]
+    found = candidate(OPEN, "balanced", small).values
     assert found["scales"] == [480] and found["finetune.image_scales"] == [384, 576]
 
 
 def test_accurate_is_balanced_that_detects_in_mirror_images_as_well() -> None:
-    choice, images = Choice(load, load), dataset(8, side=100)
+    choice, images = OPEN, dataset(8, side=100)
     fast, balanced, accurate = (candidate(choice, p, images).applied(choice) for p in PRESETS)
     assert [c.detect.flip for c in (fast, balanced, accurate)] == [False, False, True]
     assert accurate.model_copy(update={"detect": balanced.detect}) == balanced
@@ -126,7 +129,7 @@ def test_accurate_is_balanced_that_detects_in_mirror_images_as_well() -> None:
 def test_a_choice_that_is_kept_is_read_again(
     preset: Preset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    chosen = candidate(Choice(load, load), preset, dataset(8, side=100))
+    chosen = candidate(OPEN, preset, dataset(8, side=100))
     asked = {"preset": preset, "minutes": None}
     write_json(tmp_path / "preset.json", {"asked": asked, **vars(chosen)})
     assert presets._stored(tmp_path / "preset.json", asked) == chosen
@@ -135,10 +138,7 @@ def test_a_choice_that_is_kept_is_read_again(
 
 def test_presets_fit_boxes_to_fewer_examples() -> None:
     images = dataset(8, side=100)
-    found = {
-        p: candidate(Choice(load, load), p, images).applied(Choice(load, load)).bbox
-        for p in PRESETS
-    }
+    found = {p: candidate(OPEN, p, images).applied(OPEN).bbox for p in PRESETS}
     assert [b.max_examples if b else None for b in found.values()] == [1500] * 3
     assert list(found) == ["fast", "balanced", "accurate"]
     fixed = Choice(load, load, fixed=frozenset({"bbox.max_examples"}))
@@ -150,14 +150,14 @@ def test_presets_fit_boxes_to_fewer_examples() -> None:
 
 def test_what_the_user_has_set_stays() -> None:
     images = dataset(100, side=200)
-    chosen = candidate(Choice(load, load), "balanced", images)
+    chosen = candidate(OPEN, "balanced", images)
     fixed = Choice(load, load, fixed=frozenset({"scales", "finetune.batches"}))
-    found, own = chosen.applied(Choice(load, load)), chosen.applied(fixed)
+    found, own = chosen.applied(OPEN), chosen.applied(fixed)
     assert found.finetune is not None and own.finetune is not None
     assert (found.finetune.batches, own.finetune.batches) == (393, 1000)
     small = candidate(fixed, "balanced", dataset(100, side=20))
     assert small.applied(fixed).scales == [320]
-    assert small.applied(Choice(load, load)).scales == [480]
+    assert small.applied(OPEN).scales == [480]
     assert own.finetune.image_scales == [256, 384]
 
 
@@ -336,8 +336,8 @@ def test_a_section_that_the_user_has_set_stays() -> None:
     assert fixed == {"finetune.batches", "finetune.image_scales", "scales", "svm.C"}
     assert settings_in(["finetune={lr: 1}", "finetune=none"]) == {"finetune"}
     chosen = Chosen("balanced", {"finetune.batches": 400, "finetune.image_scales": [64, 96]})
-    own = {**TUNED, "finetune": {**TUNED["finetune"], "batches": 7, "image_scales": None}}
-    found = chosen.applied(Choice(load, lambda _: config(**own), fixed=fixed)).finetune
+    own = tuned(batches=7, image_scales=None)
+    found = chosen.applied(Choice(load, lambda _: own, fixed=fixed)).finetune
     assert found is not None and (found.batches, found.image_scales) == (7, None)
 
 
