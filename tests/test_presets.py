@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evaluation_samples import make_image
 from runs import CommandLine
@@ -23,6 +24,7 @@ from sppdet.stages import presets
 from sppdet.stages.choice import PRESETS, Choice, Preset
 from sppdet.stages.forecast import Speed, forecast, megapixels
 from sppdet.stages.presets import Chosen, are_small, candidate, describe
+from sppdet.training_config import Layer
 from sppdet.types import Dataset
 
 FAST = {"scales": [480], "head": None, "finetune": None}
@@ -173,9 +175,9 @@ def test_megapixels_by_hand() -> None:
 
 def test_a_forecast_by_hand() -> None:
     images = dataset(10, side=50)
-    speed = Speed(
-        search=0.5, layers=2.0, windows={"pool5": 0.25, "fc6": 0.375}, step=4.0, width=12800
-    )
+    windows: dict[Layer, float] = {"pool5": 0.25, "fc6": 0.375}
+    rest = {"search": 0.5, "layers": 2.0, "detected": 0.3125, "step": 4.0}
+    speed = Speed(windows=windows, width=12800, **rest)
     area = 640 * 480 / 1e6
     fast = forecast(load(False), speed, images, tests=4)
     assert fast["proposals"] == 0.5 * 14 and fast["features"] == pytest.approx(2 * area * 10)
@@ -199,24 +201,28 @@ def test_a_forecast_by_hand() -> None:
     solving = 0.25 * (50 + 0.55 * 10 + 6.5 * 10)
     assert fast["svm"] == pytest.approx(0.25 * 10 + solving)
     assert tuned["svm"] == pytest.approx(0.375 * 10 + solving * 32 / 12800)
-    assert fast["calibrate"] == pytest.approx((0.25 + 0.02) * 10 + 1)
-    assert tuned["calibrate"] == pytest.approx((0.375 + 0.02) * 10 + 1)
-    assert fast["evaluate"] == pytest.approx((2.0 * area + 0.25 + 0.02) * 4 + 4)
+    assert fast["calibrate"] == tuned["calibrate"] == pytest.approx((0.3125 + 0.02) * 10 + 1)
+    assert fast["evaluate"] == pytest.approx((2.0 * area + 0.3125 + 0.02) * 4 + 4)
     on_maps = config(scales=[320], head={"widths": [32]}, finetune={"batches": 50})
     steps = 50 * (4.0 + 128 / 2000 * 0.25)  # batches of 128 windows
     assert forecast(on_maps, speed, images, tests=0)["finetune"] == pytest.approx(steps)
     mirrored = forecast(config(**FAST, detect={"flip": True}), speed, images, tests=4)
-    assert mirrored["calibrate"] == pytest.approx((2.0 * area + 2 * 0.25 + 0.02) * 10 + 1)
-    assert mirrored["evaluate"] == pytest.approx((2 * (2.0 * area + 0.25) + 0.02) * 4 + 4)
+    assert mirrored["calibrate"] == pytest.approx((2.0 * area + 2 * 0.3125 + 0.02) * 10 + 1)
+    assert mirrored["evaluate"] == pytest.approx((2 * (2.0 * area + 0.3125) + 0.02) * 4 + 4)
     assert mirrored["svm"] == fast["svm"] and mirrored["features"] == fast["features"]
     both = config(scales=[480], head={"widths": [32]}, detect={"flip": True})
     stored = forecast(both, speed, images, tests=0)  # by fine-tuning with mirrored maps
-    assert stored["calibrate"] == pytest.approx((2 * 0.375 + 0.02) * 10 + 1)
+    assert stored["calibrate"] == pytest.approx((2 * 0.3125 + 0.02) * 10 + 1)
     softmax = config(scales=[480], head={"widths": [32]}, classifier="softmax")
     held_out = forecast(softmax, speed, images, tests=0)["calibrate"]
-    assert held_out == pytest.approx((0.375 + 0.02) * 1 + 1)  # a tenth of the images
+    assert held_out == pytest.approx((0.3125 + 0.02) * 1 + 1)  # a tenth of the images
     bare = config(**FAST, bbox=None, calibrate=None)
-    assert not {"bbox", "calibrate"} & set(forecast(bare, speed, images, tests=1))
+    assert not {"bbox", "calibrate", "ranking"} & set(forecast(bare, speed, images, tests=1))
+    fewer = config(**FAST, detect={"max_windows": 300})
+    ranked = forecast(fewer, speed, images, tests=4)
+    assert ranked.pop("ranking") == pytest.approx(0.25 * 0.4 * 10) and ranked == fast
+    many = forecast(fewer, speed, dataset(300, side=50), tests=0)
+    assert many["ranking"] == pytest.approx(0.25 * 0.4 * 200)  # fitted to 200 images
 
 
 SMALL = [
@@ -262,7 +268,14 @@ def test_a_preset_is_chosen_once(sppdet: CommandLine, demo_root: Path, tmp_path:
 def test_minutes_choose_what_fits(
     sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = Speed(search=0.2, layers=0.0, windows={"pool5": 0.0, "fc6": 0.0}, step=10.0, width=6400)
+    speed = Speed(
+        search=0.2,
+        layers=0.0,
+        windows={"pool5": 0.0, "fc6": 0.0},
+        detected=0.0,
+        step=10.0,
+        width=6400,
+    )
     measured: list[bool] = []
     totals: list[float] = []
 
@@ -299,7 +312,7 @@ def test_minutes_choose_what_fits(
     assert status == 2 and "--minutes" in err
     preset, err = chosen("0.1")
     assert preset == "fast" and "even the least takes about 9 s" in err
-    speed = replace(speed, windows={"pool5": 0.0, "fc6": 1.0})
+    speed = replace(speed, windows={"pool5": 0.0, "fc6": 1.0}, detected=1.0)
     totals.clear()
     assert chosen("999")[0] == "accurate" and len(totals) == 1
     limit = f"{totals[0] / 60 - 0.01:.3f}"  # too few for the mirror images
@@ -346,7 +359,9 @@ def test_without_a_head_nothing_is_tuned() -> None:
     chosen = candidate(Choice(load, lambda _: bare), "balanced", dataset(100, side=200))
     assert set(chosen.values) == {"scales", "bbox.max_examples"}
     assert describe("balanced", bare).startswith("balanced: the network as it is")
-    speed = Speed(search=1.0, layers=1.0, windows={"pool5": 1.0}, step=1.0, width=6400)
+    speed = Speed(
+        search=1.0, layers=1.0, windows={"pool5": 1.0}, detected=1.0, step=1.0, width=6400
+    )
     found = forecast(bare, speed, dataset(10, side=200), tests=0)
     assert "finetune" not in found
     assert found["features"] == pytest.approx(10 * 320**2 * 4 / 3 / 1e6)
@@ -404,6 +419,30 @@ def test_windows_are_measured_on_both_layers(
         *("svm.layer=pool5", "bbox.layer=fc7"),
     )
     assert moved.windows == {"pool5": 1, "fc7": 3}
+    assert (bare.detected, tuned.detected, moved.detected) == (1, 2, 1)
+
+
+def test_only_windows_of_the_ranking_are_timed_as_detection(
+    sppdet: CommandLine, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(function: Any, _: Any) -> tuple[Any, float]:
+        """Return as many seconds as windows have scores."""
+        made = function()
+        return made, float(len(made)) if isinstance(made, torch.Tensor) else 0.0
+
+    def stop(_: Any, speed: Speed, *others: Any, **more: Any) -> None:
+        found.append(speed)
+        raise ConfigError("enough")
+
+    found: list[Speed] = []
+    monkeypatch.setattr(module, "forecast", stop)
+    monkeypatch.setattr(module, "_timed", timed)
+    for count in ("7", "null"):
+        words = small(f"detect.max_windows={count}")
+        status, _, err = sppdet("train", demo_root, "--run", tmp_path / count, *words)
+        assert status == 1 and "enough" in err
+    fewer, every = found
+    assert fewer.detected == 7 < fewer.windows["pool5"] == every.detected == every.windows["pool5"]
 
 
 def test_settings_of_their_own_take_no_preset(sppdet: CommandLine, settings: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sppdet.config import Config
+from sppdet.detection.ranking import Ranking, coarse_levels
 from sppdet.errors import SppdetError
 from sppdet.features.backbones import Backbone
 from sppdet.features.geometry import scale_factor, scale_factors_of
@@ -30,6 +31,7 @@ from sppdet.stages.context import Context, Stage
 from sppdet.stages.crossfit import fold_count
 from sppdet.stages.map_cache import MapCache
 from sppdet.stages.proposer import Proposer
+from sppdet.stages.ranking import RANKING_IMAGES
 from sppdet.training.finetune import FineTuner
 from sppdet.training.finetune_images import ImageTuner, TrainingImage
 from sppdet.training.finetune_windows import Pool, split_for_tuning
@@ -39,7 +41,7 @@ from sppdet.types import Boxes, Dataset, FeatureMaps, ImageArray
 T = TypeVar("T")
 # What stages take by the clock, on a machine with nothing else to do; fitted to three networks and 20 to
 # 530 images (benchmarks/costs.py, laptop.py). In times that an image's windows take to be scored:
-_SVM, _BBOX = 1.0, 0.35  # for each image
+_SVM, _BBOX, _RANKING = 1.0, 0.35, 0.4  # for each image
 # In times that they take on pool5, for vectors as long as those of pool5:
 _CLASS, _CLASS_IMAGE = 50.0, 0.55  # an SVM, and as much more for each image
 _FOLD = 6.5  # an SVM without the images of a fold
@@ -56,6 +58,7 @@ class Speed:
     search: float  # an image's proposals, with all workers at once
     layers: float  # a megapixel's feature maps
     windows: Mapping[Layer, float]  # an image's windows on a layer, scored for all classes
+    detected: float  # the same in detection, where `detect.max_windows` may leave fewer
     step: float  # a megapixel in fine-tuning on images, or a batch of pooled windows
     width: int  # values of a pooled vector
 
@@ -96,6 +99,8 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         if config.tunes_conv():
             expected["finetune"] += layers * images
     pool, score = speed.windows["pool5"], speed.windows[config.svm_layer()]
+    if config.detect.max_windows is not None:
+        expected["ranking"] = pool * _RANKING * min(images, RANKING_IMAGES)
     if config.classifier == "svm":
         calibration = config.calibrate
         solved = fold_count(calibration.folds, images) if calibration is not None else 0
@@ -114,9 +119,10 @@ def forecast(config: Config, speed: Speed, dataset: Dataset, *, tests: int) -> d
         # maps of the images themselves are there, and of mirrored ones after tuning with them
         missing = layers if config.detect.flip and not mirrored else 0.0
         looked_at = _held_out(config, images) if config.classifier == "softmax" else images
-        expected["calibrate"] = (missing + views * score + _SELECT) * looked_at + _CALIBRATION
+        seen = missing + views * speed.detected + _SELECT
+        expected["calibrate"] = seen * looked_at + _CALIBRATION
     if tests:
-        expected["evaluate"] = (views * (layers + score) + _SELECT) * tests + _REPORTS
+        expected["evaluate"] = (views * (layers + speed.detected) + _SELECT) * tests + _REPORTS
     return expected
 
 
@@ -195,6 +201,13 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         weights = torch.zeros((max(1, classes), width), device=device)
         return extractor.products(made, extractor.windows(made, boxes).cells, layer, weights)
 
+    def detect(made: FeatureMaps, boxes: Boxes, layer: Layer) -> torch.Tensor:
+        assert config.detect.max_windows is not None
+        first = ranking.best(made, extractor.windows(made, boxes), config.detect.max_windows)
+        return score(made, boxes[first], layer)
+
+    coarse = coarse_levels(config.spp_levels)
+    ranking = Ranking(coarse, torch.zeros(spp_width(maps.channels, coarse), device=device), 0.0)
     layers_of_windows = {"pool5", config.svm_layer(), config.bbox_layer() or "pool5"}
     seconds: dict[str, list[float]] = defaultdict(list)
     for place in [places[0], *places]:
@@ -209,6 +222,9 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         for layer in layers_of_windows:
             _, scored = _timed(partial(score, made, proposals.boxes, layer), device)
             seconds[layer].append(scored)
+        if config.detect.max_windows is not None:
+            fewer = partial(detect, made, proposals.boxes, config.svm_layer())
+            seconds["detected"].append(_timed(fewer, device)[1])
         seconds["step"].append(step(pixels, proposals.boxes, device) if step else 0.0)
     # one image that waits for memory or another process counts for no more than any other
     median = {name: float(np.median(values[1:])) for name, values in seconds.items()}
@@ -217,6 +233,7 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
         search=median["search"] / together,
         layers=median["layers"],
         windows={layer: median[layer] for layer in layers_of_windows},
+        detected=median.get("detected", median[config.svm_layer()]),
         step=median["step"],
         width=extractor.width("pool5", maps.channels),
     )

@@ -17,7 +17,7 @@ from sppdet.stages.training_data import Sample, TrainingData
 from sppdet.training.processes import Tensors
 from sppdet.training.ranking import fit_ranking, nearest_iou
 
-_IMAGES, _WINDOWS = 200, 300  # of each image, that the ranking is fitted to
+RANKING_IMAGES, _WINDOWS = 200, 300  # windows of each image, that the ranking is fitted to
 
 
 def train_ranking(context: Context) -> bool:
@@ -50,7 +50,7 @@ def fitted(data: TrainingData) -> Ranking:
 
     def parts() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = rng(data.seed, "images of the ranking").permutation(len(data.dataset))
-        chosen = np.sort(order[:_IMAGES]).tolist()
+        chosen = np.sort(order[:RANKING_IMAGES]).tolist()
         for made in data.gather(chosen, examples, lambda made: made, label="ranking"):
             yield made["features"], made["iou"]
 
