@@ -220,9 +220,9 @@ def test_a_forecast_by_hand() -> None:
     assert not {"bbox", "calibrate", "ranking"} & set(forecast(bare, speed, images, tests=1))
     fewer = config(**FAST, detect={"max_windows": 300})
     ranked = forecast(fewer, speed, images, tests=4)
-    assert ranked.pop("ranking") == pytest.approx(0.25 * 0.4 * 10) and ranked == fast
+    assert ranked.pop("ranking") == pytest.approx(0.25 * 0.9 * 10) and ranked == fast
     many = forecast(fewer, speed, dataset(300, side=50), tests=0)
-    assert many["ranking"] == pytest.approx(0.25 * 0.4 * 200)  # fitted to 200 images
+    assert many["ranking"] == pytest.approx(0.25 * 0.9 * 200)  # fitted to 200 images
 
 
 SMALL = [

@@ -41,7 +41,7 @@ from sppdet.types import Boxes, Dataset, FeatureMaps, ImageArray
 T = TypeVar("T")
 # What stages take by the clock, on a machine with nothing else to do; fitted to three networks and 20 to
 # 530 images (benchmarks/costs.py, laptop.py). In times that an image's windows take to be scored:
-_SVM, _BBOX, _RANKING = 1.0, 0.35, 0.4  # for each image
+_SVM, _BBOX, _RANKING = 1.0, 0.35, 0.9  # for each image
 # In times that they take on pool5, for vectors as long as those of pool5:
 _CLASS, _CLASS_IMAGE = 50.0, 0.55  # an SVM, and as much more for each image
 _FOLD = 6.5  # an SVM without the images of a fold
