@@ -24,7 +24,6 @@ from sppdet.stages import presets
 from sppdet.stages.choice import PRESETS, Choice, Preset
 from sppdet.stages.forecast import Speed, forecast, megapixels
 from sppdet.stages.presets import Chosen, are_small, candidate, describe
-from sppdet.training_config import Layer
 from sppdet.types import Dataset
 
 FAST = {"scales": [480], "head": None, "finetune": None}
@@ -60,16 +59,14 @@ def dataset(count: int, *, side: float, width: int = 640, height: int = 480) -> 
 
 
 def test_batches_grow_slower_than_the_number_of_images() -> None:
-    choice = OPEN
-
     def batches(preset: Any, images: int) -> int:
-        return int(candidate(choice, preset, dataset(images, side=200)).values["finetune.batches"])
+        return int(candidate(OPEN, preset, dataset(images, side=200)).values["finetune.batches"])
 
     assert batches("balanced", 500) == batches("accurate", 500) == 1000  # those of the settings
     assert batches("balanced", 100) == 393  # 1000 · 0.2^0.58
     assert batches("balanced", 2000) == 2235  # 4^0.58
     assert batches("balanced", 3) >= 50
-    assert "finetune.batches" not in candidate(choice, "fast", dataset(100, side=200)).values
+    assert "finetune.batches" not in candidate(OPEN, "fast", dataset(100, side=200)).values
 
 
 def test_what_a_run_keeps_is_not_of_settings_that_were_tried() -> None:
@@ -175,9 +172,14 @@ def test_megapixels_by_hand() -> None:
 
 def test_a_forecast_by_hand() -> None:
     images = dataset(10, side=50)
-    windows: dict[Layer, float] = {"pool5": 0.25, "fc6": 0.375}
-    rest = {"search": 0.5, "layers": 2.0, "detected": 0.3125, "step": 4.0}
-    speed = Speed(windows=windows, width=12800, **rest)
+    speed = Speed(
+        search=0.5,
+        layers=2.0,
+        windows={"pool5": 0.25, "fc6": 0.375},
+        detected=0.3125,
+        step=4.0,
+        width=12800,
+    )
     area = 640 * 480 / 1e6
     fast = forecast(load(False), speed, images, tests=4)
     assert fast["proposals"] == 0.5 * 14 and fast["features"] == pytest.approx(2 * area * 10)

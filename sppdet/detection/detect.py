@@ -190,8 +190,7 @@ def _first_windows(parts: DetectionParts, maps: FeatureMaps, boxes: Boxes) -> Bo
     """Keep the boxes whose windows are to be scored."""
     if parts.ranking is None or parts.config.max_windows is None:
         return boxes
-    windows = parts.extractor.windows(maps, boxes)
-    return boxes[parts.ranking.best(maps, windows, parts.config.max_windows)]
+    return parts.ranking.first(parts.extractor, maps, boxes, parts.config.max_windows)
 
 
 def weigh(scored: ScoredProposals, weight: float, *, min_score: float) -> ScoredProposals:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sppdet.features.regions import Windows, pool_windows
-from sppdet.types import FeatureMaps
+from sppdet.features.regions import FeatureExtractor, Windows, pool_windows
+from sppdet.types import Boxes, FeatureMaps
 
 _COARSE = 2  # bins per side of the finest level that is coarse
 
@@ -31,6 +31,12 @@ class Ranking:
     def to(self, device: torch.device) -> Ranking:
         """Return the same on a device."""
         return replace(self, weights=self.weights.to(device))
+
+    def first(
+        self, extractor: FeatureExtractor, maps: FeatureMaps, boxes: Boxes, count: int
+    ) -> Boxes:
+        """Keep the boxes (P, 4), in original pixels, of the `count` windows ranked first."""
+        return boxes[self.best(maps, extractor.windows(maps, boxes), count)]
 
     @torch.inference_mode()
     def best(self, maps: FeatureMaps, windows: Windows, count: int) -> NDArray[np.int64]:

@@ -203,8 +203,8 @@ def measure(context: Context, config: Config, backbone: Backbone) -> Speed:
 
     def detect(made: FeatureMaps, boxes: Boxes, layer: Layer) -> torch.Tensor:
         assert config.detect.max_windows is not None
-        first = ranking.best(made, extractor.windows(made, boxes), config.detect.max_windows)
-        return score(made, boxes[first], layer)
+        first = ranking.first(extractor, made, boxes, config.detect.max_windows)
+        return score(made, first, layer)
 
     coarse = coarse_levels(config.spp_levels)
     ranking = Ranking(coarse, torch.zeros(spp_width(maps.channels, coarse), device=device), 0.0)

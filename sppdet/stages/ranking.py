@@ -17,7 +17,7 @@ from sppdet.stages.training_data import Sample, TrainingData
 from sppdet.training.processes import Tensors
 from sppdet.training.ranking import fit_ranking, nearest_iou
 
-RANKING_IMAGES, _WINDOWS = 200, 300  # windows of each image, that the ranking is fitted to
+RANKING_IMAGES, _WINDOWS = 200, 300  # images, and windows of each, that the ranking is fitted to
 
 
 def train_ranking(context: Context) -> bool:
