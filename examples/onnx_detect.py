@@ -21,27 +21,19 @@ else:
     boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
 
 
-def feature_map(factor):  # (rows, columns, channels) of the image at a scale
-    kind = cv2.INTER_AREA if factor < 1 else getattr(cv2, d["enlarging"])
-    x = cv2.resize(image[:, :, ::-1].copy(), None, fx=factor, fy=factor, interpolation=kind)
-    down, right = (max(d["min_side"] - s, -s % d["multiple"]) for s in x.shape[:2])
-    x = cv2.copyMakeBorder(x.astype(np.float32), 0, down, 0, right, 0, value=d["mean"])
-    return layers.run(None, {"image": x})[0].astype(np.float16).astype(np.float32)
-
-
 def maxima(m, n):  # of n parts along the first axis, which may share cells
     return [m[i * len(m) // n : -(-(i + 1) * len(m) // n)].max(axis=0) for i in range(n)]
 
 
-def pooled(s, low, high):  # spatial pyramid of a window of cells
-    (left, top), (right, bottom) = np.clip([low, high], 0, np.array(maps[s].shape)[1::-1] - 1)
-    m = maps[s][top : bottom + 1, left : right + 1]
-    return np.concatenate([b for n in d["spp_levels"] for a in maxima(m, n) for b in maxima(a, n)])
-
-
 stride, offset, size, b = d["stride"], d["offset"], image.shape[1::-1], boxes.astype(np.float64)
 factors = [min(s / min(size), d["max_side"] / max(size)) for s in d["scales"]]
-rects, maps = np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]), [feature_map(f) for f in factors]
+rects, maps, pooled = np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]), [], []
+for factor in factors:  # a feature map (rows, columns, channels) of the image at each scale
+    kind = cv2.INTER_AREA if factor < 1 else getattr(cv2, d["enlarging"])
+    x = cv2.resize(image[:, :, ::-1].copy(), None, fx=factor, fy=factor, interpolation=kind)
+    down, right = (max(d["min_side"] - s, -s % d["multiple"]) for s in x.shape[:2])
+    x = cv2.copyMakeBorder(x.astype(np.float32), 0, down, 0, right, 0, value=d["mean"])
+    maps.append(layers.run(None, {"image": x})[0].astype(np.float16).astype(np.float32))
 far = abs(rects[:, 2:].prod(axis=1) * np.square([factors]).T / d["canonical_size"] ** 2 - 1)
 scale = (far <= far.min(axis=0) + 1e-9).argmax(axis=0)  # the one nearest to the canonical size
 f = np.array(factors)[scale][:, None]
@@ -49,12 +41,20 @@ near = np.rint((b * f - offset) / stride)  # a cell's centre on the edge of a bo
 on_edge = ((near * stride + offset) / f).astype(np.float32) == boxes
 cells = np.where(on_edge, near, (b * f - offset) / stride)
 low, high = np.floor(cells[:, :2]).astype(int) + 1, np.ceil(cells[:, 2:]).astype(int) - 1
-windows = np.where(low > high, (low + high) // 2, [low, high])
-scores, deltas = head.run(None, {"pooled": np.stack([*map(pooled, scale, *windows)])})
+last = np.array([m.shape[1::-1] for m in maps])[scale] - 1
+windows = np.clip(np.where(low > high, (low + high) // 2, [low, high]), 0, last)
+distinct, row = np.unique(np.column_stack([scale, *windows]), axis=0, return_inverse=True)
+for s, left, top, right, bottom in distinct:  # spatial pyramid of each window of cells
+    m = maps[s][top : bottom + 1, left : right + 1]
+    bins = [b for n in d["spp_levels"] for a in maxima(m, n) for b in maxima(a, n)]
+    pooled.append(np.concatenate(bins))
+scores, deltas, *iou = head.run(None, {"pooled": np.stack(pooled)})
+for estimate in iou:  # of a window with an object; only the best ones count
+    scores[np.argsort(-estimate, kind="stable")[d["max_windows"] :]] = -np.inf
 for k, (name, least) in enumerate(zip(d["class_names"], d["thresholds"], strict=True)):
-    for i in cv2.dnn.NMSBoxes(rects, scores[:, k] - least, 0, d["nms"])[: d["max_per_class"]]:
-        centre = b[i, :2] + rects[i, 2:] * (0.5 + deltas[i, k, :2])
-        half = rects[i, 2:] * np.exp(np.clip(deltas[i, k, 2:], -6.907755, 6.907755)) / 2
+    for i in cv2.dnn.NMSBoxes(rects, scores[row, k] - least, 0, d["nms"])[: d["max_per_class"]]:
+        centre = b[i, :2] + rects[i, 2:] * (0.5 + deltas[row[i], k, :2])
+        half = rects[i, 2:] * np.exp(np.clip(deltas[row[i], k, 2:], -6.907755, 6.907755)) / 2
         box = np.clip([centre - half, centre + half], 0, size)
         box = box.ravel().tolist() if (box[1] > box[0]).all() else b[i].tolist()
-        print(json.dumps({"class": name, "score": float(scores[i, k]), "box": box}))
+        print(json.dumps({"class": name, "score": float(scores[row[i], k]), "box": box}))

@@ -41,7 +41,8 @@ def plain(model: TrainedModel) -> TrainedModel:
     """The model without the settings that the example leaves out."""
     config = model.config
     features = config.features.model_copy(update={"precision": "auto", "rounding": "float16"})
-    detect = DetectConfig(nms=0.4, max_per_class=7, svd=config.detect.svd)
+    own = config.detect
+    detect = DetectConfig(nms=0.4, max_per_class=7, svd=own.svd, max_windows=own.max_windows)
     detect = detect.model_copy(update={"min_score": LEAST[config.classifier]})
     changed = config.model_copy(update={"features": features, "detect": detect})
     return replace(model, config=changed)
@@ -185,7 +186,7 @@ def test_what_is_not_exported(
         module._layers(conv_backbone("zf5"))  # whose norms become constants
     genuine = PooledScores.forward
 
-    def wrong(self: PooledScores, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def wrong(self: PooledScores, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
         scores, deltas = genuine(self, pooled)
         return scores, deltas + 2e-4
 

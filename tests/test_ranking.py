@@ -89,6 +89,14 @@ def test_the_windows_with_the_largest_estimates_come_first() -> None:
     assert up.best(maps, windows, 5).tolist() == list(range(10))
 
 
+def test_estimates_are_the_same_from_vectors_of_more_levels() -> None:
+    """Two channels at 3, 1 and 2 bins a side, of which the ranking has 2 and 1."""
+    ranking = Ranking((2, 1), torch.arange(10.0), 0.5)
+    pooled = torch.randn(4, 28, generator=torch.Generator().manual_seed(3))
+    wanted = torch.cat([pooled[:, 20:], pooled[:, 18:20]], dim=1) @ torch.arange(10.0) + 0.5
+    torch.testing.assert_close(ranking.of_pooled(pooled, (3, 1, 2)), wanted)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_detection_in_the_first_windows(flip: bool) -> None:
     backbone_detector, maps, mirrored, proposals = sample_detector(flip)

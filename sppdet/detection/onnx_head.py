@@ -14,7 +14,7 @@ _TERMS = 9  # whose error is 1e-9 there
 
 
 class PooledScores(nn.Module):
-    """Fully connected layers, classifiers and box regressors as one module.
+    """Fully connected layers, classifiers, box regressors and the ranking as one module.
 
     Its parts must be on the CPU.
     """
@@ -24,22 +24,29 @@ class PooledScores(nn.Module):
         self.head = parts.extractor.head
         self.classifiers = parts.classifiers
         self.regressors = parts.regressors
+        self.ranking = parts.ranking
+        self.levels = parts.extractor.levels
 
     def _features(self, pooled: torch.Tensor, layer: Layer) -> torch.Tensor:
         if layer == "pool5" or self.head is None:
             return pooled
         return self.head.features(pooled, layer)
 
-    def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute scores (N, K) and box deltas (N, K, 4) of vectors (N, D); deltas 0 without regression."""
+    def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute scores (N, K) and box deltas (N, K, 4) of vectors (N, D); deltas 0 without regression.
+
+        With a ranking the third result is the IoU (N,) that it estimates.
+        """
         c, r = self.classifiers, self.regressors
         linear = self._features(pooled, c.layer) @ c.weights.T + c.biases
         scores = linear if c.kind == "svm" else _log_odds(linear)
-        if r is None:
-            return scores, torch.zeros_like(scores)[:, :, None].expand(-1, -1, 4)
-        classes = len(r.biases)
-        flat = self._features(pooled, r.layer) @ r.rows.flatten(0, 1).T + r.biases.flatten()
-        return scores, flat.view(-1, classes, 4)
+        deltas = torch.zeros_like(scores)[:, :, None].expand(-1, -1, 4)
+        if r is not None:
+            flat = self._features(pooled, r.layer) @ r.rows.flatten(0, 1).T + r.biases.flatten()
+            deltas = flat.view(-1, len(r.biases), 4)
+        if self.ranking is None:
+            return scores, deltas
+        return scores, deltas, self.ranking.of_pooled(pooled, self.levels)
 
 
 def _log_odds(linear: torch.Tensor) -> torch.Tensor:
@@ -59,13 +66,16 @@ def _log_odds(linear: torch.Tensor) -> torch.Tensor:
 def head_to_onnx(parts: DetectionParts, *, width: int) -> bytes:
     """Export what follows pooling: `pooled` (N, width) → `scores` (N, K), `deltas` (N, K, 4).
 
+    With a ranking there is a third output, `iou` (N,).
+
     Raises:
         Exception: torch can't export it; errors of many kinds.
     """
     module = PooledScores(parts).eval()
+    outputs = ("scores", "deltas") if module.ranking is None else ("scores", "deltas", "iou")
     return to_onnx(
         module,
         torch.zeros(2, width),
         given={"pooled": {0: "windows"}},
-        made={name: {0: "windows"} for name in ("scores", "deltas")},
+        made={name: {0: "windows"} for name in outputs},
     )

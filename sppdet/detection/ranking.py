@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sppdet.features.levels import level_columns
 from sppdet.features.regions import FeatureExtractor, Windows, pool_windows
 from sppdet.types import Boxes, FeatureMaps
 
@@ -48,7 +49,13 @@ class Ranking:
         if len(windows) <= count:
             return np.arange(len(windows.index))
         pooled = pool_windows(maps, windows.cells, self.levels)
-        estimates = (pooled @ self.weights + self.bias).cpu().numpy()
+        estimates = self.of_pooled(pooled, self.levels).cpu().numpy()
         first = np.zeros(len(windows), dtype=np.bool_)
         first[np.argsort(-estimates, kind="stable")[:count]] = True
         return np.flatnonzero(first[windows.index])
+
+    def of_pooled(self, pooled: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
+        """Estimate the IoU (N,) of windows from vectors (N, D) that are pooled at these levels or more."""
+        channels = pooled.shape[1] // sum(n * n for n in levels)
+        columns = [pooled[:, level_columns(channels, levels, n)] for n in self.levels]
+        return torch.cat(columns, dim=1) @ self.weights + self.bias

@@ -139,7 +139,10 @@ def _head(detector: Detector, channels: int) -> tuple[bytes, dict[str, float]]:
     if r is not None:
         products = extractor.products(maps, cells, r.layer, r.rows.flatten(0, 1))
         expected["deltas"] = products.view(len(cells), -1, 4) + r.biases
-    outputs = session(made)(extractor.pool(maps, cells))
+    pooled = extractor.pool(maps, cells)
+    if detector.ranking is not None:
+        expected["iou"] = detector.ranking.of_pooled(pooled, extractor.levels)
+    outputs = session(made)(pooled)
     apart = {}
     for (name, wanted), found in zip(expected.items(), outputs, strict=True):
         apart[name] = float((found - wanted).abs().max())
@@ -210,12 +213,13 @@ def _facts(model: TrainedModel, detector: Detector, backbone: Backbone) -> dict[
         "nms": config.detect.nms,
         "max_per_class": config.detect.max_per_class,
         "max_boxes": config.proposals.max_boxes,
+        "max_windows": config.detect.max_windows,
         "left_out": _beyond(config),
     }
 
 
 def _beyond(config: Config) -> list[str]:
     """List the settings of the model that examples/onnx_detect.py leaves out."""
-    names = ("max_windows", "soft_nms", "box_voting", "flip")
+    names = ("soft_nms", "box_voting", "flip")
     beyond = [f"detect.{name}" for name in names if getattr(config.detect, name)]
     return [*beyond, *(["features.rounding"] if config.features.rounding != "float16" else [])]
