@@ -34,12 +34,6 @@ def test_tuned_layers_have_windows_of_five_colour_spaces() -> None:
     assert found == {**dict.fromkeys(NAMES, "fast"), "lite0_tuned": "diverse"}
 
 
-def test_only_where_it_was_measured_the_first_windows_are_scored_alone() -> None:
-    raws = {name: read_with_bases(path) for name, path in packaged_configs().items()}
-    found = {name: raw.get("detect", {}).get("max_windows") for name, raw in raws.items()}
-    assert found == {**dict.fromkeys(NAMES), "lite0_tuned": 500}
-
-
 def test_paths_of_a_packaged_config_start_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

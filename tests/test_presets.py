@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from evaluation_samples import make_image
 from preset_samples import DATA, FAST, TUNED, config, dataset, load, small
 from runs import CommandLine
 from sppdet.config import Config
@@ -101,10 +100,7 @@ def test_accurate_is_balanced_that_detects_in_mirror_images_as_well() -> None:
 def test_a_choice_that_is_kept_is_read_again(
     preset: Preset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limited = config(**TUNED, detect={"max_windows": 500})
-    choice = Choice(lambda tuned: limited if tuned else load(tuned), load)
-    chosen = candidate(choice, preset, dataset(8, side=100))
-    assert len(chosen.values) == {"fast": 2, "balanced": 5, "accurate": 6}[preset]
+    chosen = candidate(OPEN, preset, dataset(8, side=100))
     asked = {"preset": preset, "minutes": None}
     write_json(tmp_path / "preset.json", {"asked": asked, **vars(chosen)})
     assert presets._stored(tmp_path / "preset.json", asked) == chosen
@@ -121,28 +117,6 @@ def test_presets_fit_boxes_to_fewer_examples() -> None:
     assert own is not None and own.max_examples == 10_000
     without = Choice(load, lambda _: config(**{**FAST, "bbox": None}))
     assert candidate(without, "fast", images).applied(without).bbox is None
-
-
-@pytest.mark.parametrize(
-    "objects, windows", [(1, 500), (10, 500), (11, 550), (39, 1950), (40, None)]
-)
-def test_windows_grow_with_the_objects_of_the_fullest_image(
-    objects: int, windows: int | None
-) -> None:
-    few = dataset(2, side=100).images
-    crowd = make_image("crowd", [(1, (10, 10, 90, 90))] * objects)
-    crowd = replace(crowd, width=640, height=480)
-    images = Dataset("s", ("a",), (few[0], crowd, few[1]))
-    limited = config(**TUNED, detect={"max_windows": 500})
-    choice = Choice(lambda tuned: limited if tuned else load(tuned), load)
-    for preset in ("balanced", "accurate"):
-        found = candidate(choice, preset, images)
-        assert found.applied(choice).detect.max_windows == windows
-    assert "detect.max_windows" not in candidate(choice, "fast", images).values
-    nothing = Dataset("s", ("a",), ())
-    assert candidate(choice, "balanced", nothing).values["detect.max_windows"] == 500
-    fixed = replace(choice, fixed=frozenset({"detect.max_windows"}))
-    assert candidate(fixed, "balanced", images).applied(fixed).detect.max_windows is None
 
 
 def test_what_the_user_has_set_stays() -> None:

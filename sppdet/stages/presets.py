@@ -34,12 +34,8 @@ _SMALLER = 2 / 3  # factor on the scales of the last resort
 # of a class in box regression: windows around one object are nearly the same, and their products take
 # most of that stage (docs/choices.md)
 _EXAMPLES = 1500
-_WINDOWS = 50  # for each object of the image that has most, where fewer than all windows are scored
 _KEYS = frozenset(  # that a choice has
-    {
-        *("scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales"),
-        *("detect.flip", "detect.max_windows"),
-    }
+    {"scales", "bbox.max_examples", "finetune.batches", "finetune.image_scales", "detect.flip"}
 )
 
 
@@ -133,8 +129,7 @@ def candidate(
     """Fit a preset to a training set.
 
     Small objects have larger scales. The passes over the images fall with their number: with n of
-    them the batches are those of the packaged settings times (n / 500)^0.58. Where these score fewer
-    windows than all, it is at least 50 for each object of the fullest image. accurate is balanced that
+    them the batches are those of the packaged settings times (n / 500)^0.58. accurate is balanced that
     detects in the mirror image as well. A run keeps these values, which no setting of the user's changes,
     except that batches of more images are fewer.
 
@@ -142,8 +137,7 @@ def candidate(
         fraction: of the batches that are taken.
         smaller: factor on the scales.
     """
-    settings = choice.packaged(preset != "fast")
-    scales = settings.scales
+    scales = choice.packaged(preset != "fast").scales
     small = are_small(dataset, scale=round(max(scales) * smaller))
     grown = smaller * (_LARGER if small else 1.0)
     values: dict[str, Any] = {
@@ -152,10 +146,6 @@ def candidate(
     }
     if preset == "accurate":
         values["detect.flip"] = True
-    if settings.detect.max_windows is not None:
-        fullest = max((len(image.gt_boxes) for image in dataset.images), default=0)
-        windows = max(settings.detect.max_windows, _WINDOWS * fullest)
-        values["detect.max_windows"] = windows if windows < settings.proposals.max_boxes else None
     tuning = choice.load(preset != "fast").tuning()
     packaged = choice.packaged(True).tuning()
     if tuning is not None and packaged is not None:
