@@ -8,26 +8,27 @@ import cv2
 import numpy as np
 import onnxruntime
 
-_, files, photo, *stored = sys.argv if len(sys.argv) > 2 else sys.exit(__doc__)
-d, image = json.loads(Path(files, "detector.json").read_bytes()), cv2.imread(photo)
-layers, head = (onnxruntime.InferenceSession(Path(files, n + ".onnx")) for n in ("layers", "head"))
-if stored:  # a file of `sppdet propose --out`
-    boxes = np.load(stored[0])["boxes"]
-else:
-    search, by = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation(), 500 / image.shape[1]
-    search.setBaseImage(cv2.resize(image, None, fx=by, fy=by))
-    search.switchToSelectiveSearchFast()
-    x, y, w, h = search.process()[: d["max_boxes"]].T / by
-    boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
-
 
 def maxima(m, n):  # of n parts along the first axis, which may share cells
     return [m[i * len(m) // n : -(-(i + 1) * len(m) // n)].max(axis=0) for i in range(n)]
 
 
-stride, offset, size, b = d["stride"], d["offset"], image.shape[1::-1], boxes.astype(np.float64)
+_, files, photo, *stored = sys.argv if len(sys.argv) > 2 else sys.exit(__doc__)
+d, image = json.loads(Path(files, "detector.json").read_bytes()), cv2.imread(photo)
+size = sys.exit(f"{photo}: can't be read") if image is None else image.shape[1::-1]
+layers, head = (onnxruntime.InferenceSession(Path(files, n + ".onnx")) for n in ("layers", "head"))
+if stored:  # a file of `sppdet propose --out`
+    boxes = np.load(stored[0])["boxes"]
+else:
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    by = min(500 / size[0], 2000 / size[1])
+    search.setBaseImage(cv2.resize(image, None, fx=by, fy=by))
+    search.switchToSelectiveSearchFast()
+    x, y, w, h = search.process()[: d["max_boxes"]].T / by
+    boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
+stride, offset, b = d["stride"], d["offset"], boxes.astype(float) if len(boxes) else sys.exit()
 factors = [min(s / min(size), d["max_side"] / max(size)) for s in d["scales"]]
-rects, maps, pooled = np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]), [], []
+rects, maps, bins = np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]), [], []
 for factor in factors:  # a feature map (rows, columns, channels) of the image at each scale
     kind = cv2.INTER_AREA if factor < 1 else getattr(cv2, d["enlarging"])
     x = cv2.resize(image[:, :, ::-1].copy(), None, fx=factor, fy=factor, interpolation=kind)
@@ -46,9 +47,8 @@ windows = np.clip(np.where(low > high, (low + high) // 2, [low, high]), 0, last)
 distinct, row = np.unique(np.column_stack([scale, *windows]), axis=0, return_inverse=True)
 for s, left, top, right, bottom in distinct:  # spatial pyramid of each window of cells
     m = maps[s][top : bottom + 1, left : right + 1]
-    bins = [b for n in d["spp_levels"] for a in maxima(m, n) for b in maxima(a, n)]
-    pooled.append(np.concatenate(bins))
-scores, deltas, *iou = head.run(None, {"pooled": np.stack(pooled)})
+    bins.append(np.hstack([b for n in d["spp_levels"] for a in maxima(m, n) for b in maxima(a, n)]))
+scores, deltas, *iou = head.run(None, {"pooled": np.stack(bins)})
 for estimate in iou:  # of a window with an object; only the best ones count
     scores[np.argsort(-estimate, kind="stable")[d["max_windows"] :]] = -np.inf
 for k, (name, least) in enumerate(zip(d["class_names"], d["thresholds"], strict=True)):

@@ -15,6 +15,7 @@ from sppdet.data_config import DataConfig
 from sppdet.setting_types import (
     Count,
     Fraction,
+    PositiveFraction,
     Section,
     Side,
     SppLevels,
@@ -196,7 +197,7 @@ class DetectConfig(Section):
     soft_nms: Annotated[PositiveFloat | None, BeforeValidator(none_of)] = None
     """Sigma of Gaussian soft-NMS, which lowers the scores of neighbours where NMS drops them (Bodla et al.
     2017; their value is 0.5). Larger lowers less. `nms` has no effect then. null: NMS."""
-    box_voting: Annotated[Fraction | None, BeforeValidator(none_of)] = None
+    box_voting: Annotated[PositiveFraction | None, BeforeValidator(none_of)] = None
     """IoU from which the boxes of all scored proposals vote for a detection of their class: its box becomes
     their mean, weighted by score (Gidaris and Komodakis 2015; their value is 0.5). null: no voting."""
     flip: bool = False

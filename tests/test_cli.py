@@ -159,6 +159,10 @@ ERRORS: dict[str, tuple[Arguments, str]] = {
         lambda _, run, empty: ["export", run, "--onnx", empty / "model.onnx"],
         "model.onnx: --onnx writes a folder of files; expected a name without .onnx",
     ),
+    "ONNX in the place of a file": (
+        lambda settings, run, _: ["export", run, "--onnx", settings],
+        "is a file; --onnx writes into a folder",
+    ),
     "eval of one run into a folder": (
         lambda _, run, empty: ["eval", run, "--out", empty],
         "eval: --out is for several RUNs or --detections; the reports of one are in RUN/eval",

@@ -136,6 +136,7 @@ def test_shipped_config(path: Path | None) -> None:
         ("svm: {C: -1}", "svm.C: should be greater than 0, got -1"),
         ("svm: {hard_threshold: .nan}", "svm.hard_threshold: should be a finite number, got nan"),
         ("detect: {nms: 1.5}", "detect.nms: should be less than or equal to 1, got 1.5"),
+        ("detect: {box_voting: 0}", "detect.box_voting: should be greater than 0, got 0"),
         ("workers: 1025", "workers: should be 'auto' or should be less than or equal to 1024"),
         ("scales: [688, 20000]", "scales.1: should be less than or equal to 16384, got 20000"),
         ("spp_levels: [257]", "spp_levels.0: should be less than or equal to 256, got 257"),

@@ -321,7 +321,19 @@ def test_models_that_cannot_be_combined(tiny: Backbone, image: ImageArray) -> No
         CombinedDetector.of([one])
     with pytest.raises(ValueError, match=r"detectors: str, expected what `Detector.load` returns"):
         CombinedDetector.of(["runs/a", "runs/b"])  # type: ignore[list-item]
-    for weights in ([1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf]):
+    with pytest.raises(ValueError, match="detectors: 1, expected two or more"):
+        CombinedDetector.of(one)  # type: ignore[arg-type]
+    assert len(CombinedDetector.of(iter([one, one])).detectors) == 2  # type: ignore[arg-type]
+    wrong: list[Any] = [
+        [1.0],
+        [1.0, 0.0],
+        [1.0, math.nan],
+        [1.0, math.inf],
+        ["1", "2"],
+        [1, None],
+        2,
+    ]
+    for weights in wrong:
         with pytest.raises(ValueError, match="expected 2 positive numbers"):
             CombinedDetector.of([one, one], weights=weights)
 

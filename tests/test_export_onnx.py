@@ -140,6 +140,20 @@ def test_by_the_command_line(
     assert (status, err) == (0, "") and file.read_bytes() == exported.read_bytes()
 
 
+def test_the_example_with_odd_input(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    export_onnx(TrainedModel.open(exported), folder)
+    tall = tmp_path / "tall.png"  # of a search that would take minutes at 500 pixels of width
+    Image.effect_noise((20, 1200), 60).convert("RGB").save(tall)
+    np.savez(tmp_path / "none.npz", boxes=np.zeros((0, 4), np.float32))
+    assert run_example(folder, tall, tmp_path / "none.npz") == []
+    run_example(folder, tall)
+    missing = [sys.executable, EXAMPLE, folder, tmp_path / "missing.png"]
+    ended = subprocess.run(missing, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert ended.stderr.endswith(f"{missing[-1]}: can't be read\n")  # OpenCV warns before
+
+
 def test_what_is_there_is_not_overwritten(exported: Path, tmp_path: Path) -> None:
     model = TrainedModel.open(exported)
     foreign = tmp_path / "foreign"

@@ -245,7 +245,9 @@ def test_layers_of_timm_and_those_that_there_are_not() -> None:
         if id(p) in chosen
     }
     assert blocks == {2, 3, 4, 5, 6}
-    with pytest.raises(ValueError, match=r"conv5\+: the maps have 3 resolutions"):
+    with pytest.raises(
+        ValueError, match=r"conv5\+: .* 3 resolutions; expected fc, all, conv2\+, conv3\+$"
+    ):
         conv_parameters(conv_backbone("tiny"), "conv5+")
     assert conv_parameters(conv_backbone("tiny"), "fc") == []
 
@@ -554,7 +556,7 @@ def test_settings_that_contradict(more: dict[str, Any], expected: str) -> None:
 
 def test_a_resolution_that_there_is_not(demo_root: Path, tmp_path: Path) -> None:
     finetune = {**SETTINGS["finetune"], "layers": "conv5+"}
-    with pytest.raises(ConfigError, match=r"finetune\.layers: conv5\+: the maps have 3"):
+    with pytest.raises(ConfigError, match=r"finetune\.layers: conv5\+: the layers have 3"):
         train_quietly(settings_of(tmp_path, demo_root, finetune=finetune), tmp_path / "run")
 
 

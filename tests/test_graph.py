@@ -182,6 +182,10 @@ def test_branches() -> None:
     narrow = Branches(conv(3, 2, 1), conv(3, 1, 1), lambda a, b: a + F.pad(b, (0, -96, 0, -64)))
     with pytest.raises(ValueError, match=r"branches of strides \[1, 2\] meet"):
         geometry_of(narrow)
+    pooled = Branches(conv(3, 2, 1), nn.AvgPool2d(2), operator.add)  # centres 0.5 and 1
+    assert geometry_of(pooled) == (2, 0.75)
+    twice = Branches(conv(3, 2, 1), nn.AvgPool2d(2), lambda a, b: torch.cat([b, a, b], dim=1))
+    assert geometry_of(twice) == (2, pytest.approx(2.5 / 3))
     gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(1, 1, 0))
     assert geometry_of(Branches(conv(3, 1, 1), gate, operator.mul)) == (1, 0.5)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ GEOMETRY: list[tuple[str, int, Geometry]] = [
     ("test_efficientnet", 48, (16, 0.5)),  # 3×3 kernels padded by 1
     ("test_vit", 64, (16, 8.0)),  # patches
     ("test_convnext", 48, (16, 8.0)),  # patches of 4, then of 2, without padding
+    ("resnet26d", 1024, (16, 3.5)),  # means of 3×3 kernels padded by 1 and of pools of 2: +1, +2
     ("tf_efficientnet_lite0", 112, (16, 15.5)),  # "same": strided 3×3 kernels padded below only,
 ]  # 1×1 shortcuts: 0.5 + Σ of (1, 2, 4, 8)
 
@@ -143,7 +145,9 @@ def test_networks_of_equal_weights_have_their_own_maps(tmp_path: Path) -> None:
     for name in ("resnet18", "resnetblur18"):
         backbone = load_backbone(f"timm/{name}", "none", seed=1)
         prints.add(MapCache(backbone, [96], FeaturesConfig(), ImageCache()).fingerprint)
-    assert len(prints) == 2
+    moved = replace(backbone, geometries=((16, 3.5),))  # windows of other cells
+    prints.add(MapCache(moved, [96], FeaturesConfig(), ImageCache()).fingerprint)
+    assert len(prints) == 3
 
 
 def test_a_classifier_is_not_trained_on_them() -> None:

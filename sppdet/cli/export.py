@@ -30,6 +30,8 @@ def export(
         raise ConfigError(f"{file}: FILE gets sppdet's own format; expected --onnx FOLDER for ONNX")
     if onnx is not None and onnx.name.lower().endswith(".onnx"):
         raise ConfigError(f"{onnx}: --onnx writes a folder of files; expected a name without .onnx")
+    if onnx is not None and onnx.exists() and not onnx.is_dir():
+        raise ConfigError(f"{onnx}: is a file; --onnx writes into a folder")
     start_libraries()
     from sppdet.stages.trained_model import TrainedModel, write_model
 

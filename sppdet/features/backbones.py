@@ -243,7 +243,10 @@ def _geometries(layers: nn.Module, count: int, multiple: int) -> list[Geometry]:
         try:
             return [measured_geometry(_Nth(layers, k).eval()) for k in range(count)]
         except (ValueError, RuntimeError):
-            raise error from None
+            raise ValueError(
+                f"{error}, nor be measured; expected a convolutional network, or a transformer whose "
+                "cells are patches"
+            ) from None
 
 
 def _conv_layers(name: str, model: nn.Module, *, whole: bool) -> nn.Module:

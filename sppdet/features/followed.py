@@ -32,9 +32,10 @@ class FollowedGeometry(TorchDispatchMode):
     """While it is entered, follows (S, c₀) of every map that is computed from an image.
 
     Convolutions and poolings change both by their kernels, strides, dilations and paddings; whatever
-    else keeps the sides of a map keeps its geometry. Where branches meet, the centre of the first is
-    taken. A map whose sides are changed otherwise (resizing, windows of attention, linear layers over
-    cells) has no known geometry, nor has anything computed from it alone.
+    else keeps the sides of a map keeps its geometry. Where branches of different centres meet, their
+    mean is taken: how much each counts is a matter of the weights. A map whose sides are changed
+    otherwise (resizing, windows of attention, linear layers over cells) has no known geometry, nor has
+    anything computed from it alone.
     """
 
     def __init__(self, image: torch.Tensor) -> None:
@@ -113,7 +114,15 @@ def _through(
         strides = sorted({kept.along[axis][0] for kept in alike})
         if len(strides) > 1:
             raise ValueError(f"branches of strides {strides} meet in {packet}")
-    return alike[0] if alike else None
+    if not alike:
+        return None
+    down, across = (_mean([kept.along[axis] for kept in alike]) for axis in (0, 1))
+    return _Axes(alike[0].dims, (down, across))
+
+
+def _mean(branches: Sequence[Geometry]) -> Geometry:
+    """Average the centres of branches of one stride."""
+    return branches[0][0], sum(centre for _, centre in branches) / len(branches)
 
 
 def _kept(tensor: torch.Tensor, axes: _Axes, made: torch.Tensor) -> _Axes | None:

@@ -16,6 +16,7 @@ from sppdet.features.folding import folded
 from sppdet.features.head import Head, build_head, check_start
 from sppdet.features.joined import VERSION as JOIN_VERSION
 from sppdet.features.joined import JoinedMaps, fit_joined
+from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
@@ -45,7 +46,8 @@ def load(context: Context) -> Backbone:
         except ValueError as error:
             raise ConfigError(f"finetune.layers: {error}") from None
     digest = weights_digest(backbone.layers)
-    made_by = fingerprint("backbone", _FILE_VERSION, config.backbone.name, digest)
+    placed = [backbone.geometries] if backbone.name.startswith(TIMM) else []
+    made_by = fingerprint("backbone", _FILE_VERSION, config.backbone.name, digest, *placed)
     backbone.layers.to(context.ranks.device)
     layers = backbone.layers
     if isinstance(layers, JoinedMaps):

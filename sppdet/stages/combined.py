@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -38,8 +38,8 @@ class CombinedDetector:
         """Combine detectors of the same classes: one NMS over the proposals that all have scored.
 
         Args:
-            detectors: two or more. The first one's settings of `detect` but `flip` and `svd` apply,
-                and so do its tiles.
+            detectors: two or more. The first one's settings of `detect` but `flip`, `svd` and `max_windows`
+                apply, and so do its tiles.
             weights: positive, one for each; see `sppdet.detection.detect.weigh`. None: all 1.
 
         Raises:
@@ -47,14 +47,17 @@ class CombinedDetector:
                 another by a softmax.
             ValueError: fewer than two, something else than detectors, or weights that don't fit.
         """
+        detectors = tuple(detectors) if isinstance(detectors, Iterable) else (detectors,)
         strange = [type(one).__name__ for one in detectors if not isinstance(one, Detector)]
         if strange:
             raise ValueError(f"detectors: {strange[0]}, expected what `Detector.load` returns")
         if len(detectors) < 2:
             raise ValueError(f"detectors: {len(detectors)}, expected two or more")
-        factors = tuple(1.0 for _ in detectors) if weights is None else tuple(weights)
-        if len(factors) != len(detectors) or not all(0 < w < math.inf for w in factors):
-            raise ValueError(f"weights: {factors}, expected {len(detectors)} positive numbers")
+        given = [1.0] * len(detectors) if weights is None else weights
+        factors = tuple(given) if isinstance(given, Iterable) else (given,)
+        good = [w for w in factors if isinstance(w, int | float) and 0 < w < math.inf]
+        if not len(good) == len(factors) == len(detectors):
+            raise ValueError(f"weights: {weights!r}, expected {len(detectors)} positive numbers")
         if len({one.classifiers.kind for one in detectors}) > 1:
             raise ConfigError(
                 "combined models: margins of SVMs can't be compared with the log odds of a softmax; "

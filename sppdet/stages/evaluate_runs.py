@@ -39,8 +39,8 @@ def evaluate_runs(
 ) -> EvalResult:
     """Combine the detectors of several runs and score them on a split into `out`.
 
-    The first run's settings of data, `detect` (but `flip` and `svd`) and `eval` apply. Detections are
-    kept in `out`, so that another metric needs no second detection.
+    The first run's settings of data, `detect` (but `flip`, `svd` and `max_windows`) and `eval` apply.
+    Detections are kept in `out`, so that another metric needs no second detection.
 
     Args:
         runs: two or more, of the same classes; those after the first may be model files.

@@ -62,6 +62,7 @@ class MapCache:
         self.device = next(backbone.layers.parameters()).device
         self._precision = compute_type(config.precision, self.device)
         self.arithmetic = arithmetic(config.precision, self.device)
+        of_timm = backbone.name.startswith(TIMM)
         self.fingerprint = fingerprint(
             "maps",
             VERSION,
@@ -70,8 +71,8 @@ class MapCache:
             config.max_side,
             self.arithmetic,
             # layers without weights, such as a blurred pooling, show in the name alone
-            *([backbone.name] if backbone.name.startswith(TIMM) else []),
-            *([backbone.geometries] if isinstance(backbone.layers, JoinedMaps) else []),
+            *([backbone.name] if of_timm else []),
+            *([backbone.geometries] if of_timm or isinstance(backbone.layers, JoinedMaps) else []),
             *([] if backbone.preprocessing == IMAGENET else [asdict(backbone.preprocessing)]),
             *(["int8", ROUNDING_VERSION] if config.rounding == "int8" else []),
         )

@@ -125,7 +125,11 @@ def conv_parameters(backbone: Backbone, chosen: str) -> list[nn.Parameter]:
     layers = backbone.layers.trunk if isinstance(backbone.layers, JoinedMaps) else backbone.layers
     numbers = resolutions(layers, backbone.preprocessing.multiple)
     if first > max(numbers.values(), default=1):
-        raise ValueError(f"{chosen}: the maps have {max(numbers.values())} resolutions")
+        count = max(numbers.values())
+        known = ", ".join(f"conv{n}+" for n in range(2, count + 1))
+        raise ValueError(
+            f"{chosen}: the layers have {count} resolutions; expected fc, all{known and ', '}{known}"
+        )
     chosen_layers = [
         m
         for m in layers.modules()
