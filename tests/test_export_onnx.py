@@ -148,10 +148,11 @@ def test_the_example_with_odd_input(exported: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", boxes=np.zeros((0, 4), np.float32))
     assert run_example(folder, tall, tmp_path / "none.npz") == []
     run_example(folder, tall)
-    missing = [sys.executable, EXAMPLE, folder, tmp_path / "missing.png"]
-    ended = subprocess.run(missing, capture_output=True, text=True)
+    missing = str(tmp_path / "missing.png")
+    command = [sys.executable, str(EXAMPLE), str(folder), missing]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert ended.stderr.endswith(f"{missing[-1]}: can't be read\n")  # OpenCV warns before
+    assert ended.stderr.endswith(f"{missing}: can't be read\n")  # OpenCV warns before
 
 
 def test_what_is_there_is_not_overwritten(exported: Path, tmp_path: Path) -> None:

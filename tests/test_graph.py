@@ -184,8 +184,8 @@ def test_branches() -> None:
         geometry_of(narrow)
     pooled = Branches(conv(3, 2, 1), nn.AvgPool2d(2), operator.add)  # centres 0.5 and 1
     assert geometry_of(pooled) == (2, 0.75)
-    twice = Branches(conv(3, 2, 1), nn.AvgPool2d(2), lambda a, b: torch.cat([b, a, b], dim=1))
-    assert geometry_of(twice) == (2, pytest.approx(2.5 / 3))
+    twice = Branches(conv(3, 2, 1), nn.AvgPool2d(2), lambda a, b: torch.cat([b, a, b, b], dim=1))
+    assert geometry_of(twice) == (2, 0.875)
     gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(1, 1, 0))
     assert geometry_of(Branches(conv(3, 1, 1), gate, operator.mul)) == (1, 0.5)
 
