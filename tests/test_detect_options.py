@@ -324,6 +324,8 @@ def test_models_that_cannot_be_combined(tiny: Backbone, image: ImageArray) -> No
     with pytest.raises(ValueError, match="detectors: 1, expected two or more"):
         CombinedDetector.of(one)  # type: ignore[arg-type]
     assert len(CombinedDetector.of(iter([one, one])).detectors) == 2  # type: ignore[arg-type]
+    numbers: Any = np.array([1, 2], np.float32)
+    assert CombinedDetector.of([one, one], weights=numbers).weights == (1, 2)
     wrong: list[Any] = [
         [1.0],
         [1.0, 0.0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import overload
 
 import torch
@@ -54,9 +55,9 @@ class CombinedDetector:
         if len(detectors) < 2:
             raise ValueError(f"detectors: {len(detectors)}, expected two or more")
         given = [1.0] * len(detectors) if weights is None else weights
-        factors = tuple(given) if isinstance(given, Iterable) else (given,)
-        good = [w for w in factors if isinstance(w, int | float) and 0 < w < math.inf]
-        if not len(good) == len(factors) == len(detectors):
+        given = list(given) if isinstance(given, Iterable) else [given]
+        factors = [float(w) for w in given if isinstance(w, Real) and 0 < float(w) < math.inf]
+        if not len(factors) == len(given) == len(detectors):
             raise ValueError(f"weights: {weights!r}, expected {len(detectors)} positive numbers")
         if len({one.classifiers.kind for one in detectors}) > 1:
             raise ConfigError(
@@ -64,7 +65,7 @@ class CombinedDetector:
                 "expected one kind of classifier"
             )
         names = detectors[0].class_names
-        return cls(tuple(_in_order(one, names) for one in detectors), factors)
+        return cls(tuple(_in_order(one, names) for one in detectors), tuple(factors))
 
     @property
     def class_names(self) -> tuple[str, ...]:
