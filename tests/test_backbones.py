@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -31,6 +32,7 @@ from sppdet.features.regions import FeatureExtractor
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.settings import check_config
 from sppdet.runs.artifacts import read_tensors, write_tensors
+from sppdet.stages.model import holds_backbone, save_backbone
 from sppdet.training_config import HeadConfig
 
 GEOMETRY: list[tuple[str, int, float, int]] = [
@@ -463,3 +465,17 @@ def test_a_network_without_maps_is_one_clear_error(
     assert status == 1
     (line,) = (line for line in said.splitlines() if not line.startswith("warning: "))
     assert line.startswith("error: vit_b_16: can't be used as a backbone: ")
+
+
+def test_layers_whose_windows_lie_elsewhere_are_written_again(tmp_path: Path) -> None:
+    """As by an earlier version, which found another first centre for the same layers."""
+    path, backbone = tmp_path / "backbone.safetensors", conv_backbone("tiny")
+    assert not holds_backbone(path, backbone, made_by="m")
+    save_backbone(path, backbone, made_by="m")
+    assert holds_backbone(path, backbone, made_by="m")
+    assert not holds_backbone(path, backbone, made_by="other")
+    (stride, centre), *_ = backbone.geometries
+    moved = replace(backbone, geometries=((stride, centre + 3),))
+    assert not holds_backbone(path, moved, made_by="m")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not holds_backbone(path, backbone, made_by="m")

@@ -16,17 +16,16 @@ from sppdet.features.folding import folded
 from sppdet.features.head import Head, build_head, check_start
 from sppdet.features.joined import VERSION as JOIN_VERSION
 from sppdet.features.joined import JoinedMaps, fit_joined
-from sppdet.features.timm_nets import PREFIX as TIMM
 from sppdet.io.backbone_weights import load_backbone
 from sppdet.io.dataset_digest import dataset_digest
 from sppdet.randomness import rng
-from sppdet.runs.artifacts import fingerprint, is_intact
+from sppdet.runs.artifacts import fingerprint
 from sppdet.runs.log import LOGGER, event
 from sppdet.runs.progress import track
 from sppdet.runs.weights import fill, read_weights
 from sppdet.stages.context import Context
 from sppdet.stages.map_cache import weights_digest
-from sppdet.stages.model import save_backbone
+from sppdet.stages.model import holds_backbone, save_backbone
 from sppdet.training.finetune_images import conv_parameters
 
 _FILE_VERSION = 2  # raise it when the file of a backbone has another form
@@ -46,15 +45,14 @@ def load(context: Context) -> Backbone:
         except ValueError as error:
             raise ConfigError(f"finetune.layers: {error}") from None
     digest = weights_digest(backbone.layers)
-    placed = [backbone.geometries] if backbone.name.startswith(TIMM) else []
-    made_by = fingerprint("backbone", _FILE_VERSION, config.backbone.name, digest, *placed)
+    made_by = fingerprint("backbone", _FILE_VERSION, config.backbone.name, digest)
     backbone.layers.to(context.ranks.device)
     layers = backbone.layers
     if isinstance(layers, JoinedMaps):
         inputs = dataset_digest(context.training_set, context.images)
         sides = [config.scales, config.features.max_side]
         made_by = fingerprint(made_by, JOIN_VERSION, stages, sides, inputs, config.seed)
-        if is_intact(path, made_by):
+        if holds_backbone(path, backbone, made_by=made_by):
             fill(layers, read_weights(path)[0], path)
         else:
             fit_joined(layers, _cells(context, backbone, layers))
@@ -62,7 +60,7 @@ def load(context: Context) -> Backbone:
     needed = isinstance(layers, JoinedMaps) or not config.tunes_conv()
     if context.ranks.is_first and path != files.initial_backbone:
         files.initial_backbone.unlink(missing_ok=True)  # of other settings
-    if context.ranks.is_first and needed and not is_intact(path, made_by):
+    if context.ranks.is_first and needed and not holds_backbone(path, backbone, made_by=made_by):
         save_backbone(path, backbone, made_by=made_by)
     cost = describe_cost(backbone, config.scales, config.spp_levels)
     LOGGER.info("backbone: %s", cost, extra=event("backbone", cost=cost, origin=backbone.origin))

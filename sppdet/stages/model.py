@@ -23,6 +23,7 @@ from sppdet.features.folding import folded
 from sppdet.features.geometry import Geometry
 from sppdet.features.head import Head, empty_head
 from sppdet.features.levels import spp_width
+from sppdet.runs.artifacts import is_intact, read_header
 from sppdet.runs.weights import Part, check_types, class_names_in, fill, write_weights
 from sppdet.tensor_types import TensorType, types_of
 from sppdet.training_config import Layer
@@ -32,6 +33,13 @@ def save_backbone(path: Path, backbone: Backbone, *, made_by: str) -> None:
     """Write the convolutional layers' tensors, with their geometry and origin."""
     about = {"geometries": backbone.geometries, "origin": backbone.origin}
     write_weights(path, backbone.layers.state_dict(), made_by=made_by, about=about)
+
+
+def holds_backbone(path: Path, backbone: Backbone, *, made_by: str) -> bool:
+    """Check that a file has layers with this fingerprint, whose windows lie on the same cells."""
+    header = read_header(path)
+    placed = header.about.get("geometries") if header else None
+    return placed == [list(pair) for pair in backbone.geometries] and is_intact(path, made_by)
 
 
 def read_backbone(part: Part, config: Config) -> Backbone:
