@@ -52,7 +52,9 @@ def load(context: Context) -> Backbone:
         inputs = dataset_digest(context.training_set, context.images)
         sides = [config.scales, config.features.max_side]
         made_by = fingerprint(made_by, JOIN_VERSION, stages, sides, inputs, config.seed)
-        if holds_backbone(path, backbone, made_by=made_by):
+    there = holds_backbone(path, backbone, made_by=made_by)
+    if isinstance(layers, JoinedMaps):
+        if there:
             fill(layers, read_weights(path)[0], path)
         else:
             fit_joined(layers, _cells(context, backbone, layers))
@@ -60,7 +62,7 @@ def load(context: Context) -> Backbone:
     needed = isinstance(layers, JoinedMaps) or not config.tunes_conv()
     if context.ranks.is_first and path != files.initial_backbone:
         files.initial_backbone.unlink(missing_ok=True)  # of other settings
-    if context.ranks.is_first and needed and not holds_backbone(path, backbone, made_by=made_by):
+    if context.ranks.is_first and needed and not there:
         save_backbone(path, backbone, made_by=made_by)
     cost = describe_cost(backbone, config.scales, config.spp_levels)
     LOGGER.info("backbone: %s", cost, extra=event("backbone", cost=cost, origin=backbone.origin))

@@ -124,12 +124,10 @@ def conv_parameters(backbone: Backbone, chosen: str) -> list[nn.Parameter]:
     first = 1 if chosen == "all" else int(chosen.removeprefix("conv").removesuffix("+"))
     layers = backbone.layers.trunk if isinstance(backbone.layers, JoinedMaps) else backbone.layers
     numbers = resolutions(layers, backbone.preprocessing.multiple)
-    if first > max(numbers.values(), default=1):
-        count = max(numbers.values())
-        known = ", ".join(f"conv{n}+" for n in range(2, count + 1))
-        raise ValueError(
-            f"{chosen}: the layers have {count} resolutions; expected fc, all{known and ', '}{known}"
-        )
+    count = max(numbers.values(), default=1)
+    if first > count:
+        known = ", ".join(["fc", "all", *(f"conv{n}+" for n in range(2, count + 1))])
+        raise ValueError(f"{chosen}: the layers have {count} resolutions; expected {known}")
     chosen_layers = [
         m
         for m in layers.modules()
